@@ -1,0 +1,165 @@
+"""The command line: `reelmill COMMAND …`, or `python -m flows COMMAND …`.
+
+Options are made from the typed signature of what a command runs, which is imported only when that command is
+asked for: `reelmill --help` loads neither Prefect nor torch.
+"""
+
+import importlib
+import inspect
+import os
+import sys
+from collections.abc import Callable
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+
+import click
+
+COMMANDS = {  # name: (what runs, its check before anything starts, one line of help)
+    "demo": ("flows.demo:demo", "tasks.checks:demo", "Render an archive, then run the whole chain on it."),
+    "prepare": (
+        "flows.prepare:prepare",
+        "tasks.checks:prepare",
+        "Archive to parts, features and pseudo labels.",
+    ),
+    "retrain": (
+        "flows.retrain:retrain",
+        "tasks.checks:retrain",
+        "Pretrain, fine-tune, evaluate, gate, promote.",
+    ),
+    "infer": (
+        "flows.infer:infer",
+        "tasks.checks:infer",
+        "Run the champion where its predictions are missing.",
+    ),
+    "audit": ("flows.audit:audit", "tasks.checks:audit", "What is stale, dropped, drifting or behind."),
+    "render": ("tasks.render:render", None, "Render a labelled archive of H.264 files."),
+    "cost": ("tasks.cost:cost", None, "MACs and parameters of a system, without building its weights."),
+}
+EXIT_INPUT, EXIT_FAILED = 2, 1
+KNOWN = ("InputError", "RootError")  # the person who called can mend these
+FAILURES = ("BudgetExceeded", "Incomplete", "Damaged", "Conflict", "StoreError", "TrainingFailed")
+
+
+def quiet() -> None:
+    """Settings of the libraries that a command line wants; what the caller has set stays."""
+    for name, value in {
+        # The ephemeral server takes 6 to 15 s to start, the default allows 20.
+        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",  # errors are said once, in one line, below
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+        "HF_HUB_OFFLINE": "1",
+        "WDS_SECURE": "1",
+    }.items():
+        os.environ.setdefault(name, value)
+
+
+def _load(target: str) -> Any:
+    module, _, name = target.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def _option(parameter: inspect.Parameter, hint: Any) -> click.Option:
+    """A click option of the type, default and description of a parameter."""
+    description, bounds = "", {}
+    if get_origin(hint) is Annotated:
+        hint, *notes = get_args(hint)
+        for note in notes:
+            description = getattr(note, "description", None) or description
+            for rule in getattr(note, "metadata", []):
+                bounds |= {k: getattr(rule, k) for k in ("ge", "le") if hasattr(rule, k)}
+    required = parameter.default is inspect.Parameter.empty
+    default = None if required else parameter.default
+    words: dict[str, Any] = {
+        "help": description,
+        "required": required,
+        "default": default,
+        "show_default": not required,
+    }
+    flag = "--" + parameter.name.replace("_", "-")
+    kinds = [a for a in get_args(hint) if a is not type(None)]
+    if get_origin(hint) is list:
+        inner = get_args(hint)[0]
+        choices = get_args(inner) if get_origin(inner) is Literal else ()
+        words |= {"callback": _splitter(choices), "default": ",".join(default or ()), "metavar": "A,B,…"}
+        return click.Option([flag], **words)
+    if get_origin(hint) is Literal:
+        return click.Option([flag], type=click.Choice(get_args(hint)), **words)
+    if hint is bool:
+        return click.Option([f"{flag}/--no-{flag[2:]}"], **words)
+    plain = hint if isinstance(hint, type) else kinds[0]
+    if plain in (int, float) and bounds:
+        kind = click.IntRange if plain is int else click.FloatRange
+        return click.Option([flag], type=kind(bounds.get("ge"), bounds.get("le")), **words)
+    return click.Option([flag], type=plain, **words)
+
+
+def _splitter(choices: tuple[str, ...]) -> Callable[[click.Context, click.Parameter, str], list[str]]:
+    def split(_: click.Context, parameter: click.Parameter, value: str) -> list[str]:
+        found = [word.strip() for word in (value or "").split(",") if word.strip()]
+        for word in found:
+            if choices and word not in choices:
+                raise click.BadParameter(f"{word!r} is none of {', '.join(choices)}", param=parameter)
+        return found
+
+    return split
+
+
+def _run(target: Any, check: Callable[..., Any] | None, options: dict[str, Any]) -> None:
+    """Runs a command; what a person can mend is one line and exit code 2, a failed stage one line and 1."""
+    try:
+        if check is not None:
+            check(**options)
+        result = target(**options)
+        if isinstance(result, str):
+            click.echo(result)
+    except Exception as error:
+        names = {kind.__name__ for kind in type(error).__mro__}
+        if names & set(KNOWN):
+            click.echo(f"reelmill: {error}", err=True)
+            sys.exit(EXIT_INPUT)
+        if names & set(FAILURES):
+            click.echo(f"reelmill: failed: {error}", err=True)
+            sys.exit(EXIT_FAILED)
+        raise
+
+
+class Commands(click.Group):
+    """Lists commands from the table and imports one only when it is run or its own help is asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, _, line) in COMMANDS.items()])
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in COMMANDS:
+            return None
+        quiet()
+        where, check, _ = COMMANDS[name]
+        target = _load(where)
+        function = getattr(target, "fn", target)
+        hints = get_type_hints(function, include_extras=True)
+        options: list[click.Parameter] = [
+            _option(parameter, hints[parameter.name]) for parameter in inspect.signature(function).parameters.values()
+        ]
+        text = inspect.cleandoc(function.__doc__ or "")
+        return click.Command(
+            name,
+            params=options,
+            help=text,
+            callback=lambda **given: _run(target, _load(check) if check else None, given),
+            context_settings={"max_content_width": 110},
+        )
+
+
+@click.command(cls=Commands)
+@click.version_option("0.1.0", prog_name="reelmill")
+def main() -> None:
+    """Reelmill: from an archive of video to a promoted model and its predictions, and again on a schedule."""
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,23 @@
+"""champion × parts → predictions column → segments table → summary"""
+
+from typing import Annotated, Any
+
+from prefect import flow
+from pydantic import Field
+
+from tasks.checks import opened
+from tasks.predict import predict
+from tasks.summary import inferred
+
+
+@flow(flow_run_name="infer · {dataset} · {model}")
+def infer(
+    root: Annotated[str, Field(description="Folder or URL that `prepare` has written to.")],
+    dataset: Annotated[str, Field(description="Name of the dataset.")] = "archive",
+    model: Annotated[str, Field(description="Name in the model registry; its champion is used.")] = "detector",
+    splits: Annotated[list[str], Field(description="Only these splits (train, heldout, unlabelled); none: all.")] = [],  # noqa: B006
+) -> dict[str, Any]:
+    """Predict every frame of every clip that lacks the champion's predictions, and find segments in them."""
+    root = opened(root)
+    found = predict(root, dataset, model, splits)
+    return inferred(root, dataset, model, found)

@@ -1,0 +1,50 @@
+"""archive → clips → parts → features → pseudo labels → volumes"""
+
+from typing import Annotated, Any
+
+from prefect import flow
+from pydantic import Field
+
+from tasks.checks import opened
+from tasks.extract import extract
+from tasks.label import label
+from tasks.listing import list_archive
+from tasks.shard import shard
+from tasks.summary import prepared
+from tasks.volumes import volumes
+
+
+@flow(flow_run_name="prepare · {name} · {archive}")
+def prepare(
+    root: Annotated[str, Field(description="Folder or URL that everything is written under.")],
+    archive: Annotated[str, Field(description="Folder or URL of the source videos; it is only read.")],
+    labels: Annotated[
+        str | None, Field(description="CSV, Parquet or JSON lines: path,label or path,start,end,label.")
+    ] = None,
+    name: Annotated[str, Field(description="Name of the dataset.")] = "archive",
+    classes: Annotated[list[str], Field(description="If given, the only class names that labels may use.")] = [],  # noqa: B006
+    span: Annotated[float, Field(description="Seconds of video per clip.", ge=1)] = 10.0,
+    short_side: Annotated[int, Field(description="Pixels of a clip's short side, at most.", ge=16)] = 256,
+    per_part: Annotated[int, Field(description="Sources per part, about.", ge=4)] = 64,
+    held_out: Annotated[float, Field(description="Share of segment-labelled videos held out.", ge=0, le=1)] = 0.3,
+    failure_budget: Annotated[
+        float, Field(description="Share of quarantined files that fails the run.", ge=0, le=1)
+    ] = 0.05,
+    model: Annotated[str, Field(description="open_clip model of the features; 'conse' needs no download.")] = "conse",
+    pretrained: Annotated[str | None, Field(description="open_clip's tag of the model's weights.")] = None,
+    feature_fps: Annotated[float, Field(description="Frames per second that features are taken from.", ge=0.01)] = 1.0,
+    augmentation: Annotated[str, Field(description="Augmentation of materialised volumes.")] = "joint_single",
+    materialise: Annotated[bool, Field(description="Write augmented volumes as parts.")] = False,
+    seed: Annotated[int, Field(description="Seed of the drawn volumes.")] = 0,
+) -> dict[str, Any]:
+    """Turn an archive of video into sharded clips with features, pseudo labels and volumes.
+
+    Only what is missing is done: unchanged files are not decoded again, a changed one rebuilds the part it is in.
+    """
+    root = opened(root)
+    plan, listed = list_archive(root, name, archive, labels, classes, held_out, per_part, span, short_side)
+    dataset, sharded = shard(root, name, plan, span, short_side, failure_budget, listed)
+    features, extracted = extract(root, dataset, model, pretrained, feature_fps)
+    pseudo_labels, _ = label(root, dataset)
+    sheets = volumes(root, dataset, pseudo_labels, augmentation, materialise, seed)
+    return prepared(root, dataset, [listed, sharded, extracted], features, pseudo_labels, sheets)

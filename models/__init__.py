@@ -1,0 +1,30 @@
+"""The systems of the papers by name. Importing this package loads no torch; building a system does."""
+
+from dataclasses import fields
+from importlib import import_module
+from inspect import signature
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import nn
+
+SYSTEMS: dict[str, str] = {
+    "x3d": "models.x3d",
+}
+
+
+def build(system: str, **options: object) -> "nn.Module":
+    """Return the named system on random weights, e.g. `build("x3d", size="M", num_classes=157)`.
+
+    `options` are the arguments of the module's own `build` and the fields of its `Config`.
+    Raises ValueError for a system that is not in `SYSTEMS` and TypeError for an option it does not have.
+    """
+    if system not in SYSTEMS:
+        raise ValueError(f"unknown system {system!r}; known systems: {', '.join(sorted(SYSTEMS))}")
+    module = import_module(SYSTEMS[system])
+    named = [p.name for p in signature(module.build).parameters.values() if p.kind is not p.VAR_KEYWORD]
+    known = dict.fromkeys([*named, *(field.name for field in fields(module.Config))])
+    unknown = [name for name in options if name not in known]
+    if unknown:
+        raise TypeError(f"{system} has no option {', '.join(unknown)}; its options: {', '.join(known)}")
+    return module.build(**options)

@@ -1,0 +1,161 @@
+"""The gate: is the challenger better than the champion by more than the choice of videos explains?
+
+Frames of one video are near copies of each other, so what is drawn with replacement is whole videos, the same
+draw for both models (paired percentile bootstrap; Efron and Tibshirani 1993, chapters 6 and 13).
+V videos, N frames of all of them, K classes, S draws, G groups of frames with equal score.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from models.metrics import (
+    CHARADES_PRIOR,
+    MODES,
+    Array,
+    FrameScores,
+    Prior,
+    Ranking,
+    class_mean,
+    frame_map,
+    precision_at,
+    rank_classes,
+)
+
+CELLS = 1 << 18  # numbers in one block of groups by draws or videos: 2 MB, which stays in cache
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Challenger minus champion on the same videos; values and bounds are in units of the metric (0 … 1)."""
+
+    metric: str
+    champion: float
+    challenger: float
+    delta: float  # on all videos, each once
+    ci_low: float  # percentile bounds of the difference over the draws
+    ci_high: float
+    p_worse: float  # share of draws in which the challenger is not better
+    confidence: float
+    samples: int
+    undefined: int  # draws without a positive frame of any class; they count in none of the above
+    videos: int
+    excluded: list[int]  # classes without a positive frame in any video
+
+
+def paired_bootstrap(
+    champion: FrameScores,
+    challenger: FrameScores,
+    *,
+    metric: str = "map",
+    samples: int = 1000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> Comparison:
+    """Difference of a metric between two models, with its bootstrap interval over videos.
+
+    A class that loses all its positives in a draw is out of that draw's mean for both models. ValueError when
+    the two differ in videos or truth, for fewer than two videos, and when no class has a positive frame.
+    """
+    if metric not in MODES:
+        raise ValueError(f"metric {metric!r} is none of {MODES}")
+    if not 0 < confidence < 1 or samples < 100:
+        raise ValueError(f"confidence {confidence} must lie in 0 … 1, and samples {samples} be 100 or more")
+    require_same(champion, challenger)
+    results = [frame_map(*model.arrays()[:2]) for model in (champion, challenger)]
+    before, after = (float(getattr(result, metric)) for result in results)
+    if np.isnan(before):
+        raise ValueError("no class has a positive frame: there is nothing to compare")
+    V = len(champion.videos)
+    counts = np.random.default_rng(seed).multinomial(V, np.full(V, 1 / V), size=samples).T.astype(float)
+    drawn = resampled(challenger, counts, metric) - resampled(champion, counts, metric)
+    differences = drawn[~np.isnan(drawn)]
+    low, high = np.quantile(differences, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return Comparison(
+        metric=metric,
+        champion=before,
+        challenger=after,
+        delta=after - before,
+        ci_low=float(low),
+        ci_high=float(high),
+        p_worse=float((differences <= 0).mean()),
+        confidence=confidence,
+        samples=samples,
+        undefined=samples - len(differences),
+        videos=V,
+        excluded=results[0].excluded,
+    )
+
+
+def decide(comparison: Comparison, margin: float = 0.0, min_videos: int = 5) -> str:
+    """Return "promoted" if the whole interval lies above the margin (units of the metric), else "refused".
+
+    Fewer than `min_videos` are always refused: the interval is then too narrow. Of 1000 simulated challengers
+    no better than the champion (95 %: 2.5 % should pass), 21 % passed on 2 videos, 9 % on 3, 5 % on 5 to 12,
+    and 3 % on 20 or 40.
+    """
+    enough = comparison.videos >= min_videos
+    return "promoted" if enough and comparison.ci_low > margin else "refused"
+
+
+def require_same(champion: FrameScores, challenger: FrameScores) -> None:
+    """ValueError that names the first difference in classes, videos or truth between the two models."""
+    if champion.num_classes != challenger.num_classes:
+        raise ValueError(f"champion has {champion.num_classes} classes, challenger {challenger.num_classes}")
+    for name, ours, theirs in (("champion", champion, challenger), ("challenger", challenger, champion)):
+        if alone := sorted(ours.videos.keys() - theirs.videos.keys()):
+            raise ValueError(f"only the {name} has scored {len(alone)} videos, the first is {alone[0]}")
+    for key, (_, targets) in champion.videos.items():
+        if not np.array_equal(targets, challenger.videos[key][1]):
+            raise ValueError(f"video {key}: the two models were measured on different frames or labels")
+    if len(champion.videos) < 2:
+        raise ValueError(f"{len(champion.videos)} videos cannot be resampled: at least two are needed")
+
+
+def resampled(frames: FrameScores, counts: Array, metric: str) -> Array:
+    """The metric [S] when video v counts counts[v, s] times; counts [V, S], videos by sorted key."""
+    scores, targets, video = frames.arrays()
+    prior = CHARADES_PRIOR if metric == "map_prior_normalised" else None
+    classes = [resampled_ap(ranking, video, counts, prior) for ranking in rank_classes(scores, targets)]
+    ap, positives = (np.stack(parts) for parts in zip(*classes, strict=True))
+    return class_mean(ap, positives, metric)
+
+
+def resampled_ap(ranking: Ranking, video: Array, counts: Array, prior: Prior = None) -> tuple[Array, Array]:
+    """AP [S] of one class under every draw, NaN where it holds no positive, and its positive frames [S].
+
+    The frames are sorted once. What a draw has counted down to some rank is what each video has counted there
+    times how often the draw holds it: one matrix product for all draws, exact because counts are integers.
+    """
+    order, hits, _ = ranking
+    V, S = counts.shape
+    positives = np.bincount(video[order], hits, V) @ counts
+    negatives = np.bincount(video[order], ~hits, V) @ counts
+    area, reached = np.zeros(S), np.zeros(S)
+    for tp, fp in cumulative_by_video(ranking, video, V, rows=max(1, CELLS // max(V, S))):
+        tp, fp = tp @ counts, fp @ counts
+        gained = np.diff(tp, axis=0, prepend=reached[None])
+        area += np.einsum("gs,gs->s", gained, precision_at(tp, fp, positives, negatives, prior))
+        reached = tp[-1]
+    return area / np.where(positives > 0, positives, np.nan), positives
+
+
+def cumulative_by_video(ranking: Ranking, video: Array, V: int, rows: int) -> Iterator[tuple[Array, Array]]:
+    """True and false positives [rows, V] of each video down to each group that holds a positive, in blocks.
+
+    Precision is only ever read at such groups, so the frames between two of them are counted together.
+    """
+    order, hits, ends = ranking
+    ends = ends[np.diff(np.cumsum(hits)[ends], prepend=0) > 0]
+    start, tp, fp = 0, np.zeros((1, V)), np.zeros((1, V))
+    for block in np.split(ends, range(rows, len(ends), rows)):
+        if not len(block):
+            return
+        ranks = np.arange(start, block[-1] + 1)
+        cell = np.searchsorted(block, ranks) * V + video[order[ranks]]
+        shape = len(block), V
+        tp = tp[-1] + np.bincount(cell, hits[ranks], len(block) * V).reshape(shape).cumsum(0)
+        fp = fp[-1] + np.bincount(cell, ~hits[ranks], len(block) * V).reshape(shape).cumsum(0)
+        start = block[-1] + 1
+        yield tp, fp

@@ -1,0 +1,108 @@
+"""The decoder child: `python -m storage.decoder`, started by `storage.sandbox` and killed by it when it has to be.
+
+Messages on stdin and stdout are a 12-byte head (JSON length, blob length), a JSON object and a blob. Nothing is
+pickled in either direction, so even a decoder taken over by a hostile file cannot make its parent run code.
+"""
+
+import ctypes
+import errno
+import json
+import os
+import resource
+import signal
+import struct
+import sys
+import time
+from typing import Any, BinaryIO
+
+HEAD = struct.Struct("<IQ")
+STORE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+PR_SET_PDEATHSIG = 1
+
+
+def send(pipe: BinaryIO, message: dict[str, Any], blob: bytes = b"") -> None:
+    """Writes one message."""
+    text = json.dumps(message).encode()
+    pipe.write(HEAD.pack(len(text), len(blob)) + text)
+    pipe.write(blob)
+    pipe.flush()
+
+
+def receive(pipe: BinaryIO) -> tuple[dict[str, Any], bytes]:
+    """Reads one message; EOFError at the end of the stream."""
+    head = pipe.read(HEAD.size)
+    if len(head) < HEAD.size:
+        raise EOFError
+    text, blob = HEAD.unpack(head)
+    return json.loads(pipe.read(text)), pipe.read(blob)
+
+
+def _confine(memory: int, parent: int) -> None:
+    """Dies with the parent, and gets no more address space than ``memory`` bytes."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)  # the parent died before the line above
+    resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+class _Beat:
+    """Tells the parent, at most twice a second, that work goes on."""
+
+    def __init__(self, pipe: BinaryIO) -> None:
+        self.pipe, self.last = pipe, 0.0
+
+    def __call__(self) -> None:
+        now = time.monotonic()
+        if now - self.last > 0.5:
+            self.last = now
+            send(self.pipe, {"beat": True})
+
+
+def _answer(message: dict[str, Any], blob: bytes, beat: _Beat) -> tuple[dict[str, Any], bytes]:
+    from storage import video
+
+    call, options = message["call"], message["options"]
+    if "limits" in options:
+        options["limits"] = video.Limits(**options["limits"])
+    try:
+        if call == "sample":
+            frames, kept, times = video.sample(blob, **options)
+            answer = {"shape": frames.shape, "kept": kept.tolist(), "times": times.tolist()}
+            return answer, frames.tobytes()
+        if call == "cut":
+            return {"result": video.cut(beat=beat, **options)}, b""
+        if call == "probe":
+            return {"result": video.probe(**options)}, b""
+        raise LookupError(call)
+    except video.Rejected as error:
+        return {"reason": error.reason, "detail": error.detail}, b""
+    except MemoryError:
+        return {"reason": "oom", "detail": "memory limit reached"}, b""
+    except OSError as error:
+        if error.errno in STORE_ERRORS:  # ours to mend, never the video's fault
+            return {"error": f"{type(error).__name__}: {error}"}, b""
+        if error.errno == errno.ENOMEM:
+            return {"reason": "oom", "detail": str(error)}, b""
+        return {"reason": "decode_error", "detail": f"{type(error).__name__}: {error}"}, b""
+    except Exception as error:
+        return {"reason": "decode_error", "detail": f"{type(error).__name__}: {error}"}, b""
+
+
+def main() -> None:
+    memory, parent = int(sys.argv[1]), int(sys.argv[2])
+    _confine(memory, parent)
+    # FFmpeg and libraries may print; what is a message must not be mixed with that.
+    pipe = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    beat = _Beat(pipe)
+    while True:
+        try:
+            message, blob = receive(sys.stdin.buffer)
+        except EOFError:
+            return
+        send(pipe, *_answer(message, blob, beat))
+
+
+if __name__ == "__main__":
+    main()

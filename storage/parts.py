@@ -1,0 +1,180 @@
+"""Parts: a WebDataset shard and its index, committed together.
+
+``parts/{part}.tar`` holds ``{key}.mp4`` and ``{key}.json`` per clip; ``parts/{part}.parquet`` is the index, written
+last: its presence commits the part. A part whose sources were all quarantined has an index of no rows and no tar.
+"""
+
+import io
+import json
+import tarfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from storage import files
+from storage.errors import Conflict, Damaged
+
+LABEL = pa.struct([("start", pa.float64()), ("end", pa.float64()), ("label", pa.string())])
+INDEX = pa.schema(
+    [
+        ("key", pa.string()),
+        ("offset", pa.int64()),
+        ("size", pa.int64()),
+        ("sha256", pa.string()),
+        ("source", pa.string()),
+        ("path", pa.string()),
+        ("content_id", pa.string()),
+        ("start", pa.float64()),
+        ("end", pa.float64()),
+        ("start_pts", pa.int64()),
+        ("end_pts", pa.int64()),
+        ("time_base", pa.string()),
+        ("duration", pa.float64()),
+        ("frames", pa.int32()),
+        ("fps", pa.float64()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("split", pa.string()),
+        ("labelled", pa.string()),  # none | video | segments
+        ("labels", pa.list_(LABEL)),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Part:
+    """A committed part. ``bytes`` and ``digest`` (sha256) are of the tar; both are empty where no clip was kept."""
+
+    id: str
+    media: str
+    index: str
+    samples: int
+    bytes: int
+    digest: str
+    split: str = ""
+    labelled: str = ""
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The index rows, in order."""
+        return self.table().to_pylist()
+
+    def table(self, columns: list[str] | None = None) -> pa.Table:
+        table = pq.read_table(io.BytesIO(files.read(self.index)), columns=columns)
+        if table.num_rows != self.samples:
+            raise Damaged(f"part {self.id}: its index has {table.num_rows} rows, {self.samples} were committed")
+        return table
+
+    def verify(self) -> None:
+        """Raises `Damaged` unless the media bytes are those that were committed."""
+        if self.samples and files.digest(files.read(self.media)) != self.digest:
+            raise Damaged(f"part {self.id}: {self.media} differs from its index")
+
+    def clips(self, rows: list[dict[str, Any]] | None = None) -> Iterator[tuple[dict[str, Any], bytes]]:
+        """Yields (index row, MP4 bytes), each clip read by its byte range and checked against its sha256."""
+        for row in self.rows() if rows is None else rows:
+            data = files.read(self.media, row["offset"], row["offset"] + row["size"])
+            if files.digest(data) != row["sha256"]:
+                raise Damaged(f"part {self.id}: clip {row['key']} in {self.media} differs from its index")
+            yield row, data
+
+
+def part_urls(root: str, part: str) -> tuple[str, str]:
+    """The (media, index) URLs of a part."""
+    return files.join(root, "parts", f"{part}.tar"), files.join(root, "parts", f"{part}.parquet")
+
+
+def find(root: str, part: str) -> Part | None:
+    """The committed part of this id, or None."""
+    media, index = part_urls(root, part)
+    if not files.exists(index):
+        return None
+    stored = pq.read_schema(io.BytesIO(files.read(index))).metadata
+    return Part(media=media, index=index, **json.loads(stored[b"reelmill"]))
+
+
+def write_tar(rows: list[dict[str, Any]], media: list[Path], path: Path) -> list[dict[str, Any]]:
+    """Writes the shard and returns the rows with offset, size and sha256 of each clip filled in.
+
+    The bytes are a function of the clips alone: no times, owners or modes get in.
+    """
+    done = []
+    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
+        for row, file in zip(rows, media, strict=True):
+            data = file.read_bytes()
+            offset = _add(tar, f"{row['key']}.mp4", data)
+            row = {**row, "offset": offset, "size": len(data), "sha256": files.digest(data)}
+            beside = {name: row[name] for name in SIDECAR}
+            _add(tar, f"{row['key']}.json", json.dumps(beside, sort_keys=True).encode())
+            done.append(row)
+    return done
+
+
+SIDECAR = (
+    "key",
+    "content_id",
+    "start",
+    "end",
+    "frames",
+    "fps",
+    "width",
+    "height",
+    "split",
+    "labelled",
+    "labels",
+)
+
+
+def _add(tar: tarfile.TarFile, name: str, data: bytes) -> int:
+    """Adds a member and returns where its bytes begin."""
+    member = tarfile.TarInfo(name)
+    member.size, member.mode, member.mtime = len(data), 0o644, 0
+    tar.addfile(member, io.BytesIO(data))
+    return tar.offset - -(-len(data) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+
+
+def commit(root: str, part: str, rows: list[dict[str, Any]], media: list[Path], folder: Path) -> Part:
+    """Commits a part: the tar into place, then the index. Returns the part that is in the store afterwards.
+
+    Where another writer was first, its part is returned. A tar without an index is the remains of a killed
+    writer; with other bytes than ours (another encoder version) it is replaced, since no reader has seen it.
+    """
+    media_url, index_url = part_urls(root, part)
+    tar = folder / f"{part}.tar"
+    facts: dict[str, Any] = {
+        "id": part,
+        "samples": len(rows),
+        "bytes": 0,
+        "digest": "",
+        "split": "",
+        "labelled": "",
+    }
+    if rows:
+        rows = write_tar(rows, media, tar)
+        facts |= {"bytes": tar.stat().st_size, "digest": files.digest_file(tar)}
+        facts |= {"split": rows[0]["split"], "labelled": rows[0]["labelled"]}
+    index = folder / f"{part}.parquet"
+    table = pa.Table.from_pylist(rows, schema=INDEX)
+    table = table.replace_schema_metadata({"reelmill": json.dumps(facts, sort_keys=True)})
+    pq.write_table(table, index, compression="zstd", write_page_checksum=True)
+    if rows:
+        try:
+            files.publish(tar, media_url)
+        except Conflict:
+            if committed := find(root, part):
+                return committed
+            files.replace(tar.read_bytes(), media_url)
+    files.publish(index, index_url, same=False)
+    committed = find(root, part)
+    assert committed is not None, index_url
+    return committed
+
+
+def as_record(part: Part) -> dict[str, Any]:
+    """A part as the plain values a dataset lists."""
+    record = asdict(part)
+    del record["media"], record["index"]
+    return record

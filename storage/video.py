@@ -1,0 +1,377 @@
+"""Reading and writing video files: probe, cut into clips, sample frames, encode.
+
+Every function here runs in whatever process calls it. Files from outside are only ever handed to them by
+`storage.sandbox`, in a child process that can be killed; see docs/architecture.md, "Hostile files".
+"""
+
+import io
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, Self
+
+import av
+import numpy as np
+from av.container import InputContainer
+from av.video.stream import VideoStream
+
+# Everything a file may be, and the only protocol it may speak: playlists and concat scripts can name other files
+# and hosts, and FFmpeg follows them unless both lists forbid it.
+FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,ogg,asf,wmv"
+CODECS = "h264,hevc,vp8,vp9,av1,libdav1d,mpeg4,mpeg2video,mpeg1video,mjpeg,prores,wmv1,wmv2,wmv3,msmpeg4v3,theora,flv"
+FALLBACK_TIME_BASE = Fraction(1, 90_000)
+
+REASONS = {
+    "empty": "the file has no bytes",
+    "not_regular_file": "a folder, device, pipe or dangling link",
+    "not_found": "gone between listing and reading",
+    "permission": "may not be read",
+    "source_changed": "other bytes than when it was listed",
+    "not_video": "no known video container",
+    "no_video_stream": "a container without a video stream",
+    "unsupported_codec": "a codec that is not on the list",
+    "truncated": "the file ends before its header says it should",
+    "decode_error": "no frame could be decoded",
+    "corrupt_frames": "too many damaged frames",
+    "bad_timestamps": "frames without usable, increasing times",
+    "too_few_frames": "fewer frames than a clip needs",
+    "too_small": "frames smaller than the limit",
+    "too_many_pixels": "frames larger than the limit",
+    "too_many_frames": "more frames than the limit",
+    "size_change": "the frame size changes within the stream",
+    "timeout": "made no progress within the time limit",
+    "oom": "needed more memory than the limit",
+    "decoder_crash": "the decoder process died",
+}
+
+
+class Rejected(Exception):
+    """A file that cannot be used; ``reason`` is a key of `REASONS`."""
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(reason, detail)
+        self.reason, self.detail = reason, detail
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one file may ask for."""
+
+    max_pixels: int = 4096 * 2304
+    max_frames: int = 1_000_000
+    min_side: int = 16
+    min_frames: int = 4
+    corrupt_share: float = 0.005
+    repaired_share: float = 0.1
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One cut clip. Times are seconds since the first frame of the source; pts are in its own time base."""
+
+    file: str
+    start: float
+    end: float
+    start_pts: int
+    end_pts: int
+    time_base: str
+    frames: int
+    fps: float
+    width: int
+    height: int
+
+
+class Encoder:
+    """Writes H.264 in MP4 with one thread: x264's output depends on its thread count, and parts are byte-stable."""
+
+    def __init__(
+        self,
+        path: Path,
+        width: int,
+        height: int,
+        rate: Fraction,
+        time_base: Fraction | None = None,
+        crf: int = 21,
+    ) -> None:
+        self.container = av.open(str(path), "w", format="mp4")
+        options = {"preset": "veryfast", "crf": str(crf), "g": "30"}
+        self.stream = self.container.add_stream("libx264", rate=rate, options=options)
+        self.stream.width, self.stream.height, self.stream.pix_fmt = width, height, "yuv420p"
+        self.time_base = time_base or FALLBACK_TIME_BASE
+        self.stream.codec_context.time_base = self.time_base
+        self.stream.codec_context.thread_count = 1
+
+    def write(self, frame: np.ndarray | av.VideoFrame, time: Fraction) -> None:
+        """Adds a frame (`[H, W, 3]` uint8 or a decoded one) shown ``time`` seconds after the start."""
+        if isinstance(frame, np.ndarray):
+            frame = av.VideoFrame.from_ndarray(frame, "rgb24")
+        frame.pts, frame.time_base = round(time / self.time_base), self.time_base
+        frame.pict_type = 0
+        self.container.mux(self.stream.encode(frame))
+
+    def close(self) -> None:
+        self.container.mux(self.stream.encode(None))
+        self.container.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self.container.close()
+
+
+def _sniff(path: str) -> None:
+    """Refuses what is not a readable, regular, non-empty file before FFmpeg sees it."""
+    try:
+        found = os.stat(path)
+        if not stat.S_ISREG(found.st_mode):
+            raise Rejected("not_regular_file")
+        if found.st_size == 0:
+            raise Rejected("empty")
+        with open(path, "rb") as file:
+            file.read(1)
+    except PermissionError as error:
+        raise Rejected("permission", str(error)) from error
+    except FileNotFoundError as error:
+        raise Rejected("not_found", str(error)) from error
+
+
+def _open(path: str) -> InputContainer:
+    _sniff(path)
+    options = {"format_whitelist": FORMATS, "protocol_whitelist": "file"}
+    try:
+        return av.open("file:" + os.path.abspath(path), options=options, metadata_errors="ignore", timeout=(10, 10))
+    except (av.error.InvalidDataError, av.error.FFmpegError, ValueError) as error:
+        with open(path, "rb") as file:
+            head = file.read(16)
+        known = head[4:8] == b"ftyp" or head[:4] in (b"RIFF", b"\x1aE\xdf\xa3", b"OggS", b"FLV\x01")
+        raise Rejected("truncated" if known else "not_video", str(error)) from error
+
+
+def _video_stream(container: InputContainer, limits: Limits) -> VideoStream:
+    """The largest real video stream (cover art does not count), set to decode on one thread under limits."""
+    streams = [s for s in container.streams.video if not (s.disposition & av.stream.Disposition.attached_pic)]
+    if not streams:
+        raise Rejected("no_video_stream")
+    stream = max(streams, key=lambda s: (s.width or 0) * (s.height or 0))
+    context = stream.codec_context
+    if context is None:
+        raise Rejected("unsupported_codec")
+    if context.name not in CODECS.split(","):
+        raise Rejected("unsupported_codec", context.name)
+    context.thread_count = 1
+    context.options = {"max_pixels": str(limits.max_pixels)}
+    width, height = context.width or 0, context.height or 0
+    if width * height > limits.max_pixels:
+        raise Rejected("too_many_pixels", f"{width}x{height}")
+    if 0 < min(width, height) < limits.min_side:
+        raise Rejected("too_small", f"{width}x{height}")
+    return stream
+
+
+def _decode(container: InputContainer, stream: VideoStream, limits: Limits) -> Iterator[av.VideoFrame]:
+    """Yields the frames in order; damaged packets are passed over, counted, and judged at the end."""
+    seen = damaged = 0
+    last_damaged = False
+    shape = None
+    for packet in container.demux(stream):
+        try:
+            frames = packet.decode()
+            last_damaged = packet.is_corrupt
+        except av.error.FFmpegError:
+            damaged += 1
+            last_damaged = True
+            continue
+        for frame in frames:
+            seen += 1
+            damaged += bool(frame.is_corrupt)
+            if seen > limits.max_frames:
+                raise Rejected("too_many_frames", f"more than {limits.max_frames}")
+            if shape not in (None, (frame.width, frame.height)):
+                raise Rejected("size_change", f"{shape} to {(frame.width, frame.height)}")
+            shape = (frame.width, frame.height)
+            if frame.width * frame.height > limits.max_pixels:
+                raise Rejected("too_many_pixels", f"{frame.width}x{frame.height}")
+            if min(shape) < limits.min_side:
+                raise Rejected("too_small", f"{frame.width}x{frame.height}")
+            yield frame
+    if not seen:
+        raise Rejected("decode_error", f"{damaged} packets failed")
+    if damaged and last_damaged:
+        raise Rejected("truncated", f"the last packet is damaged; {seen} frames")
+    if damaged > limits.corrupt_share * seen:
+        raise Rejected("corrupt_frames", f"{damaged} of {seen}")
+
+
+@dataclass
+class Clock:
+    """Turns frame pts into increasing source times, repairing a few bad ones and refusing many."""
+
+    stream: VideoStream
+    limits: Limits
+    first: int | None = None
+    last: int = -1
+    frames: int = 0
+    repaired: int = 0
+
+    def __post_init__(self) -> None:
+        self.base = Fraction(self.stream.time_base or FALLBACK_TIME_BASE)
+        rate = self.stream.average_rate or self.stream.guessed_rate
+        self.rate = Fraction(rate) if rate and 0.1 <= rate <= 1000 else Fraction(25)
+        self.tick = max(1, round(1 / (self.rate * self.base)))  # one frame, in pts
+
+    def read(self, frame: av.VideoFrame) -> int:
+        """The frame's time in ticks of `base` since the first frame; strictly increasing."""
+        pts = frame.pts
+        if self.first is None:
+            self.first = pts or 0
+        since = None if pts is None else pts - self.first
+        if since is None or since <= self.last:
+            # Packed B-frames and missing timestamps: the next regular moment stands in.
+            self.repaired += self.frames > 0
+            since = self.last + self.tick if self.frames else 0
+        self.last = since
+        self.frames += 1
+        return since
+
+    def check(self) -> None:
+        if self.frames < self.limits.min_frames:
+            raise Rejected("too_few_frames", str(self.frames))
+        if self.repaired > max(2, self.limits.repaired_share * self.frames):
+            raise Rejected("bad_timestamps", f"{self.repaired} of {self.frames} frames")
+        header = self.stream.duration
+        if header and self.last + self.tick < header * 0.95 and (header - self.last) * self.base > 0.5:
+            raise Rejected("truncated", f"{float(self.last * self.base):.2f} s of {float(header * self.base):.2f} s")
+
+
+def probe(path: str, limits: Limits = Limits()) -> dict[str, Any]:
+    """Reads the header only: codec, size, frame rate and duration in seconds, as the file states them."""
+    with _open(path) as container:
+        stream = _video_stream(container, limits)
+        duration = stream.duration * stream.time_base if stream.duration and stream.time_base else None
+        return {
+            "codec": stream.codec_context.name,
+            "width": stream.codec_context.width,
+            "height": stream.codec_context.height,
+            "fps": float(stream.average_rate or 0),
+            "duration": float(duration) if duration else float(container.duration or 0) / av.time_base,
+        }
+
+
+def _upright(frame: av.VideoFrame, short_side: int) -> av.VideoFrame:
+    """The frame as it is meant to be seen: rotated, square pixels, the short side at most ``short_side``, even."""
+    sar = frame.sample_aspect_ratio if hasattr(frame, "sample_aspect_ratio") else None
+    width = frame.width * float(sar) if sar and 0.1 < sar < 10 else float(frame.width)
+    scale = min(1.0, short_side / min(width, frame.height))
+    even = [max(2, round(side * scale / 2) * 2) for side in (width, frame.height)]
+    turns = round((frame.rotation or 0) / 90) % 4
+    if not turns:
+        return frame.reformat(width=even[0], height=even[1], format="yuv420p")
+    pixels = frame.to_ndarray(width=even[0], height=even[1], format="rgb24")
+    return av.VideoFrame.from_ndarray(np.ascontiguousarray(np.rot90(pixels, turns)), "rgb24")
+
+
+def cut(
+    path: str,
+    folder: str,
+    *,
+    span: float = 10.0,
+    short_side: int = 256,
+    tail: float = 1.0,
+    limits: Limits = Limits(),
+    beat: Any = lambda: None,
+) -> list[dict[str, Any]]:
+    """Decodes a video once and re-encodes it as clips of ``span`` seconds in ``folder``.
+
+    A rest shorter than ``tail`` seconds joins the clip before it. ``beat()`` is called once a frame, so that a
+    watcher can tell slow from stuck. Returns one `Clip` record a clip; raises `Rejected`.
+    """
+    clips: list[dict[str, Any]] = []
+    with _open(path) as container:
+        stream = _video_stream(container, limits)
+        clock = Clock(stream, limits)
+        header = float(stream.duration * clock.base) if stream.duration else float("inf")
+        writer: Encoder | None = None
+        begun = count = since = 0
+
+        def finish() -> None:
+            if writer is None:
+                return
+            writer.close()
+            clips.append(_record(clips, writer, clock, begun, since, count))
+
+        for frame in _decode(container, stream, limits):
+            beat()
+            now = clock.read(frame)
+            time = float(now * clock.base)
+            if writer is None or (time >= float(begun * clock.base) + span and header - time >= tail):
+                finish()
+                frame = _upright(frame, short_side)
+                file = Path(folder) / f"{len(clips):06d}.mp4"
+                writer = Encoder(file, frame.width, frame.height, clock.rate, clock.base)
+                begun, count = now, 0
+            else:
+                frame = _upright(frame, short_side)
+            writer.write(frame, (now - begun) * clock.base)
+            since, count = now, count + 1
+        finish()
+        clock.check()
+    return clips
+
+
+def _record(done: list, writer: Encoder, clock: Clock, begun: int, last: int, count: int) -> dict[str, Any]:
+    first = clock.first or 0
+    end = last + clock.tick
+    seconds = float((end - begun) * clock.base)
+    clip = Clip(
+        file=f"{len(done):06d}.mp4",
+        start=float(begun * clock.base),
+        end=float(end * clock.base),
+        start_pts=first + begun,
+        end_pts=first + end,
+        time_base=str(clock.base),
+        frames=count,
+        fps=count / seconds if seconds else 0.0,
+        width=writer.stream.width,
+        height=writer.stream.height,
+    )
+    return asdict(clip)
+
+
+def sample(data: bytes, fps: float | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Decodes a clip of ours and keeps the frames nearest to a regular grid of ``fps`` (None: every frame).
+
+    Returns the kept frames `[T, H, W, 3]` uint8, their times `[T]` and the times of all frames `[N]`, in seconds
+    since the clip's start. Raises `Rejected` when the bytes are damaged.
+    """
+    limits = Limits(min_frames=1)
+    options = {"format_whitelist": "mov,mp4,m4a,3gp,3g2,mj2", "protocol_whitelist": "file"}
+    kept: list[np.ndarray] = []
+    kept_times: list[float] = []
+    times: list[float] = []
+    held: tuple[float, av.VideoFrame] | None = None
+    with av.open(io.BytesIO(data), format="mp4", options=options, metadata_errors="ignore") as container:
+        stream = _video_stream(container, limits)
+        for frame in _decode(container, stream, limits):
+            time = float(frame.pts * stream.time_base)
+            times.append(time)
+            if fps is None:
+                kept.append(frame.to_ndarray(format="rgb24"))
+                kept_times.append(time)
+                continue
+            # A grid time lies between the held frame and this one: the nearer of the two is its frame.
+            while held is not None and len(kept) / fps <= time:
+                wanted = len(kept) / fps
+                near = held if wanted - held[0] <= time - wanted else (time, frame)
+                kept.append(near[1].to_ndarray(format="rgb24"))
+                kept_times.append(wanted)
+            held = (time, frame)
+    if fps is not None and held is not None and not kept:
+        kept, kept_times = [held[1].to_ndarray(format="rgb24")], [0.0]
+    return np.stack(kept), np.asarray(kept_times), np.asarray(times)

@@ -1,0 +1,80 @@
+"""What can be known to be wrong before anything starts: each raises `InputError`, one line that says what to do."""
+
+import os
+from typing import Any
+
+from storage import datasets, files
+from storage.archive import check_labels, is_video, listing, read_labels
+from storage.errors import InputError
+
+
+def opened(root: str) -> str:
+    """The root's absolute URL, marked as a root of this schema."""
+    return files.open_root(root)
+
+
+def prepare(root: str, archive: str, labels: str | None, classes: list[str], **_: Any) -> None:
+    """The archive exists and holds videos, labels fit it, the root can be written."""
+    sources = list(listing(archive))
+    if not sources:
+        raise InputError(f"{archive}: the archive is empty; put videos there or give another --archive")
+    if not any(is_video(source) for source in sources):
+        raise InputError(f"{archive}: {len(sources)} files, none with the name of a video")
+    if labels:
+        check_labels(read_labels(labels), sources, labels, classes)
+    _writable(root)
+
+
+def _writable(root: str) -> None:
+    """Opens a root, and leaves nothing behind where it cannot be one."""
+    files.open_root(root)
+
+
+def retrain(root: str, dataset: str, pretraining: list[str], **_: Any) -> None:
+    """The dataset exists and has what each candidate needs."""
+    from tasks.evaluate import held_out
+
+    if not pretraining:
+        raise InputError("--pretraining is empty; name at least one of none, classification, detection")
+    data = datasets.load(files.existing_root(root), dataset)
+    if not data.select(split="train", labelled="segments"):
+        raise InputError(
+            f"dataset {dataset} has no training videos with segments, which fine-tuning needs; "
+            "add label rows with path,start,end,label and prepare again"
+        )
+    held_out(data)
+    if set(pretraining) != {"none"} and not data.select(split="train", labelled="video"):
+        raise InputError(
+            f"dataset {dataset} has no videos with a label for the whole video, which pretraining needs; "
+            "add label rows with path,label, or run with --pretraining none"
+        )
+
+
+def infer(root: str, dataset: str, model: str, splits: list[str], **_: Any) -> None:
+    """The dataset exists, a champion too, and the splits are splits of the dataset."""
+    from tasks import tracking
+
+    root = files.existing_root(root)
+    data = datasets.load(root, dataset)
+    known = {part.split for part in data.parts}
+    if strangers := sorted(set(splits) - known):
+        raise InputError(f"dataset {dataset} has no split {', '.join(strangers)}; it has {', '.join(sorted(known))}")
+    if tracking.champion(root, model) is None:
+        raise InputError(f"no model {model!r} has the alias champion; run `reelmill retrain --root {root}` first")
+
+
+def audit(root: str, dataset: str, **_: Any) -> None:
+    """The dataset exists."""
+    datasets.load(files.existing_root(root), dataset)
+
+
+def demo(root: str, **_: Any) -> None:
+    """The root is a local folder that can be written."""
+    if "://" in root:
+        raise InputError(f"{root}: the demo renders into a local folder; give --root a path")
+    parent = os.path.abspath(root)
+    while not os.path.exists(parent):
+        parent = os.path.dirname(parent)
+    if not os.access(parent, os.W_OK):
+        raise InputError(f"{root}: no permission to write in {parent}; choose another --root")
+    _writable(root)

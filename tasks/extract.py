@@ -1,0 +1,114 @@
+"""Features: image embeddings of frames by a frozen open_clip model, as a column beside the media."""
+
+from collections import defaultdict
+from functools import lru_cache, partial
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from models import clip
+from storage import columns, files
+from storage.datasets import Dataset
+from storage.errors import Damaged, InputError
+from storage.ledger import Report
+from storage.parts import Part
+from storage.sandbox import mine
+from storage.video import Rejected
+from tasks.report import say
+from tasks.stage import cover
+
+COLUMN = "features"
+TOGETHER = 64  # frames of one size that are embedded in one call; small batches are several times slower
+
+
+@lru_cache(maxsize=2)
+def encoder(model: str, pretrained: str | None) -> clip.FrameEncoder:
+    """The towers, loaded once a process. Raises `InputError` for an unknown model and for a missing package."""
+    say(f"  features     loading {model}")
+    try:
+        return clip.load(model, pretrained)
+    except (ValueError, ImportError) as error:
+        raise InputError(str(error)) from error
+
+
+def version(model: str, pretrained: str | None, fps: float) -> str:
+    """The version of the column: the weights' own version and the sampling rate."""
+    about = {"model": model, "weights": encoder(model, pretrained).version, "fps": fps}
+    return f"{model.replace('/', '-')}-{files.digest_of(about)[:8]}"
+
+
+def _frames(part: Part, fps: float) -> Any:
+    """Yields (place in the part, times, frames `[T, 3, H, W]` uint8) of every clip."""
+    for place, (row, data) in enumerate(part.clips()):
+        try:
+            frames, times, _ = mine().sample(data, fps)
+        except Rejected as error:
+            raise Damaged(f"part {part.id}: clip {row['key']} does not decode ({error.reason})") from error
+        yield place, times, torch.from_numpy(frames.copy()).permute(0, 3, 1, 2)
+
+
+def extract_part(part: Part, *, root: str, model: str, pretrained: str | None, fps: float) -> Report:
+    """Embeds the frames of one part, batched across clips of one size, and commits the column."""
+    towers = encoder(model, pretrained)
+    times: dict[int, np.ndarray] = {}
+    embedded: dict[int, np.ndarray] = {}
+    waiting: dict[tuple[int, ...], list[tuple[int, torch.Tensor]]] = defaultdict(list)
+
+    def flush(group: list[tuple[int, torch.Tensor]]) -> None:
+        vectors = towers.encode_frames(torch.cat([frames for _, frames in group])).numpy()
+        bounds = np.cumsum([len(frames) for _, frames in group])[:-1]
+        for (place, _), piece in zip(group, np.split(vectors, bounds), strict=True):
+            embedded[place] = piece
+        group.clear()
+
+    for place, clip_times, frames in _frames(part, fps):
+        times[place] = clip_times
+        group = waiting[tuple(frames.shape[1:])]
+        group.append((place, frames))
+        if sum(len(f) for _, f in group) >= TOGETHER:
+            flush(group)
+    for group in waiting.values():
+        if group:
+            flush(group)
+    about = {"model": model, "pretrained": pretrained, "weights": towers.version, "fps": fps}
+    table = _as_table(part, [times[i] for i in range(part.samples)], [embedded[i] for i in range(part.samples)])
+    columns.write(root, COLUMN, version(model, pretrained, fps), part, table, about)
+    return Report(items=part.samples, kept=part.samples, decoded=part.samples)
+
+
+def _as_table(part: Part, times: list[np.ndarray], vectors: list[np.ndarray]) -> pa.Table:
+    """key, times `[T]` in seconds since the clip's start and embedding `[T, D]` float32 of every clip."""
+    offsets = pa.array(np.concatenate([[0], np.cumsum([len(t) for t in times])]).astype(np.int32))
+    flat = np.concatenate(vectors).astype(np.float32)
+    if not np.isfinite(flat).all():
+        raise Damaged(f"part {part.id}: features are not finite; the model or a clip is damaged")
+    matrix = pa.FixedSizeListArray.from_arrays(pa.array(flat.reshape(-1)), flat.shape[1])
+    return pa.table(
+        {
+            "key": part.table(["key"])["key"],
+            "times": pa.ListArray.from_arrays(offsets, pa.array(np.concatenate(times), pa.float32())),
+            "embedding": pa.ListArray.from_arrays(offsets, matrix),
+        }
+    )
+
+
+def extract_dataset(root: str, dataset: Dataset, model: str, pretrained: str | None, fps: float) -> tuple[str, Report]:
+    """Extracts the parts that lack the column; returns its version and the counts of this run."""
+    name = version(model, pretrained, fps)
+    done = cover(
+        "features",
+        dataset.parts,
+        partial(extract_part, root=root, model=model, pretrained=pretrained, fps=fps),
+        lambda part: columns.has(root, COLUMN, name, part.id),
+    )
+    return name, done
+
+
+@task(task_run_name="features · {dataset.name} · {model}", cache_policy=NO_CACHE)
+def extract(root: str, dataset: Dataset, model: str, pretrained: str | None, fps: float) -> tuple[str, Report]:
+    """Extracts the features that are missing; see `extract_dataset`."""
+    return extract_dataset(root, dataset, model, pretrained, fps)

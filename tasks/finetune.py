@@ -1,0 +1,118 @@
+"""Fine-tune a pretrained system on videos with frame-exact segments, and evaluate it on those held out."""
+
+from typing import Any
+
+import torch
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+from torch import Tensor, nn
+
+from models.x3d import normalise
+from storage import files
+from storage.checkpoints import Checkpoint
+from storage.datasets import Dataset
+from storage.errors import InputError
+from tasks import figures, report, tracking
+from tasks.evaluate import as_plain, draw, evaluate_checkpoint, held_out, summary_rows
+from tasks.predict import load
+from tasks.pretrain import classes_of, records, tracked_fit
+from tasks.train import Recipe
+from tasks.train_rank import Spec
+
+
+def spec_for(root: str, dataset: Dataset, start: Checkpoint | None, recipe: Recipe) -> Spec:
+    """The fine-tuning from a checkpoint, or from random weights."""
+    parts = dataset.select(split="train", labelled="segments")
+    if not parts:
+        raise InputError(
+            f"dataset {dataset.name} has no training videos with segments, which fine-tuning needs; "
+            "add rows with path,start,end,label"
+        )
+    return Spec(
+        root=root,
+        parts=records(parts),
+        classes=classes_of(parts),
+        objective="dense",
+        system=recipe.system,
+        options={"size": recipe.size},
+        start=start.url if start else None,
+        fps=recipe.fps,
+        frames=recipe.frames,
+        size=recipe.pixels,
+        batch=recipe.batch,
+        steps=recipe.finetune_steps,
+        lr=recipe.finetune_lr,
+        seed=recipe.seed,
+    )
+
+
+@task(task_run_name="fine-tune · {kind}", cache_policy=NO_CACHE)
+def finetune(
+    root: str, dataset: Dataset, pretrained: dict[str, Any] | None, kind: str, recipe: Recipe, parent: str
+) -> dict[str, Any]:
+    """Fine-tunes what `pretrain` returned on the dense training split."""
+    held_out(dataset)  # before the work, not after it
+    spec = spec_for(root, dataset, pretrained["checkpoint"] if pretrained else None, recipe)
+    return tracked_fit(root, spec, f"finetune-{kind}", dataset, recipe, parent) | {"pretrained": pretrained}
+
+
+class Scorer(nn.Module):
+    """A detector as others use it: uint8 video `[B, 3, T, S, S]` to scores `[B, T, K]` in 0..1."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, video: Tensor) -> Tensor:
+        return self.model(normalise(video, self.model.config))["logits"].sigmoid()
+
+
+@task(task_run_name="evaluate · {kind}", cache_policy=NO_CACHE)
+def evaluate(root: str, dataset: Dataset, tuned: dict[str, Any], kind: str) -> dict[str, Any]:
+    """Measures a fine-tuned model on the held-out videos and logs metrics, figures and the model itself."""
+    checkpoint: Checkpoint = tuned["checkpoint"]
+    run = tuned["run"]
+    evaluation = evaluate_checkpoint(root, dataset, checkpoint, f"evaluate-{kind}")
+    tracking.log_metrics(root, run, evaluation.metrics)
+    tracking.log_dataset(root, run, dataset, "evaluation", len(held_out(dataset)))
+    url = files.join(root, "figures", dataset.name, f"{kind}-{checkpoint.digest[:12]}")
+    with files.scratch() as folder:
+        made = draw(evaluation, checkpoint.about["classes"], folder, held_out(dataset))
+        series = {f"fine-tune · {kind}": tuned["curve"]}
+        if tuned["pretrained"]:
+            series = {f"pretrain · {kind}": tuned["pretrained"]["curve"]} | series
+        if any(series.values()):  # a reused training has no new curve, and its old figure stays
+            made.append(figures.curves(series, folder / "losses.png"))
+        for path in made:
+            files.replace(path.read_bytes(), files.join(url, path.name))
+        tracking.log_files(root, run, made, "figures")
+    files.replace_json(as_plain(evaluation), files.join(url, "evaluation.json"))
+    report.table(f"classes-{kind}", summary_rows(evaluation), f"{kind}: AP per class on every held-out frame")
+    uri = _log_model(root, run, checkpoint)
+    score = 100 * evaluation.metrics["every_frame_map"]
+    report.say(f"  evaluate     {kind}: {score:.1f} mAP on every frame of {len(evaluation.videos)} held-out videos")
+    return {
+        "kind": kind,
+        "evaluation": evaluation,
+        "checkpoint": checkpoint,
+        "run": run,
+        "model_uri": uri,
+        "figures": url,
+    }
+
+
+def _log_model(root: str, run: str, checkpoint: Checkpoint) -> str:
+    known = tracking.export(root, run)["tags"].get("model_uri")
+    if known:
+        return known
+    spec = checkpoint.about["spec"]
+    example = torch.zeros(2, 3, spec["frames"], spec["size"], spec["size"], dtype=torch.uint8)
+    uri = tracking.log_model(
+        root,
+        run,
+        Scorer(load(checkpoint.url)).eval(),
+        example,
+        {"checkpoint": checkpoint.url, "classes": ",".join(checkpoint.about["classes"])},
+    )
+    tracking.tag(root, run, {"model_uri": uri})
+    return uri

@@ -1,0 +1,64 @@
+"""Where the data plane runs: the same function over many items, in this process or on a Dask cluster.
+
+The embedded default is a thread pool: the work of a thread is done by its decoder child or inside torch, both of
+which leave the interpreter free. ``DASK_SCHEDULER_ADDRESS`` sends the same calls to a cluster instead.
+"""
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from multiprocessing import get_context
+from typing import Any, TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def workers() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def run(
+    function: Callable[[Item], Result], items: list[Item], *, width: int | None = None
+) -> Iterator[tuple[Item, Result | Exception]]:
+    """Yields (item, result or the exception it raised) in order of completion."""
+    address = os.environ.get("DASK_SCHEDULER_ADDRESS")
+    if address:
+        yield from _on_cluster(address, function, items)
+        return
+    with ThreadPoolExecutor(width or workers(), thread_name_prefix="reelmill") as pool:
+        waiting = {pool.submit(function, item): item for item in items}
+        try:
+            for future in as_completed(waiting):
+                yield waiting[future], _outcome(future)
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+def _outcome(future: Future) -> Any:
+    error = future.exception()
+    if error is not None and not isinstance(error, Exception):
+        raise error  # KeyboardInterrupt and its like end the stage
+    return error if error is not None else future.result()
+
+
+def _on_cluster(
+    address: str, function: Callable[[Item], Result], items: list[Item]
+) -> Iterator[tuple[Item, Result | Exception]]:
+    from dask.distributed import Client
+    from dask.distributed import as_completed as done
+
+    with Client(address, set_as_default=False, timeout="30s") as client:
+        futures = client.map(function, items, pure=False)
+        owner = {future.key: item for future, item in zip(futures, items, strict=True)}
+        for future in done(futures):
+            error = future.exception()
+            yield owner[future.key], error if error is not None else future.result()
+
+
+def processes(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+    """Yields results in order, from a pool of processes: for work that holds the interpreter, such as rendering."""
+    with ProcessPoolExecutor(workers(), mp_context=get_context("forkserver")) as pool:
+        yield from pool.map(function, items, chunksize=4)

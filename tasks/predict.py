@@ -1,0 +1,209 @@
+"""Batch inference: a checkpoint over committed parts, into a predictions column and a table of segments."""
+
+import io
+import json
+from functools import lru_cache, partial
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+from torch import Tensor, nn
+
+import models
+from models.x3d import normalise
+from storage import checkpoints, columns, datasets, files
+from storage.checkpoints import Checkpoint
+from storage.errors import Damaged, InputError
+from storage.ledger import Report
+from storage.parts import Part
+from storage.sandbox import mine
+from storage.video import Rejected
+from tasks import tracking
+from tasks.loader import resized
+from tasks.stage import cover
+
+COLUMN = "predictions"
+BATCH = 8  # windows
+THRESHOLD = 0.5
+SHORTEST = 0.25  # seconds; a shorter run of frames is not a segment
+SEGMENTS = pa.schema(
+    [
+        ("key", pa.string()),
+        ("source", pa.string()),
+        ("class", pa.string()),
+        ("start", pa.float64()),
+        ("end", pa.float64()),
+        ("score", pa.float32()),
+    ]
+)
+
+
+def version(checkpoint: Checkpoint) -> str:
+    """The version of the predictions column: the weights and how they are run."""
+    how = {"overlap": "half", "average": "logits", "threshold": THRESHOLD, "shortest": SHORTEST}
+    return f"{checkpoint.digest[:12]}-{files.digest_of(how)[:4]}"
+
+
+@lru_cache(maxsize=4)
+def load(url: str) -> nn.Module:
+    """The model of a checkpoint, ready to predict; kept, so that a process loads it once."""
+    about = checkpoints.describe(url).about
+    model = models.build(about["system"], num_classes=len(about["classes"]), **about["options"])
+    model.load_state_dict(checkpoints.load_weights(url))
+    return model.eval().to(memory_format=torch.channels_last_3d)
+
+
+def windows(T: int, length: int) -> list[int]:
+    """Where windows of ``length`` frames begin so that half-overlapping ones cover T frames."""
+    if length >= T:
+        return [0]
+    return [*range(0, T - length, max(1, length // 2)), T - length]
+
+
+@torch.inference_mode()
+def frame_logits(model: nn.Module, video: Tensor, length: int) -> Tensor:
+    """Logits `[T, K]` of a uint8 video `[T, 3, S, S]`: windows overlap by half and are averaged where they do."""
+    T = len(video)
+    if length > T:
+        video = torch.cat([video, video[-1:].expand(length - T, -1, -1, -1)])
+    begins = windows(len(video), length)
+    total: Tensor | None = None
+    seen = torch.zeros(len(video), 1)
+    for first in range(0, len(begins), BATCH):
+        chosen = begins[first : first + BATCH]
+        clips = torch.stack([video[b : b + length].transpose(0, 1) for b in chosen])
+        logits = model(normalise(clips, model.config).contiguous(memory_format=torch.channels_last_3d))["logits"]
+        total = torch.zeros(len(video), logits.shape[-1]) if total is None else total
+        for begin, scores in zip(chosen, logits, strict=True):
+            total[begin : begin + length] += scores
+            seen[begin : begin + length] += 1
+    assert total is not None
+    return (total / seen)[:T]
+
+
+def at_source_rate(logits: np.ndarray, sampled: np.ndarray, times: np.ndarray) -> np.ndarray:
+    """Scores `[N, K]` in 0..1 at all frame times from logits `[T, K]` at sampled times, interpolated linearly."""
+    dense = np.stack([np.interp(times, sampled, logits[:, k]) for k in range(logits.shape[1])], axis=1)
+    return 1.0 / (1.0 + np.exp(-dense))
+
+
+def segments(scores: np.ndarray, times: np.ndarray, classes: list[str], threshold: float = THRESHOLD) -> list[dict]:
+    """Runs of frames at or above the threshold as (class, start, end, mean score), in seconds on ``times``' clock.
+
+    A segment reaches to the start of the first frame after it.
+    """
+    if not len(times):
+        return []
+    step = float(np.median(np.diff(times))) if len(times) > 1 else 0.0
+    found = []
+    for k, name in enumerate(classes):
+        edges = np.flatnonzero(np.diff(np.concatenate([[False], scores[:, k] >= threshold, [False]]).astype(int)))
+        for first, last in edges.reshape(-1, 2):
+            end = float(times[last]) if last < len(times) else float(times[-1]) + step
+            if end - float(times[first]) >= SHORTEST:
+                score = float(scores[first:last, k].mean())
+                found.append({"class": name, "start": float(times[first]), "end": end, "score": score})
+    return sorted(found, key=lambda s: (s["start"], s["class"]))
+
+
+def _segments_url(root: str, name: str, part: str) -> str:
+    return files.join(root, "segments", name, f"{part}.parquet")
+
+
+def predict_part(part: Part, *, root: str, checkpoint: str) -> Report:
+    """Predicts one part: scores of every source frame, and the segments table beside it, which is written first."""
+    found = checkpoints.describe(checkpoint)
+    about, name, model = found.about, version(found), load(checkpoint)
+    spec = about["spec"]
+    rows: list[dict[str, Any]] = []
+    runs: list[dict[str, Any]] = []
+    for row, data in part.clips():
+        try:
+            frames, sampled, times = mine().sample(data, spec["fps"])
+        except Rejected as error:
+            raise Damaged(f"part {part.id}: clip {row['key']} does not decode ({error.reason})") from error
+        logits = frame_logits(model, resized(frames, spec["size"]), spec["frames"]).numpy()
+        scores = at_source_rate(logits, sampled, times)
+        clock = times + row["start"]
+        rows.append({"key": row["key"], "times": clock, "scores": scores.astype(np.float16)})
+        runs += [{"key": row["key"], "source": row["source"], **s} for s in segments(scores, clock, about["classes"])]
+    made = {
+        "checkpoint": checkpoint,
+        "model": found.digest,
+        "classes": about["classes"],
+        "clock": "source seconds",
+    }
+    sink = io.BytesIO()
+    table = pa.Table.from_pylist(runs, schema=SEGMENTS).replace_schema_metadata({"reelmill": json.dumps(made)})
+    pq.write_table(table, sink, compression="zstd")
+    files.publish_bytes(sink.getvalue(), _segments_url(root, name, part.id), same=False)
+    columns.write(root, COLUMN, name, part, _as_table(rows, len(about["classes"])), made)
+    return Report(items=part.samples, kept=part.samples, decoded=part.samples)
+
+
+def _as_table(rows: list[dict[str, Any]], K: int) -> pa.Table:
+    """Keys, frame times and `[T, K]` float16 scores as Arrow lists, without a Python object per number."""
+    lengths = [len(row["times"]) for row in rows]
+    offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32))
+    flat = np.concatenate([row["scores"] for row in rows]).reshape(-1)
+    scores = pa.FixedSizeListArray.from_arrays(pa.array(flat, pa.float16()), K)
+    times = pa.array(np.concatenate([row["times"] for row in rows]), pa.float64())
+    columns_ = [
+        pa.array([row["key"] for row in rows]),
+        pa.ListArray.from_arrays(offsets, times),
+        pa.ListArray.from_arrays(offsets, scores),
+    ]
+    return pa.Table.from_arrays(columns_, names=["key", "times", "scores"])
+
+
+def read_predictions(root: str, name: str, part: Part) -> list[tuple[str, np.ndarray, np.ndarray]]:
+    """(key, times `[T]` on the source clock, scores `[T, K]`) of each clip of a part."""
+    table = columns.read(root, COLUMN, name, part, ["times", "scores"]).combine_chunks()
+    found = []
+    for i in range(table.num_rows):
+        times, scores = table["times"][i].values, table["scores"][i].values
+        K = scores.type.list_size
+        flat = scores.flatten().to_numpy(zero_copy_only=False).astype(np.float32)
+        found.append((table["key"][i].as_py(), times.to_numpy(zero_copy_only=False), flat.reshape(-1, K)))
+    return found
+
+
+def count_segments(root: str, name: str, parts: list[Part]) -> int:
+    return sum(pq.read_metadata(io.BytesIO(files.read(_segments_url(root, name, p.id)))).num_rows for p in parts)
+
+
+def predict_parts(root: str, parts: list[Part], checkpoint: Checkpoint, title: str = "predict") -> tuple[str, Report]:
+    """Predicts the parts that lack this model's predictions; returns the column's version and this run's counts."""
+    name = version(checkpoint)
+    done = cover(
+        title,
+        parts,
+        partial(predict_part, root=root, checkpoint=checkpoint.url),
+        lambda part: columns.has(root, COLUMN, name, part.id),
+    )
+    return name, done
+
+
+@task(task_run_name="predict · {dataset}", cache_policy=NO_CACHE)
+def predict(root: str, dataset: str, model: str, splits: list[str]) -> dict[str, Any]:
+    """Runs the champion of a model over the parts of some splits, only where its predictions are missing."""
+    data = datasets.load(root, dataset)
+    champion = tracking.champion(root, model)
+    if champion is None:
+        raise InputError(f"no model {model!r} has the alias champion; run `reelmill retrain` first")
+    parts = [part for part in data.parts if not splits or part.split in splits]
+    name, done = predict_parts(root, parts, checkpoints.describe(champion.checkpoint))
+    return {
+        "champion": champion.version,
+        "version": name,
+        "parts": len(parts),
+        "clips": sum(part.samples for part in parts),
+        "predicted": done.decoded,
+        "segments": count_segments(root, name, parts),
+        "predictions_path": files.join(root, "columns", COLUMN, name),
+        "segments_path": files.join(root, "segments", name),
+    }

@@ -1,0 +1,97 @@
+"""Pretrain a system on the weakly labelled parts: for classification, or for detection on augmented volumes."""
+
+from dataclasses import asdict
+from typing import Any
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from storage.datasets import Dataset
+from storage.errors import InputError
+from storage.parts import Part
+from tasks import label, tracking
+from tasks.train import Recipe, fit, run_name
+from tasks.train_rank import Spec
+
+KINDS = ("none", "classification", "detection")
+
+
+def classes_of(parts: list[Part]) -> list[str]:
+    """The class names that the labels of some parts use, sorted."""
+    rows = [row for part in parts for row in part.table(["labels"])["labels"].to_pylist()]
+    return sorted({label["label"] for labels in rows for label in labels})
+
+
+def records(parts: list[Part]) -> list[dict[str, Any]]:
+    """Parts as the plain values of a training's spec."""
+    return [asdict(part) for part in sorted(parts, key=lambda part: part.id)]
+
+
+def spec_for(root: str, dataset: Dataset, kind: str, recipe: Recipe) -> Spec:
+    """The training of one kind; both kinds see the same clips for the same number of steps."""
+    parts = dataset.select(split="train", labelled="video")
+    if not parts:
+        raise InputError(
+            f"dataset {dataset.name} has no videos with a label for the whole video, which pretraining needs; "
+            "add rows with path,label, or run with --pretraining none"
+        )
+    return Spec(
+        root=root,
+        parts=records(parts),
+        classes=classes_of(parts),
+        objective=kind,
+        system=recipe.system,
+        options={"size": recipe.size},
+        labels=label.version(),
+        augmentation=recipe.augmentation if kind == "detection" else "none",
+        fps=recipe.fps,
+        frames=recipe.frames,
+        size=recipe.pixels,
+        batch=recipe.batch,
+        steps=recipe.pretrain_steps,
+        lr=recipe.pretrain_lr,
+        seed=recipe.seed,
+    )
+
+
+def tracked_fit(root: str, spec: Spec, title: str, dataset: Dataset, recipe: Recipe, parent: str) -> dict[str, Any]:
+    """Trains with an MLflow run beside it; returns the checkpoint, the run's id and the loss curve."""
+    name = run_name(spec, title)
+    params = {key: value for key, value in asdict(spec).items() if key not in ("parts", "root")}
+    tags = {"dataset": f"{dataset.name}@{dataset.version}", "title": title}
+    run = tracking.resume_or_start(root, title, name, params, tags, parent)
+    tracking.log_dataset(root, run, dataset, "training", len(spec.parts))
+    buffer = tracking.MetricBuffer(root, run)
+    curve: list[tuple[int, float]] = []
+
+    def log(values: dict[str, float], step: int) -> None:
+        buffer.add(values, step)
+        curve.append((step, values["loss"]))
+
+    try:
+        checkpoint, figures = fit(spec, title, ranks=recipe.ranks, threads=recipe.threads, log=log)
+    except BaseException:
+        buffer.flush()
+        tracking.end(root, run, "FAILED")
+        raise
+    buffer.add(figures, spec.steps)
+    buffer.flush()
+    tracking.tag(root, run, {"checkpoint": checkpoint.url, "checkpoint_digest": checkpoint.digest})
+    tracking.end(root, run)
+    return {
+        "checkpoint": checkpoint,
+        "run": run,
+        "curve": curve,
+        "seconds": figures.get("train_seconds", 0.0),
+    }
+
+
+@task(task_run_name="pretrain · {kind}", cache_policy=NO_CACHE)
+def pretrain(root: str, dataset: Dataset, kind: str, recipe: Recipe, parent: str) -> dict[str, Any] | None:
+    """Pretrains for ``kind`` (classification or detection); None for ``none``."""
+    if kind not in KINDS:
+        raise InputError(f"--pretraining {kind}: choose from {', '.join(KINDS)}")
+    if kind == "none":
+        return None
+    spec = spec_for(root, dataset, kind, recipe)
+    return tracked_fit(root, spec, f"pretrain-{kind}", dataset, recipe, parent)

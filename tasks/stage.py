@@ -1,0 +1,55 @@
+"""How every stage of the data plane runs: only what is missing, in waves, and reconciled with the store at the end."""
+
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+from storage.errors import Damaged, Incomplete, InputError
+from storage.ledger import Report
+from tasks import pool
+from tasks.report import progress, say
+
+Unit = TypeVar("Unit")
+WAVES = 3  # a unit that failed for the store's sake is tried this often
+FATAL = (Damaged, InputError)  # a second try cannot help
+
+
+def cover(
+    name: str,
+    units: list[Unit],
+    work: Callable[[Unit], Report],
+    committed: Callable[[Unit], bool],
+    *,
+    unit: str = "parts",
+    width: int | None = None,
+) -> Report:
+    """Does the units that are not committed yet and returns the sum of their reports.
+
+    The store decides what is done, before and after: whatever the pool or a scheduler says, the stage fails with
+    `Incomplete`, naming what is missing, unless every unit is committed at the end.
+    """
+    todo = [u for u in units if not committed(u)]
+    say(f"  {name:<12} {len(todo)} {unit} to do, {len(units) - len(todo)} already there")
+    total = Report()
+    failures: dict[Unit, Exception] = {}
+    with progress(name, len(todo), unit) as state:
+        for wave in range(WAVES):
+            if wave:
+                time.sleep(2.0**wave)
+            failures = {}
+            for done, result in pool.run(work, todo, width=width):
+                if isinstance(result, FATAL):
+                    raise result
+                if isinstance(result, Exception):
+                    failures[done] = result
+                else:
+                    total += result
+                    state.advance()
+            todo = [u for u in todo if not committed(u)]
+            if not todo:
+                break
+    if todo:
+        causes = "; ".join(sorted({f"{type(e).__name__}: {e}" for e in failures.values()})[:3])
+        shown = ", ".join(getattr(u, "id", str(u)) for u in todo[:5])
+        raise Incomplete(f"{name}: {len(todo)} of {len(units)} {unit} are not committed ({shown}): {causes}")
+    return total

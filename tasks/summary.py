@@ -1,0 +1,222 @@
+"""What a flow says at its end: a page in Prefect, lines on the terminal, and for the demo a summary.json."""
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId, TaskRunFilter
+from prefect.runtime import flow_run
+
+from storage import datasets, files
+from storage.datasets import Dataset
+from storage.ledger import Report
+from tasks import report, tracking
+from tasks.train import Recipe
+
+
+def _page(title: str, rows: dict[str, Any]) -> str:
+    body = "\n".join(f"| {report.escape(str(k))} | {report.escape(str(v))} |" for k, v in rows.items())
+    return f"# {title}\n\n| | |\n|---|---|\n{body}\n"
+
+
+def prepared(
+    root: str, dataset: Dataset, reports: list[Report], features: str, labels: str, sheets: dict[str, Any]
+) -> dict[str, Any]:
+    """The outcome of `prepare`: what went in, what came out, what was lost and why, what was decoded.
+
+    ``reports`` are those of listing, sharding and feature extraction.
+    """
+    listed, sharded, extracted = reports
+    quarantined = listed.quarantined + sharded.quarantined
+    decoded = sharded.decoded + extracted.decoded
+    found = {
+        "dataset": dataset.name,
+        "version": dataset.version,
+        "videos": listed.items,
+        "kept": sharded.kept,
+        "dropped": listed.dropped.total() + sharded.dropped.total(),
+        "dropped_by_reason": dict(listed.dropped + sharded.dropped),
+        "quarantined": dict(quarantined),
+        "parts": len(dataset.parts),
+        "clips": dataset.clips,
+        "bytes": sum(part.bytes for part in dataset.parts),
+        "decoded": decoded,
+        "features": features,
+        "pseudo_labels": labels,
+        "contact_sheet": sheets["sheet"],
+        "materialised": sheets["materialised"],
+        "task_runs": task_runs(),
+    }
+    lost = ", ".join(f"{n} {reason}" for reason, n in quarantined.most_common()) or "none"
+    report.say(
+        f"  prepared     {found['videos']} files: {found['kept']} kept, {found['dropped']} dropped, "
+        f"quarantined {lost}; "
+        f"{found['clips']} clips in {found['parts']} parts; {decoded} decodes in this run"
+    )
+    report.markdown("prepare", _page(f"Dataset {dataset.name} {dataset.version}", found), "what prepare did")
+    return found
+
+
+@task(task_run_name="begin · {name}", cache_policy=NO_CACHE)
+def begin(root: str, name: str, recipe: Recipe) -> tuple[Dataset, str]:
+    """Loads the dataset and opens the MLflow run that the trainings are children of."""
+    dataset = datasets.load(root, name)
+    tags = {"prefect.flow_run_id": flow_run.id or "", "prefect.flow_run_url": str(flow_run.ui_url or "")}
+    run = tracking.start(root, f"retrain {name}", asdict(recipe), {**tags, "dataset": f"{name}@{dataset.version}"})
+    tracking.log_dataset(root, run, dataset, "training", len(dataset.parts))
+    return dataset, run
+
+
+def retrained(
+    root: str,
+    dataset: Dataset,
+    model: str,
+    run: str,
+    candidates: list[dict[str, Any]],
+    decisions: dict[str, Any],
+) -> dict[str, Any]:
+    """The outcome of `retrain`: metrics of every candidate and every decision of the gate."""
+    scores = {c["kind"]: c["evaluation"].metrics for c in candidates}
+    tracking.log_metrics(root, run, {f"{kind}_map": values["every_frame_map"] for kind, values in scores.items()})
+    tracking.end(root, run)
+    champion = tracking.champion(root, model)
+    found = {
+        "dataset": f"{dataset.name}@{dataset.version}",
+        "metrics": scores,
+        "excluded_classes": {c["kind"]: c["evaluation"].excluded for c in candidates},
+        "gates": decisions,
+        "champion": champion.version if champion else None,
+        "figures": {c["kind"]: c["figures"] for c in candidates},
+        "mlflow_run": run,
+        "mlflow_url": tracking.run_url(root, run),
+        "task_runs": task_runs(),
+    }
+    rows = {f"{kind}: mAP, every frame": f"{100 * v['every_frame_map']:.1f}" for kind, v in scores.items()}
+    rows |= {f"gate: {kind}": f"{d['decision']}, {d['why']}" for kind, d in decisions.items()}
+    rows |= {"champion": f"{model} version {found['champion']}", "MLflow": found["mlflow_url"]}
+    report.markdown("retrain", _page(f"Retraining on {dataset.name}", rows), "what retrain did")
+    return found
+
+
+def inferred(root: str, dataset: str, model: str, found: dict[str, Any]) -> dict[str, Any]:
+    """The outcome of `infer`."""
+    report.say(
+        f"  inferred     {found['predicted']} of {found['clips']} clips, {found['segments']} segments; "
+        f"{found['segments_path']}"
+    )
+    report.markdown("infer", _page(f"{model} over {dataset}", found), "what infer did")
+    return found | {"task_runs": task_runs()}
+
+
+def task_runs() -> int:
+    """How many task runs the current flow run has had so far."""
+    if not flow_run.id:
+        return 0
+    with get_client(sync_client=True) as client:
+        only = FlowRunFilter(id=FlowRunFilterId(any_=[flow_run.id]))
+        return len(client.read_task_runs(flow_run_filter=only, task_run_filter=TaskRunFilter(), limit=200))
+
+
+@dataclass
+class Watch:
+    """Runs the steps of the demo and keeps how long each took."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def __call__(self, title: str, step: Callable[..., Any], /, *args: Any, **options: Any) -> Any:
+        report.say(f"\n{title}")
+        began = time.monotonic()
+        result = step(*args, **options)
+        self.seconds[title] = round(time.monotonic() - began, 2)
+        return result
+
+
+def demonstrated(
+    root: str,
+    made: dict[str, Any],
+    first: dict[str, Any],
+    again: dict[str, Any],
+    trained: dict[str, Any],
+    inferred_first: dict[str, Any],
+    inferred_again: dict[str, Any],
+    audited: dict[str, Any],
+    watch: Watch,
+) -> dict[str, Any]:
+    """Writes ``summary.json`` and prints what a person would want to know of the demo."""
+    scores = {kind: values["every_frame_map"] for kind, values in trained["metrics"].items()}
+    gate = trained["gates"]["detection"]
+    summary = {
+        "seed": made["seed"],
+        "archive": {
+            "videos": first["videos"],
+            "kept": first["kept"],
+            "dropped": first["dropped"],
+            "quarantined": first["quarantined"],
+        },
+        "parts": first["parts"],
+        "clips": first["clips"],
+        "decoded_first_run": first["decoded"],
+        "decoded_second_run": again["decoded"],
+        "map": {
+            "classification_pretraining": scores["classification"],
+            "detection_pretraining": scores["detection"],
+            "no_pretraining": scores["none"],
+        },
+        "metrics": trained["metrics"],
+        "gate": {name: gate[name] for name in ("decision", "delta", "ci_low", "ci_high", "why")},
+        "gates": trained["gates"],
+        "champion": trained["champion"],
+        "infer": {
+            "clips": inferred_first["clips"],
+            "segments": inferred_first["segments"],
+            "predicted_first_run": inferred_first["predicted"],
+            "recomputed_second_run": inferred_again["predicted"],
+            "predictions": inferred_first["predictions_path"],
+            "segments_table": inferred_first["segments_path"],
+        },
+        "task_runs": {
+            "prepare": first["task_runs"],
+            "prepare again": again["task_runs"],
+            "retrain": trained["task_runs"],
+            "infer": inferred_first["task_runs"],
+            "infer again": inferred_again["task_runs"],
+        },
+        "seconds": watch.seconds,
+        "mlflow": {"run": trained["mlflow_run"], "url": trained["mlflow_url"]},
+        "figures": {**trained["figures"], "volumes": first["contact_sheet"]},
+        "audit": audited,
+    }
+    files.replace_json(summary, files.join(root, "summary.json"))
+    _tell(root, summary)
+    return summary
+
+
+def _tell(root: str, summary: dict[str, Any]) -> None:
+    archive, scores, gate, found = (summary[name] for name in ("archive", "map", "gate", "infer"))
+    bad = sum(archive["quarantined"].values())
+    reasons = ", ".join(f"{n} {reason}" for reason, n in archive["quarantined"].items())
+    numbers = "" if gate["ci_low"] is None else "{delta:+.3f}, 95 % CI {ci_low:+.3f} to {ci_high:+.3f}".format(**gate)
+    percent = {name: f"{100 * value:.1f}" for name, value in scores.items()}
+    lines = {
+        "archive": f"{archive['videos']} files = {archive['kept']} kept + {archive['dropped']} dropped + {bad} "
+        f"quarantined ({reasons})",
+        "parts": f"{summary['parts']} with {summary['clips']} clips",
+        "decoded": f"{summary['decoded_first_run']} in the first run, {summary['decoded_second_run']} in the second",
+        "mAP": f"no pretraining {percent['no_pretraining']} · classification "
+        f"{percent['classification_pretraining']} · detection {percent['detection_pretraining']}, on held-out videos",
+        "gate": f"detection challenged the champion and was {gate['decision']} ({numbers})",
+        "infer": f"{found['segments']} segments in {found['clips']} clips; "
+        f"{found['recomputed_second_run']} recomputed in the second run",
+        "look at": "\n             ".join([summary["figures"]["volumes"], *_figures(summary), f"{root}/summary.json"]),
+        "next": "`make serve` shows Prefect and MLflow in the browser, with the schedules of prefect.yaml",
+    }
+    report.say("\n" + "\n".join(f"{title:<12} {text}" for title, text in lines.items()))
+
+
+def _figures(summary: dict[str, Any]) -> list[str]:
+    folder = summary["figures"]["detection"]
+    return [files.join(folder, name) for name in files.names(folder, ".png")]

@@ -1,0 +1,226 @@
+"""Everything Reelmill says to MLflow: runs, metrics, datasets, figures, models and the registry's aliases.
+
+The only file that imports mlflow. Calls name the run they are for, so that trainings side by side do not mix.
+"""
+
+import json
+import os
+import threading
+import time
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+from mlflow import MlflowClient
+from mlflow.entities import DatasetInput, InputTag, Metric, Param, RunTag
+from mlflow.exceptions import MlflowException
+
+from storage import files
+from storage.datasets import Dataset
+from storage.errors import InputError
+
+EXPERIMENT = "reelmill"
+CHAMPION = "champion"
+EXPORTING = threading.Lock()  # torch.export keeps one stack of modes for all threads
+BATCH = 500  # metrics a call; one call per metric is 25 times slower
+
+
+def client(root: str) -> MlflowClient:
+    """A client for ``MLFLOW_TRACKING_URI``, or for SQLite under a local root where that is not set."""
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or _embedded(root)
+    mlflow.set_tracking_uri(uri)
+    mlflow.set_registry_uri(uri)
+    return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+def _embedded(root: str) -> str:
+    fs, path = files.locate(root)
+    if "file" not in fs.protocol:
+        raise InputError(f"{root}: tracking on SQLite needs a local root; set MLFLOW_TRACKING_URI to an MLflow server")
+    folder = Path(path) / "mlflow"
+    folder.mkdir(parents=True, exist_ok=True)
+    return f"sqlite:///{folder / 'mlflow.db'}"
+
+
+def _experiment(root: str) -> str:
+    """The id of the experiment; made with artifacts under the root where tracking is embedded."""
+    c = client(root)
+    found = c.get_experiment_by_name(EXPERIMENT)
+    if found:
+        return found.experiment_id
+    embedded = not os.environ.get("MLFLOW_TRACKING_URI")
+    place = (Path(files.locate(root)[1]) / "mlflow" / "artifacts").as_uri() if embedded else None
+    try:
+        return c.create_experiment(EXPERIMENT, artifact_location=place)
+    except MlflowException:  # another process was faster
+        return c.get_experiment_by_name(EXPERIMENT).experiment_id
+
+
+def start(root: str, name: str, params: dict[str, Any], tags: dict[str, str], parent: str | None = None) -> str:
+    """Starts a run and returns its id; its parameters are set once, here."""
+    c = client(root)
+    if parent:
+        tags = {**tags, "mlflow.parentRunId": parent}
+    run = c.create_run(_experiment(root), run_name=name, tags=tags)
+    c.log_batch(run.info.run_id, params=[Param(key, str(value)[:500]) for key, value in params.items()])
+    return run.info.run_id
+
+
+def resume_or_start(
+    root: str, name: str, identity: str, params: dict[str, Any], tags: dict[str, str], parent: str
+) -> str:
+    """The run of a training with this identity, begun earlier and perhaps interrupted, or a new one."""
+    wanted = f"tags.`reelmill.training` = '{identity}'"
+    for run in client(root).search_runs([_experiment(root)], wanted, max_results=1):
+        return run.info.run_id
+    return start(root, name, params, {**tags, "reelmill.training": identity}, parent)
+
+
+def end(root: str, run: str, status: str = "FINISHED") -> None:
+    client(root).set_terminated(run, status)
+
+
+@dataclass
+class MetricBuffer:
+    """Collects metrics of a run and sends them in batches."""
+
+    root: str
+    run: str
+
+    def __post_init__(self) -> None:
+        self.client = client(self.root)
+        self.waiting: list[Metric] = []
+
+    def add(self, values: dict[str, float], step: int = 0) -> None:
+        now = int(time.time() * 1000)
+        self.waiting += [Metric(name, float(value), now, step) for name, value in values.items()]
+        if len(self.waiting) >= BATCH:
+            self.flush()
+
+    def flush(self) -> None:
+        for start_at in range(0, len(self.waiting), BATCH):
+            self.client.log_batch(self.run, metrics=self.waiting[start_at : start_at + BATCH])
+        self.waiting = []
+
+
+def log_metrics(root: str, run: str, values: dict[str, float]) -> None:
+    """Logs final values of a run."""
+    buffer = MetricBuffer(root, run)
+    buffer.add(values)
+    buffer.flush()
+
+
+def tag(root: str, run: str, tags: dict[str, str]) -> None:
+    client(root).log_batch(run, tags=[RunTag(key, value) for key, value in tags.items()])
+
+
+def log_dataset(root: str, run: str, dataset: Dataset, context: str, parts: int) -> None:
+    """Ties a frozen dataset, by the digest that is its version, to a run."""
+    source = mlflow.data.dataset_source_registry.resolve_dataset_source(
+        files.join(root, "datasets", dataset.name, f"{dataset.version}.json")
+    )
+    meta = mlflow.data.meta_dataset.MetaDataset(source, name=dataset.name, digest=dataset.version)
+    tags = [InputTag("mlflow.data.context", context), InputTag("parts", str(parts))]
+    client(root).log_inputs(run, [DatasetInput(meta._to_mlflow_entity(), tags)])
+
+
+def log_files(root: str, run: str, paths: list[Path], folder: str) -> None:
+    """Uploads figures and tables."""
+    for path in paths:
+        client(root).log_artifact(run, str(path), folder)
+
+
+def log_model(root: str, run: str, model: Any, example: Any, tags: dict[str, str]) -> str:
+    """Logs a module as an exported program with signature and input example; returns its URI.
+
+    ``model`` maps uint8 `[B, 3, T, S, S]` to scores `[B, T, K]`; B and T stay free. What is logged runs without this
+    code; Reelmill itself reads the checkpoint that the tags name.
+    """
+    import mlflow.pytorch
+    from mlflow.models import ModelSignature
+    from mlflow.types import Schema, TensorSpec
+
+    client(root)
+    pixels, K = example.shape[-1], model(example).shape[-1]
+    signature = ModelSignature(
+        inputs=Schema([TensorSpec(np.dtype("uint8"), (-1, 3, -1, pixels, pixels))]),
+        outputs=Schema([TensorSpec(np.dtype("float32"), (-1, -1, K))]),
+    )
+    with EXPORTING:
+        logged = mlflow.pytorch.log_model(
+            model,
+            name="model",
+            input_example=example.numpy(),
+            signature=signature,
+            serialization_format="pt2",
+            # Named, not inferred: inferring starts a process that loads the model again.
+            pip_requirements=[f"{name}=={metadata.version(name)}" for name in ("torch", "numpy")],
+            tags=tags,
+            run_id=run,
+        )
+    return logged.model_uri
+
+
+def register(root: str, name: str, uri: str, run: str, tags: dict[str, str]) -> int:
+    """Registers a model as the next version under a name; one that is registered already keeps its version."""
+    c = client(root)
+    try:
+        c.create_registered_model(name, description="Reelmill detector; see the tags of each version")
+    except MlflowException:
+        pass
+    for version in c.search_model_versions(f"name = '{name}'"):
+        if version.tags.get("checkpoint_digest") == tags["checkpoint_digest"]:
+            return int(version.version)
+    return int(c.create_model_version(name, source=uri, run_id=run, tags=tags).version)
+
+
+@dataclass(frozen=True)
+class ModelVersion:
+    """A registered version as the other tasks need it."""
+
+    name: str
+    version: int
+    run: str
+    tags: dict[str, str]
+
+    @property
+    def checkpoint(self) -> str:
+        return self.tags["checkpoint"]
+
+
+def champion(root: str, name: str) -> ModelVersion | None:
+    """The version that carries the alias ``champion``, if there is one."""
+    try:
+        found = client(root).get_model_version_by_alias(name, CHAMPION)
+    except MlflowException:
+        return None
+    return ModelVersion(name, int(found.version), found.run_id or "", dict(found.tags))
+
+
+def promote(root: str, name: str, version: int) -> None:
+    """Moves the alias ``champion`` to a version."""
+    client(root).set_registered_model_alias(name, CHAMPION, str(version))
+
+
+def decide(root: str, name: str, version: int, decision: dict[str, Any]) -> None:
+    """Keeps the gate's decision, with every number, on the version that it was about."""
+    c = client(root)
+    c.set_model_version_tag(name, str(version), "gate", json.dumps(decision))
+    c.set_model_version_tag(name, str(version), "gate_decision", decision["decision"])
+
+
+def run_url(root: str, run: str) -> str:
+    """Where a person finds the run: the server's page, or the database it is in."""
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or _embedded(root)
+    if uri.startswith("http"):
+        return f"{uri.rstrip('/')}/#/experiments/{_experiment(root)}/runs/{run}"
+    return f"{uri}#run={run}"
+
+
+def export(root: str, run: str) -> dict[str, Any]:
+    """Parameters, metrics and tags of a run."""
+    data = client(root).get_run(run).data
+    return {"params": data.params, "metrics": data.metrics, "tags": data.tags}

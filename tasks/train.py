@@ -1,0 +1,144 @@
+"""Start a training as a program of its own, show and log its progress, and hand back its checkpoint."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections import deque
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from storage import checkpoints, files
+from storage.checkpoints import Checkpoint
+from tasks import report
+from tasks.train_rank import Spec
+
+CHECKOUT = Path(__file__).resolve().parent.parent
+TAIL = 30  # lines of a failed training that are shown
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What a person chooses about a training; every field is a parameter of the `retrain` flow."""
+
+    system: str = "x3d"
+    size: str = "TINY"
+    fps: float = 8.0
+    frames: int = 16
+    pixels: int = 32
+    batch: int = 16
+    pretrain_steps: int = 400
+    finetune_steps: int = 150
+    pretrain_lr: float = 0.05
+    finetune_lr: float = 0.02
+    augmentation: str = "joint_single"
+    seed: int = 0
+    ranks: int = 1
+    threads: int = 1
+
+
+class TrainingFailed(RuntimeError):
+    """A rank ended with an error; the message holds the end of its log."""
+
+
+def run_name(spec: Spec, title: str) -> str:
+    """The run's name: a title for people and the digest of all that decides its outcome."""
+    plain = {key: value for key, value in asdict(spec).items() if key != "root"}
+    plain["parts"] = [record["id"] for record in spec.parts]
+    plain["start"] = spec.start and checkpoints.describe(spec.start).digest
+    return f"{title}-{files.digest_of(plain)[:12]}"
+
+
+def _environment(threads: int) -> dict[str, str]:
+    # Huge pages make the large activations of 3-D convolutions about twice as fast to come by on a CPU.
+    return {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(CHECKOUT), os.environ.get("PYTHONPATH")])),
+        "OMP_NUM_THREADS": str(threads),
+        "THP_MEM_ALLOC_ENABLE": "1",
+        "TORCH_CPP_LOG_LEVEL": "ERROR",
+    }
+
+
+def fit(spec: Spec, title: str, *, ranks: int = 1, threads: int = 1, log: Any = None) -> tuple[Checkpoint, dict]:
+    """Runs a training to its end and returns the final checkpoint and figures about it.
+
+    A finished run of the same spec is returned as it is; an interrupted one goes on from its newest checkpoint.
+    ``log(values, step)`` receives every report. Raises `TrainingFailed` with the end of the log.
+    """
+    name = run_name(spec, title)
+    found = checkpoints.find(spec.root, name)
+    if found and found.final:
+        report.say(f"  {title}: already trained, {name}")
+        return found, {"reused": 1.0}
+    with files.scratch() as folder:
+        (folder / "spec.json").write_text(json.dumps(asdict(spec)))
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+        command += ["-m", "tasks.train_rank", "--spec", str(folder / "spec.json"), "--name", name]
+        command += ["--parent", str(os.getpid())]
+        process = subprocess.Popen(
+            command,
+            cwd=CHECKOUT,
+            env=_environment(threads),
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+        try:
+            figures = _follow(process, title, log)
+        finally:
+            if process.poll() is None:
+                process.terminate()
+                process.wait(10)
+    final = checkpoints.find(spec.root, name)
+    if final is None or not final.final:
+        raise TrainingFailed(f"{title}: ended without a final checkpoint under checkpoints/{name}")
+    return final, figures
+
+
+def _follow(process: subprocess.Popen, title: str, log: Any) -> dict[str, float]:
+    """Reads the reports of rank 0 until the program ends."""
+    tail: deque[str] = deque(maxlen=TAIL)
+    figures: dict[str, float] = {}
+    spoke = 0.0
+    total = 1
+    assert process.stdout is not None
+    with report.progress(title, 100, "percent") as state:
+        state.spoke = float("inf")  # the lines below say more than a percentage
+        for line in process.stdout:
+            tail.append(line.rstrip())
+            try:
+                said = json.loads(line)
+            except ValueError:
+                continue
+            if not isinstance(said, dict) or "event" not in said:
+                continue
+            if said["event"] == "start":
+                total = said["steps"]
+            elif said["event"] == "step":
+                if log:
+                    log({"loss": said["loss"], "lr": said["lr"]}, said["step"])
+                figures["loss"] = said["loss"]
+                if time.monotonic() - spoke > report.EVERY or said["step"] == total:
+                    spoke = time.monotonic()
+                    left = report.clock((total - said["step"]) / max(1e-9, said["pace"]))
+                    report.say(
+                        f"  {title:<28} step {said['step']}/{total} · loss {said['loss']:.4f}"
+                        f" · {said['pace']:.1f} steps/s · ETA {left}"
+                    )
+                    _show(state, 100 * said["step"] // total)
+            elif said["event"] == "end":
+                figures |= {"train_seconds": said["seconds"], "wait_share": said["wait_share"]}
+    if process.wait() != 0:
+        raise TrainingFailed(
+            f"{title} ended with exit code {process.returncode}; the end of its log:\n" + "\n".join(tail)
+        )
+    return figures
+
+
+def _show(state: report.Progress, percent: int) -> None:
+    state.done = percent
+    if state.artifact is not None:
+        report.update_progress_artifact(state.artifact, progress=float(percent))
