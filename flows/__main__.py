@@ -15,22 +15,11 @@ import click
 
 COMMANDS = {  # name: (what runs, its check before anything starts, one line of help)
     "demo": ("flows.demo:demo", "tasks.checks:demo", "Render an archive, then run the whole chain on it."),
-    "prepare": (
-        "flows.prepare:prepare",
-        "tasks.checks:prepare",
-        "Archive to parts, features and pseudo labels.",
-    ),
-    "retrain": (
-        "flows.retrain:retrain",
-        "tasks.checks:retrain",
-        "Pretrain, fine-tune, evaluate, gate, promote.",
-    ),
-    "infer": (
-        "flows.infer:infer",
-        "tasks.checks:infer",
-        "Run the champion where its predictions are missing.",
-    ),
+    "prepare": ("flows.prepare:prepare", "tasks.checks:prepare", "Archive to parts, features and pseudo labels."),
+    "retrain": ("flows.retrain:retrain", "tasks.checks:retrain", "Pretrain, fine-tune, evaluate, gate, promote."),
+    "infer": ("flows.infer:infer", "tasks.checks:infer", "Run the champion where its predictions are missing."),
     "audit": ("flows.audit:audit", "tasks.checks:audit", "What is stale, dropped, drifting or behind."),
+    "serve": ("tasks.serve:serve", None, "Prefect, a worker and MLflow on this machine, with all deployments."),
     "render": ("tasks.render:render", None, "Render a labelled archive of H.264 files."),
     "cost": ("tasks.cost:cost", None, "MACs and parameters of a system, without building its weights."),
 }

@@ -30,7 +30,7 @@ def demo(
     """
     watch = Watch()
     root = opened(root)
-    made = watch("render", render_archive, root, seed, weak, dense)
+    made = watch("render", render_archive, root, seed, weak, dense, again=True)
     source = {
         "root": root,
         "archive": made["archive"],
@@ -42,9 +42,10 @@ def demo(
     again = watch("prepare again", prepare, **source)
     kinds = ["classification", "detection", "none"]
     steps = {"pretrain_steps": pretrain_steps, "finetune_steps": finetune_steps}
-    trained = watch("retrain", retrain, root, "demo", pretraining=kinds, seed=seed, **steps)
+    model = f"demo-{seed}"
+    trained = watch("retrain", retrain, root, "demo", model, kinds, seed=seed, **steps)
     splits = ["heldout", "unlabelled"]
-    inferred = watch("infer", infer, root, "demo", splits=splits)
-    nothing = watch("infer again", infer, root, "demo", splits=splits)
-    audited = watch("audit", audit, root, "demo")
+    inferred = watch("infer", infer, root, "demo", model, splits)
+    nothing = watch("infer again", infer, root, "demo", model, splits)
+    audited = watch("audit", audit, root, "demo", model)
     return demonstrated(root, made, first, again, trained, inferred, nothing, audited, watch)

@@ -11,9 +11,7 @@ from tasks.finetune import evaluate, finetune
 from tasks.gate import gate
 from tasks.pretrain import pretrain
 from tasks.summary import begin, retrained
-from tasks.train import Recipe
-
-SIDE_BY_SIDE = 2  # trainings at a time; each has its share of the cores
+from tasks.train import SIDE_BY_SIDE, Recipe
 
 
 @flow(flow_run_name="retrain · {dataset}", task_runner=ThreadPoolTaskRunner(max_workers=SIDE_BY_SIDE))

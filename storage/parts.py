@@ -87,6 +87,11 @@ def part_urls(root: str, part: str) -> tuple[str, str]:
     return files.join(root, "parts", f"{part}.tar"), files.join(root, "parts", f"{part}.parquet")
 
 
+def committed(root: str, part: str) -> bool:
+    """Whether the part is in the store."""
+    return files.exists(part_urls(root, part)[1])
+
+
 def find(root: str, part: str) -> Part | None:
     """The committed part of this id, or None."""
     media, index = part_urls(root, part)
@@ -164,13 +169,13 @@ def commit(root: str, part: str, rows: list[dict[str, Any]], media: list[Path], 
         try:
             files.publish(tar, media_url)
         except Conflict:
-            if committed := find(root, part):
-                return committed
+            if found := find(root, part):
+                return found
             files.replace(tar.read_bytes(), media_url)
     files.publish(index, index_url, same=False)
-    committed = find(root, part)
-    assert committed is not None, index_url
-    return committed
+    found = find(root, part)
+    assert found is not None, index_url
+    return found
 
 
 def as_record(part: Part) -> dict[str, Any]:

@@ -26,35 +26,29 @@ def judge(
     compared; the challenger is refused and the reason says so.
     """
     champion = tracking.champion(root, model)
-    found: dict[str, Any] = {"challenger": title, "margin": margin, "champion_version": None}
+    found: dict[str, Any] = {
+        "challenger": title,
+        "dataset": f"{dataset.name}@{dataset.version}",
+        "margin": margin,
+        "champion_version": champion.version if champion else None,
+        "delta": None,
+        "ci_low": None,
+        "ci_high": None,
+    }
     if champion is None:
-        return found | {
-            "decision": "promoted",
-            "why": "there was no champion",
-            "delta": None,
-            "ci_low": None,
-            "ci_high": None,
-        }
+        return found | {"decision": "promoted", "why": "there was no champion"}
     reigning = checkpoints.describe(champion.checkpoint)
-    found["champion_version"] = champion.version
     if reigning.digest == challenger.digest:
-        return found | {
-            "decision": "refused",
-            "why": "it is the champion",
-            "delta": 0.0,
-            "ci_low": 0.0,
-            "ci_high": 0.0,
-        }
+        return found | {"decision": "promoted", "why": "it is the champion already"}
     against = evaluate_checkpoint(root, dataset, reigning, "predict-champion")
     try:
         comparison = paired_bootstrap(against.frames, challenger.frames, seed=seed)
     except ValueError as error:
-        why = f"not comparable: {error}"
-        return found | {"decision": "refused", "why": why, "delta": None, "ci_low": None, "ci_high": None}
+        return found | {"decision": "refused", "why": f"not comparable: {error}"}
     decision = decide(comparison, margin)
-    low, high = comparison.ci_low, comparison.ci_high
     side = "above" if decision == "promoted" else "not above"
-    why = f"the {comparison.confidence:.0%} interval [{low:+.4f}, {high:+.4f}] lies {side} the margin {margin:g}"
+    interval = f"[{comparison.ci_low:+.4f}, {comparison.ci_high:+.4f}]"
+    why = f"the {comparison.confidence:.0%} interval {interval} is {side} the margin {margin:g}"
     return found | {"decision": decision, "why": why} | asdict(comparison)
 
 
@@ -62,7 +56,10 @@ def judge(
 def gate(
     root: str, dataset: Dataset, model: str, candidate: dict[str, Any], title: str, margin: float, seed: int
 ) -> dict[str, Any]:
-    """Registers a candidate, judges it and moves the alias ``champion`` if it won; emits an event either way."""
+    """Registers a candidate, judges it and moves the alias ``champion`` if it won; emits an event either way.
+
+    A version is judged once on a dataset version: asking again until chance agrees would not be a test.
+    """
     evaluation, checkpoint = candidate["evaluation"], candidate["checkpoint"]
     tags = {
         "checkpoint": checkpoint.url,
@@ -72,25 +69,32 @@ def gate(
         "pretraining": title,
     }
     version = tracking.register(root, model, candidate["model_uri"], candidate["run"], tags)
+    earlier = tracking.decided(root, model, version)
+    if earlier and earlier["dataset"] == tags["dataset"]:
+        report.say(f"  gate         {title}: {earlier['decision']} earlier, {earlier['why']}")
+        return earlier
     decision = judge(root, dataset, model, evaluation, title, margin=margin, seed=seed) | {"version": version}
     promoted = decision["decision"] == "promoted"
     if promoted:
         tracking.promote(root, model, version)
     tracking.decide(root, model, version, decision)
+    _announce(root, dataset, model, candidate["run"], decision)
+    return decision
+
+
+def _announce(root: str, dataset: Dataset, model: str, run: str, decision: dict[str, Any]) -> None:
+    """Tells MLflow, the event log, the terminal and the run's page."""
+    promoted, title = decision["decision"] == "promoted", decision["challenger"]
     numbers = {f"gate_{name}": decision[name] for name in ("delta", "ci_low", "ci_high") if decision[name] is not None}
-    tracking.log_metrics(root, candidate["run"], {**numbers, "gate_promoted": float(promoted)})
+    tracking.log_metrics(root, run, {**numbers, "gate_promoted": float(promoted)})
     emit_event(
         PROMOTED if promoted else REFUSED,
         resource={"prefect.resource.id": f"reelmill.model.{model}", "prefect.resource.name": model},
-        payload={
-            "root": root,
-            "dataset": dataset.name,
-            **{k: decision[k] for k in ("version", "decision", "why")},
-        },
+        payload={"root": root, "dataset": dataset.name, "model": model}
+        | {name: decision[name] for name in ("version", "decision", "why")},
     )
     report.say(f"  gate         {title}: {decision['decision']}, {decision['why']}")
     report.markdown(f"gate-{title}", as_markdown(model, decision), f"{title}: {decision['decision']}")
-    return decision
 
 
 def as_markdown(model: str, decision: dict[str, Any]) -> str:

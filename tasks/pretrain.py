@@ -69,7 +69,7 @@ def tracked_fit(root: str, spec: Spec, title: str, dataset: Dataset, recipe: Rec
         curve.append((step, values["loss"]))
 
     try:
-        checkpoint, figures = fit(spec, title, ranks=recipe.ranks, threads=recipe.threads, log=log)
+        checkpoint, figures = fit(spec, title, ranks=recipe.ranks, log=log)
     except BaseException:
         buffer.flush()
         tracking.end(root, run, "FAILED")

@@ -1,5 +1,6 @@
 """Render the labelled archive of `storage.synthetic`, on all cores."""
 
+import shutil
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,32 +11,30 @@ from storage.errors import InputError
 from tasks import pool
 from tasks.report import Progress, say
 
-RENDERED = "rendered.json"
 
-
-def render_archive(out: str, seed: int, weak: int, dense: int) -> dict[str, Any]:
+def render_archive(out: str, seed: int, weak: int, dense: int, *, again: bool = False) -> dict[str, Any]:
     """Renders ``out/archive`` and ``out/labels.csv``; an archive of the same seed and counts is left as it is.
 
-    Raises `InputError` where ``out`` holds another archive.
+    Raises `InputError` where ``out`` holds another archive; with ``again`` one that was rendered is replaced.
     """
     if weak < len(synthetic.CLASSES) or dense < 6:
-        raise InputError(
-            f"--weak {weak} --dense {dense}: needs at least {len(synthetic.CLASSES)} weak and 6 dense videos"
-        )
+        raise InputError(f"{weak} weak and {dense} dense videos: at least {len(synthetic.CLASSES)} and 6 are needed")
     folder = Path(out).resolve()
-    wanted = {"seed": seed, "weak": weak, "dense": dense}
-    marker = folder / "archive" / f".{RENDERED}"
+    archive, wanted = folder / "archive", {"seed": seed, "weak": weak, "dense": dense}
+    marker, unfinished = archive / ".rendered.json", archive / ".rendering"
     if marker.exists():
         made = files.read_json(str(marker))
-        if made["wanted"] != wanted:
-            raise InputError(f"{folder}/archive was rendered with {made['wanted']}; remove it or choose another folder")
-        say(f"  render       {made['videos']} videos already there")
-        return made
-    if (folder / "archive").exists() and any((folder / "archive").iterdir()) and not _ours(folder):
-        raise InputError(f"{folder}/archive holds other files; choose another folder")
+        if made["wanted"] == wanted:
+            say(f"  render       {made['videos']} videos already there")
+            return made
+        if not again:
+            raise InputError(f"{archive} was rendered with {made['wanted']}; remove it or choose another folder")
+        shutil.rmtree(archive)
+    elif archive.exists() and any(archive.iterdir()) and not unfinished.exists():
+        raise InputError(f"{archive} holds other files; choose another folder")
     try:
-        (folder / "archive").mkdir(parents=True, exist_ok=True)
-        (folder / "archive" / ".rendering").touch()
+        archive.mkdir(parents=True, exist_ok=True)
+        unfinished.touch()
     except OSError as error:
         raise InputError(f"{folder}: cannot be written ({error}); choose another folder") from error
     progress = Progress("render", weak + dense, "videos")
@@ -47,13 +46,8 @@ def render_archive(out: str, seed: int, weak: int, dense: int) -> dict[str, Any]
 
     made = synthetic.render_archive(folder, seed, weak, dense, run=run) | {"wanted": wanted}
     files.replace_json(made, str(marker))
-    (folder / "archive" / ".rendering").unlink()
+    unfinished.unlink()
     return made
-
-
-def _ours(folder: Path) -> bool:
-    """Whether an unfinished rendering of ours was interrupted here."""
-    return (folder / "archive" / ".rendering").exists()
 
 
 def render(

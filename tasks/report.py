@@ -44,7 +44,7 @@ class Progress:
     artifact: UUID | None = None
     done: int = 0
     began: float = field(default_factory=time.monotonic)
-    spoke: float = 0.0
+    spoke: float = field(default_factory=time.monotonic)
 
     def advance(self, by: int = 1, note: str = "") -> None:
         self.done += by

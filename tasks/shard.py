@@ -117,7 +117,7 @@ def shard_archive(
         "shard",
         drafts,
         partial(shard_part, root=root, span=span, short_side=short_side),
-        lambda draft: parts.find(root, draft.id) is not None,
+        lambda draft: parts.committed(root, draft.id),
     )
     entries = [entry for draft in drafts for entry in ledger.read(root, "shard", draft.id)]
     total = ledger.tally(entries)
@@ -126,25 +126,21 @@ def shard_archive(
         raise Incomplete(f"shard: {listed.kept} sources were listed, {total.items} are in the ledger")
     bad = [entry for entry in entries if entry.verdict == "quarantined"]
     listed_bad = listed.quarantined.total()
-    _tables(root, drafts, bad)
+    found = [part for draft in drafts if (part := parts.find(root, draft.id))]
+    _tables(found, bad)
     if (count := len(bad) + listed_bad) >= BUDGET_FROM and count > failure_budget * listed.items:
         reasons = ", ".join(f"{n} {reason}" for reason, n in (total.quarantined + listed.quarantined).most_common())
         raise BudgetExceeded(
             f"{count} of {listed.items} files are quarantined ({reasons}), more than --failure-budget "
             f"{failure_budget:g}; the good ones are committed, see the ledger under {root}/ledger/shard"
         )
-    found = [part for draft in drafts if (part := parts.find(root, draft.id))]
     about = {"plan": plan, "span": span, "short_side": short_side}
     return datasets.freeze(root, name, found, about), total
 
 
-def _tables(root: str, drafts: list[Draft], bad: list[Entry]) -> None:
-    rows = []
-    for draft in drafts[: report.TABLE_ROWS]:
-        part = parts.find(root, draft.id)
-        if part:
-            rows.append({"part": part.id, "clips": part.samples, "bytes": part.bytes, "split": part.split})
-    report.table("parts", rows, f"{len(drafts)} parts")
+def _tables(found: list[parts.Part], bad: list[Entry]) -> None:
+    rows = [{"part": p.id, "clips": p.samples, "bytes": p.bytes, "split": p.split} for p in found]
+    report.table("parts", rows, f"{len(found)} parts")
     quarantine = [{"file": report.escape(e.item), "reason": e.reason, "detail": report.escape(e.detail)} for e in bad]
     report.table("quarantine", quarantine, f"{len(bad)} quarantined files")
 

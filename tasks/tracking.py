@@ -3,10 +3,12 @@
 The only file that imports mlflow. Calls name the run they are for, so that trainings side by side do not mix.
 """
 
+import contextlib
 import json
 import os
 import threading
 import time
+import warnings
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -21,6 +23,10 @@ from mlflow.exceptions import MlflowException
 from storage import files
 from storage.datasets import Dataset
 from storage.errors import InputError
+
+# Both concern choices that are made for us and are right here.
+warnings.filterwarnings("ignore", message="The specified dataset source can be interpreted")
+warnings.filterwarnings("ignore", message="No complete tensor found in the group")
 
 EXPERIMENT = "reelmill"
 CHAMPION = "champion"
@@ -167,10 +173,8 @@ def log_model(root: str, run: str, model: Any, example: Any, tags: dict[str, str
 def register(root: str, name: str, uri: str, run: str, tags: dict[str, str]) -> int:
     """Registers a model as the next version under a name; one that is registered already keeps its version."""
     c = client(root)
-    try:
+    with contextlib.suppress(MlflowException):
         c.create_registered_model(name, description="Reelmill detector; see the tags of each version")
-    except MlflowException:
-        pass
     for version in c.search_model_versions(f"name = '{name}'"):
         if version.tags.get("checkpoint_digest") == tags["checkpoint_digest"]:
             return int(version.version)
@@ -210,6 +214,12 @@ def decide(root: str, name: str, version: int, decision: dict[str, Any]) -> None
     c = client(root)
     c.set_model_version_tag(name, str(version), "gate", json.dumps(decision))
     c.set_model_version_tag(name, str(version), "gate_decision", decision["decision"])
+
+
+def decided(root: str, name: str, version: int) -> dict[str, Any] | None:
+    """The gate's decision on a version, if it was judged before."""
+    kept = client(root).get_model_version(name, str(version)).tags.get("gate")
+    return json.loads(kept) if kept else None
 
 
 def run_url(root: str, run: str) -> str:

@@ -12,10 +12,11 @@ from typing import Any
 
 from storage import checkpoints, files
 from storage.checkpoints import Checkpoint
-from tasks import report
+from tasks import pool, report
 from tasks.train_rank import Spec
 
 CHECKOUT = Path(__file__).resolve().parent.parent
+SIDE_BY_SIDE = 2  # trainings at a time; each has its share of the cores
 TAIL = 30  # lines of a failed training that are shown
 
 
@@ -36,7 +37,6 @@ class Recipe:
     augmentation: str = "joint_single"
     seed: int = 0
     ranks: int = 1
-    threads: int = 1
 
 
 class TrainingFailed(RuntimeError):
@@ -51,18 +51,18 @@ def run_name(spec: Spec, title: str) -> str:
     return f"{title}-{files.digest_of(plain)[:12]}"
 
 
-def _environment(threads: int) -> dict[str, str]:
+def _environment(ranks: int) -> dict[str, str]:
     # Huge pages make the large activations of 3-D convolutions about twice as fast to come by on a CPU.
     return {
         **os.environ,
         "PYTHONPATH": os.pathsep.join(filter(None, [str(CHECKOUT), os.environ.get("PYTHONPATH")])),
-        "OMP_NUM_THREADS": str(threads),
+        "OMP_NUM_THREADS": str(max(1, pool.workers() // (SIDE_BY_SIDE * ranks))),
         "THP_MEM_ALLOC_ENABLE": "1",
         "TORCH_CPP_LOG_LEVEL": "ERROR",
     }
 
 
-def fit(spec: Spec, title: str, *, ranks: int = 1, threads: int = 1, log: Any = None) -> tuple[Checkpoint, dict]:
+def fit(spec: Spec, title: str, *, ranks: int = 1, log: Any = None) -> tuple[Checkpoint, dict]:
     """Runs a training to its end and returns the final checkpoint and figures about it.
 
     A finished run of the same spec is returned as it is; an interrupted one goes on from its newest checkpoint.
@@ -81,7 +81,7 @@ def fit(spec: Spec, title: str, *, ranks: int = 1, threads: int = 1, log: Any = 
         process = subprocess.Popen(
             command,
             cwd=CHECKOUT,
-            env=_environment(threads),
+            env=_environment(ranks),
             text=True,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
