@@ -39,6 +39,8 @@ def quiet() -> None:
         "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
         "HF_HUB_OFFLINE": "1",
         "WDS_SECURE": "1",
+        # Huge pages: torch reads this once, so it has to be there before the first tensor.
+        "THP_MEM_ALLOC_ENABLE": "1",
     }.items():
         os.environ.setdefault(name, value)
 

@@ -20,8 +20,8 @@ def demo(
     seed: Annotated[int, Field(description="Seed of the archive and of the training.")] = 0,
     weak: Annotated[int, Field(description="Videos with one action and a video-level label.", ge=8)] = 640,
     dense: Annotated[int, Field(description="Videos with segments; a third is held out.", ge=6)] = 120,
-    pretrain_steps: Annotated[int, Field(description="Steps of pretraining.", ge=1)] = 400,
-    finetune_steps: Annotated[int, Field(description="Steps of fine-tuning.", ge=1)] = 150,
+    pretrain_steps: Annotated[int, Field(description="Steps of pretraining.", ge=1)] = 800,
+    finetune_steps: Annotated[int, Field(description="Steps of fine-tuning.", ge=1)] = 200,
 ) -> dict[str, Any]:
     """Render a labelled archive of real H.264 files and run the whole chain on it, on a CPU.
 
@@ -42,7 +42,7 @@ def demo(
     again = watch("prepare again", prepare, **source)
     kinds = ["classification", "detection", "none"]
     steps = {"pretrain_steps": pretrain_steps, "finetune_steps": finetune_steps}
-    model = f"demo-{seed}"
+    model = f"detector-{seed}" if seed else "detector"  # each archive has its own champion
     trained = watch("retrain", retrain, root, "demo", model, kinds, seed=seed, **steps)
     splits = ["heldout", "unlabelled"]
     inferred = watch("infer", infer, root, "demo", model, splits)

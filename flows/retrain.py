@@ -28,15 +28,17 @@ def retrain(
     augmentation: Annotated[
         Literal["none", "freeze", "mixup", "cutmix", "joint_single", "joint"],
         Field(description="Volume augmentation of detection pretraining."),
-    ] = "joint_single",
+    ] = "freeze",
     fps: Annotated[float, Field(description="Frames per second that models see.", gt=0)] = 8.0,
     frames: Annotated[int, Field(description="Frames of a training window.", ge=4)] = 16,
-    pixels: Annotated[int, Field(description="Height and width that models see.", ge=16)] = 32,
+    pixels: Annotated[int, Field(description="Height and width that models see.", ge=16)] = 24,
     batch: Annotated[int, Field(description="Windows per step, over all ranks.", ge=2)] = 16,
-    pretrain_steps: Annotated[int, Field(description="Steps of pretraining, the same for every kind.", ge=1)] = 400,
-    finetune_steps: Annotated[int, Field(description="Steps of fine-tuning.", ge=1)] = 150,
-    pretrain_lr: Annotated[float, Field(description="Learning rate of pretraining.", gt=0)] = 0.05,
-    finetune_lr: Annotated[float, Field(description="Learning rate of fine-tuning.", gt=0)] = 0.02,
+    optimizer: Annotated[Literal["adamw", "sgd"], Field(description="AdamW, or SGD with momentum.")] = "adamw",
+    pretrain_steps: Annotated[int, Field(description="Steps of pretraining, the same for every kind.", ge=1)] = 800,
+    finetune_steps: Annotated[int, Field(description="Steps of fine-tuning.", ge=1)] = 200,
+    pretrain_lr: Annotated[float, Field(description="Learning rate of pretraining.", gt=0)] = 0.01,
+    finetune_lr: Annotated[float, Field(description="Learning rate of fine-tuning.", gt=0)] = 0.005,
+    weight_decay: Annotated[float, Field(description="Weight decay of the optimizer.", ge=0)] = 0.01,
     ranks: Annotated[int, Field(description="Processes per training.", ge=1)] = 1,
     margin: Annotated[
         float, Field(description="What the gate's lower bound must exceed, in mAP (0 to 1).", ge=0)
@@ -49,8 +51,8 @@ def retrain(
     """
     recipe = Recipe(
         system=system, size=size, augmentation=augmentation, fps=fps, frames=frames, pixels=pixels, batch=batch,
-        pretrain_steps=pretrain_steps, finetune_steps=finetune_steps, pretrain_lr=pretrain_lr,
-        finetune_lr=finetune_lr, ranks=ranks, seed=seed,
+        optimizer=optimizer, pretrain_steps=pretrain_steps, finetune_steps=finetune_steps, pretrain_lr=pretrain_lr,
+        finetune_lr=finetune_lr, weight_decay=weight_decay, ranks=ranks, seed=seed,
     )  # fmt: skip
     root = opened(root)
     data, run = begin(root, dataset, recipe)

@@ -66,7 +66,7 @@ def _alpha_fraction(
 ) -> tuple[Tensor, Tensor]:
     """alpha as integers, part ``[B, T]`` of whole ``[B, 1]``, so that CutMix can round W alpha exactly."""
     _choice("ramp", ramp, Source)
-    r = _positions("shift", shift, shift.numel()).clamp(max=T)
+    r = _positions("shift", shift, shift.numel())
     full = torch.full_like(r, T)
     n1 = full if length is None else _positions("length", length, len(r), T).to(r.device)
     n2 = full if other_length is None else _positions("other_length", other_length, len(r), T).to(r.device)

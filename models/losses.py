@@ -8,8 +8,11 @@ from torch.nn.functional import binary_cross_entropy_with_logits as bce
 
 
 def classification(logits: Tensor, labels: Tensor) -> Tensor:
-    """Video-level BCE: logits and labels `[B, T, K]` are each reduced by their maximum over time (section 3.2.5)."""
-    return bce(logits.amax(1), labels.amax(1))
+    """Clip-level BCE of logits `[B, T, K]` averaged over time, as a clip classifier pools: the baseline of 4.3.1.
+
+    The target is the maximum of the labels `[B, T, K]` over time.
+    """
+    return bce(logits.mean(1), labels.amax(1))
 
 
 def detection(logits: Tensor, labels: Tensor) -> Tensor:
@@ -18,8 +21,11 @@ def detection(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def dense(logits: Tensor, labels: Tensor) -> Tensor:
-    """The mean of `classification` and `detection`, with which detectors are fine-tuned (section 3.2.5)."""
-    return (classification(logits, labels) + detection(logits, labels)) / 2
+    """What detectors are fine-tuned with (section 3.2.5): the mean of localisation and classification BCE.
+
+    Localisation is `detection`; classification compares the maxima over time of both.
+    """
+    return (detection(logits, labels) + bce(logits.amax(1), labels.amax(1))) / 2
 
 
 OBJECTIVES = {"classification": classification, "detection": detection, "dense": dense}

@@ -3,14 +3,11 @@
 ``columns/{column}/{version}/{part}.parquet`` has the keys of the part in the part's order.
 """
 
-import io
-import json
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from storage import files
+from storage import files, tables
 from storage.errors import Damaged
 from storage.parts import Part
 
@@ -30,33 +27,19 @@ def write(root: str, column: str, version: str, part: Part, table: pa.Table, abo
     Raises `Damaged` where the keys are not exactly the part's, in its order.
     """
     _check_keys(table, part, column)
-    table = table.replace_schema_metadata({"reelmill": json.dumps(about, sort_keys=True)})
-    with files.scratch() as folder:
-        pq.write_table(table, folder / "column", compression="zstd", write_page_checksum=True)
-        return files.publish(folder / "column", url(root, column, version, part.id), same=False)
+    return files.publish_bytes(tables.pack(table, about), url(root, column, version, part.id), same=False)
 
 
 def read(root: str, column: str, version: str, part: Part, fields: list[str] | None = None) -> pa.Table:
     """Reads a column of one part and checks that it is aligned with the media."""
-    where = url(root, column, version, part.id)
-    try:
-        table = pq.read_table(
-            io.BytesIO(files.read(where)),
-            columns=None if fields is None else ["key", *fields],
-            page_checksum_verification=True,
-        )
-    except (pa.ArrowInvalid, OSError) as error:
-        if isinstance(error, FileNotFoundError):
-            raise
-        raise Damaged(f"column {column} {version}: {where} cannot be read ({error})") from error
+    table = tables.read(url(root, column, version, part.id), None if fields is None else ["key", *fields])
     _check_keys(table, part, column)
     return table
 
 
 def about(root: str, column: str, version: str, part: Part) -> dict[str, Any]:
     """What the column was made from."""
-    schema = pq.read_schema(io.BytesIO(files.read(url(root, column, version, part.id))))
-    return json.loads(schema.metadata[b"reelmill"])
+    return tables.about(url(root, column, version, part.id))
 
 
 def versions(root: str, column: str) -> list[str]:
@@ -64,5 +47,8 @@ def versions(root: str, column: str) -> list[str]:
 
 
 def _check_keys(table: pa.Table, part: Part, column: str) -> None:
-    if table.column("key").to_pylist() != part.table(["key"]).column("key").to_pylist():
+    if (
+        "key" not in table.column_names
+        or table.column("key").to_pylist() != part.table(["key"]).column("key").to_pylist()
+    ):
         raise Damaged(f"column {column}: its keys are not those of part {part.id} in their order")

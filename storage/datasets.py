@@ -6,7 +6,7 @@ from typing import Any
 
 from storage import files
 from storage.errors import InputError
-from storage.parts import Part, as_record, part_urls
+from storage.parts import Part, as_record, from_record
 
 
 @dataclass(frozen=True)
@@ -58,11 +58,7 @@ def load(root: str, name: str, version: str = "latest") -> Dataset:
     files.check_schema(root, listing)
     if files.digest_of(listing)[:16] != version:
         raise InputError(f"dataset {name} {version}: the list under {folder} was altered; prepare it again")
-    parts = []
-    for record in listing["parts"]:
-        media, index = part_urls(root, record["id"])
-        parts.append(Part(media=media, index=index, **record))
-    return Dataset(name, version, parts, listing["about"])
+    return Dataset(name, version, [from_record(root, record) for record in listing["parts"]], listing["about"])
 
 
 def names(root: str) -> list[str]:

@@ -16,7 +16,7 @@ import time
 from typing import Any, BinaryIO
 
 HEAD = struct.Struct("<IQ")
-STORE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+STORE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.ENFILE)
 PR_SET_PDEATHSIG = 1
 
 
@@ -61,6 +61,7 @@ class _Beat:
 
 def _answer(message: dict[str, Any], blob: bytes, beat: _Beat) -> tuple[dict[str, Any], bytes]:
     from storage import video
+    from storage.errors import StoreError
 
     call, options = message["call"], message["options"]
     if "limits" in options:
@@ -77,12 +78,14 @@ def _answer(message: dict[str, Any], blob: bytes, beat: _Beat) -> tuple[dict[str
         raise LookupError(call)
     except video.Rejected as error:
         return {"reason": error.reason, "detail": error.detail}, b""
+    except StoreError as error:
+        return {"error": str(error)}, b""
     except MemoryError:
         return {"reason": "oom", "detail": "memory limit reached"}, b""
     except OSError as error:
         if error.errno in STORE_ERRORS:  # ours to mend, never the video's fault
             return {"error": f"{type(error).__name__}: {error}"}, b""
-        if error.errno == errno.ENOMEM:
+        if error.errno in (errno.ENOMEM, errno.EAGAIN):  # EAGAIN: no room for the stack of a thread
             return {"reason": "oom", "detail": str(error)}, b""
         return {"reason": "decode_error", "detail": f"{type(error).__name__}: {error}"}, b""
     except Exception as error:

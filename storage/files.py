@@ -14,15 +14,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
+from threading import Lock
 from typing import Any
+from urllib.parse import quote, unquote_to_bytes
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from storage.errors import Conflict, Damaged, RootError, StoreError
+from storage.errors import Conflict, Damaged, InputError, RootError, StoreError
 
 SCHEMA = 1  # of everything below a root; a newer one is refused, see `open_root`
 MARKER = "reelmill.json"
+LOCALHOST = "file://localhost/"  # before a percent-encoded path, for names that are not text
+_creating = Lock()  # fsspec's memory file system looks and then writes
 
 
 def join(url: str, *parts: str) -> str:
@@ -43,25 +47,47 @@ def _system(protocol: str) -> fsspec.AbstractFileSystem:
 
 def locate(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """The file system of a URL and the path on it. Chained URLs (``a::b``) are refused."""
-    if "::" in url:
-        raise RootError(f"{url}: chained URLs are not supported; give a plain path, file://, s3:// or memory:// URL")
+    if url.startswith(LOCALHOST):
+        return _system("file"), os.fsdecode(unquote_to_bytes(url[len(LOCALHOST) - 1 :]))
+    if url.startswith("/"):  # whatever a local name may hold, it is no URL
+        return _system("file"), url.rstrip("/") or "/"
     protocol = fsspec.utils.get_protocol(url)
     try:
+        if url.startswith(f"{protocol}::"):
+            raise ValueError("chained URLs are not supported")
         fs = _system(protocol)
-    except (ValueError, ImportError) as error:
-        raise RootError(f"{url}: unknown kind of URL ({error})") from error
+    except (ValueError, ImportError, TypeError, OSError) as error:
+        raise RootError(
+            f"{url}: unknown kind of URL ({error}); give a plain path, file://, s3:// or memory:// URL"
+        ) from error
     return fs, fs._strip_protocol(url)
 
 
+def percent(path: str) -> str:
+    """A local path that need not be text, percent-encoded; `LOCALHOST` and this make a URL."""
+    return quote(os.fsencode(path), safe="/")
+
+
 def exists(url: str) -> bool:
+    """Whether an object is there; a store that does not answer raises."""
     fs, path = locate(url)
-    return bool(fs.isfile(path))
+    try:
+        return fs.info(path)["type"] == "file"
+    except (FileNotFoundError, NotADirectoryError):
+        return False
 
 
 def read(url: str, start: int | None = None, end: int | None = None) -> bytes:
-    """The bytes of an object, or those from ``start`` up to ``end``."""
+    """The bytes of an object, or those from ``start`` up to ``end``; fewer where the object ends before."""
     fs, path = locate(url)
-    return bytes(fs.cat_file(path, start=start, end=end))
+    if start is not None and end is not None and end <= start:
+        return b""  # S3 would give the whole object
+    try:
+        return bytes(fs.cat_file(path, start=start, end=end))
+    except OSError as error:
+        if error.errno == errno.EINVAL and start is not None and start >= fs.info(path)["size"]:
+            return b""  # S3 refuses a range that begins past the end
+        raise
 
 
 def read_json(url: str) -> Any:
@@ -140,7 +166,8 @@ def _create(source: str | Path, url: str) -> bool:
         elif hasattr(fs, "s3_additional_kwargs"):
             fs.put_file(str(source), path, mode="create")
         else:
-            fs.pipe_file(path, Path(source).read_bytes(), mode="create")
+            with _creating:
+                fs.pipe_file(path, Path(source).read_bytes(), mode="create")
     except FileExistsError:
         return False
     except OSError as error:
@@ -209,7 +236,7 @@ def open_root(root: str) -> str:
         ) from error
     except (NotADirectoryError, FileExistsError) as error:
         raise RootError(f"{root}: a file is in the way ({error}); choose another --root") from error
-    except StoreError:
+    except (StoreError, InputError):
         raise
     except Exception as error:
         raise RootError(f"{root}: cannot be used as a root ({type(error).__name__}: {error})") from error
@@ -237,5 +264,9 @@ def existing_root(root: str) -> str:
         raise RootError(f"{root}: no Reelmill root here; run `reelmill prepare --root {root} …` first") from error
     except PermissionError as error:
         raise RootError(f"{root}: no permission to read ({error})") from error
+    except (StoreError, InputError):
+        raise
+    except Exception as error:
+        raise RootError(f"{root}: cannot be read ({type(error).__name__}: {error})") from error
     check_schema(root, found)
     return root

@@ -1,15 +1,13 @@
 """The ledger: one row per source item and step, saying whether it was kept, dropped or quarantined, and why."""
 
-import io
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from storage import files
+from storage import files, tables
 
 SCHEMA = pa.schema(
     [
@@ -40,7 +38,7 @@ class Entry:
 
 @dataclass
 class Report:
-    """Counts of one step; reports add up over parts. ``read`` counts the videos that were decoded."""
+    """Counts of one step; reports add up over parts. ``decoded`` counts the videos that were decoded."""
 
     items: int = 0
     kept: int = 0
@@ -82,12 +80,11 @@ def tally(entries: Iterable[Entry]) -> Report:
 def write(root: str, step: str, name: str, entries: list[Entry]) -> None:
     """Writes the entries of one part (or one listing), replacing those of an attempt that never committed."""
     rows = [{"step": step, **asdict(entry)} for entry in entries]
-    sink = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), sink, compression="zstd")
-    files.replace(sink.getvalue(), files.join(root, "ledger", step, f"{name}.parquet"))
+    files.replace(
+        tables.pack(pa.Table.from_pylist(rows, schema=SCHEMA)), files.join(root, "ledger", step, f"{name}.parquet")
+    )
 
 
 def read(root: str, step: str, name: str) -> list[Entry]:
-    data = files.read(files.join(root, "ledger", step, f"{name}.parquet"))
-    rows: list[dict[str, Any]] = pq.read_table(io.BytesIO(data)).to_pylist()
+    rows: list[dict[str, Any]] = tables.read(files.join(root, "ledger", step, f"{name}.parquet")).to_pylist()
     return [Entry(**{k: v for k, v in row.items() if k != "step"}) for row in rows]

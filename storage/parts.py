@@ -1,7 +1,9 @@
 """Parts: a WebDataset shard and its index, committed together.
 
 ``parts/{part}.tar`` holds ``{key}.mp4`` and ``{key}.json`` per clip; ``parts/{part}.parquet`` is the index, written
-last: its presence commits the part. A part whose sources were all quarantined has an index of no rows and no tar.
+last: its presence commits the part, and it names its tar. No tar is ever overwritten: where another writer's bytes
+(of another encoder version, or cut short) have the name, ours go beside it as ``{part}-{digest}.tar``. A part whose
+sources were all quarantined has an index of no rows and no tar.
 """
 
 import io
@@ -13,9 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from storage import files
+from storage import files, tables
 from storage.errors import Conflict, Damaged
 
 LABEL = pa.struct([("start", pa.float64()), ("end", pa.float64()), ("label", pa.string())])
@@ -63,27 +64,39 @@ class Part:
         return self.table().to_pylist()
 
     def table(self, columns: list[str] | None = None) -> pa.Table:
-        table = pq.read_table(io.BytesIO(files.read(self.index)), columns=columns)
+        try:
+            table = tables.read(self.index, columns)
+        except FileNotFoundError as error:
+            raise Damaged(f"part {self.id}: its index {self.index} is gone") from error
+        wanted = INDEX if columns is None else pa.schema([INDEX.field(name) for name in columns])
+        if not table.schema.equals(wanted):
+            raise Damaged(f"part {self.id}: the columns of {self.index} are not those of an index")
         if table.num_rows != self.samples:
             raise Damaged(f"part {self.id}: its index has {table.num_rows} rows, {self.samples} were committed")
         return table
 
     def verify(self) -> None:
         """Raises `Damaged` unless the media bytes are those that were committed."""
-        if self.samples and files.digest(files.read(self.media)) != self.digest:
+        if self.samples and files.digest(self._read()) != self.digest:
             raise Damaged(f"part {self.id}: {self.media} differs from its index")
 
     def clips(self, rows: list[dict[str, Any]] | None = None) -> Iterator[tuple[dict[str, Any], bytes]]:
         """Yields (index row, MP4 bytes), each clip read by its byte range and checked against its sha256."""
         for row in self.rows() if rows is None else rows:
-            data = files.read(self.media, row["offset"], row["offset"] + row["size"])
+            data = self._read(row["offset"], row["offset"] + row["size"])
             if files.digest(data) != row["sha256"]:
                 raise Damaged(f"part {self.id}: clip {row['key']} in {self.media} differs from its index")
             yield row, data
 
+    def _read(self, start: int | None = None, end: int | None = None) -> Any:
+        try:
+            return files.read(self.media, start, end)
+        except FileNotFoundError as error:
+            raise Damaged(f"part {self.id}: {self.media} is gone") from error
+
 
 def part_urls(root: str, part: str) -> tuple[str, str]:
-    """The (media, index) URLs of a part."""
+    """The (media, index) URLs of a part; its index says whether the media have another name."""
     return files.join(root, "parts", f"{part}.tar"), files.join(root, "parts", f"{part}.parquet")
 
 
@@ -94,11 +107,11 @@ def committed(root: str, part: str) -> bool:
 
 def find(root: str, part: str) -> Part | None:
     """The committed part of this id, or None."""
-    media, index = part_urls(root, part)
-    if not files.exists(index):
+    try:
+        facts = tables.about(part_urls(root, part)[1])
+    except FileNotFoundError:
         return None
-    stored = pq.read_schema(io.BytesIO(files.read(index))).metadata
-    return Part(media=media, index=index, **json.loads(stored[b"reelmill"]))
+    return from_record(root, facts)
 
 
 def write_tar(rows: list[dict[str, Any]], media: list[Path], path: Path) -> list[dict[str, Any]]:
@@ -144,13 +157,14 @@ def _add(tar: tarfile.TarFile, name: str, data: bytes) -> int:
 def commit(root: str, part: str, rows: list[dict[str, Any]], media: list[Path], folder: Path) -> Part:
     """Commits a part: the tar into place, then the index. Returns the part that is in the store afterwards.
 
-    Where another writer was first, its part is returned. A tar without an index is the remains of a killed
-    writer; with other bytes than ours (another encoder version) it is replaced, since no reader has seen it.
+    Where another writer was first, its part is returned. A tar without an index is the remains of a killed writer,
+    or of one still at work: it is left alone.
     """
     media_url, index_url = part_urls(root, part)
     tar = folder / f"{part}.tar"
     facts: dict[str, Any] = {
         "id": part,
+        "media": "",
         "samples": len(rows),
         "bytes": 0,
         "digest": "",
@@ -161,18 +175,14 @@ def commit(root: str, part: str, rows: list[dict[str, Any]], media: list[Path], 
         rows = write_tar(rows, media, tar)
         facts |= {"bytes": tar.stat().st_size, "digest": files.digest_file(tar)}
         facts |= {"split": rows[0]["split"], "labelled": rows[0]["labelled"]}
-    index = folder / f"{part}.parquet"
-    table = pa.Table.from_pylist(rows, schema=INDEX)
-    table = table.replace_schema_metadata({"reelmill": json.dumps(facts, sort_keys=True)})
-    pq.write_table(table, index, compression="zstd", write_page_checksum=True)
-    if rows:
         try:
             files.publish(tar, media_url)
         except Conflict:
-            if found := find(root, part):
-                return found
-            files.replace(tar.read_bytes(), media_url)
-    files.publish(index, index_url, same=False)
+            media_url = files.join(root, "parts", f"{part}-{facts['digest'][:16]}.tar")
+            files.publish(tar, media_url)
+        facts["media"] = media_url.rsplit("/", 1)[1]
+    index = tables.pack(pa.Table.from_pylist(rows, schema=INDEX), facts)
+    files.publish_bytes(index, index_url, same=False)
     found = find(root, part)
     assert found is not None, index_url
     return found
@@ -181,5 +191,11 @@ def commit(root: str, part: str, rows: list[dict[str, Any]], media: list[Path], 
 def as_record(part: Part) -> dict[str, Any]:
     """A part as the plain values a dataset lists."""
     record = asdict(part)
-    del record["media"], record["index"]
-    return record
+    del record["index"]
+    return {**record, "media": part.media.rsplit("/", 1)[-1]}
+
+
+def from_record(root: str, record: dict[str, Any]) -> Part:
+    """The part of such plain values under a root."""
+    media = files.join(root, "parts", record["media"]) if record["media"] else ""
+    return Part(**{**record, "media": media, "index": part_urls(root, record["id"])[1]})

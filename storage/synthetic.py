@@ -62,16 +62,16 @@ class Actor:
         elif label in ("up", "down"):
             self.y = (self.y + (step if label == "down" else -step)) % 1.0
         elif label == "spin":
-            self.angle += self.turn * 2.2 * np.pi * step
+            self.angle += self.turn * 2.6 * np.pi * step
         elif label in ("grow", "shrink"):
-            self.size *= np.exp(1.6 * step if label == "grow" else -1.6 * step)
+            self.size *= np.exp(2.4 * step if label == "grow" else -2.4 * step)
             self.size = SMALLEST if self.size > LARGEST else LARGEST if self.size < SMALLEST else self.size
         elif label == "blink":
-            self.phase += 4.0 * step
+            self.phase += 7.0 * step
             self.visible = int(self.phase) % 2 == 0
 
 
-SMALLEST, LARGEST = 0.11, 0.27
+SMALLEST, LARGEST = 0.16, 0.40
 
 
 def _texture(rng: np.random.Generator, height: int, width: int, cells: int) -> np.ndarray:
@@ -117,11 +117,11 @@ def _paint(frame: np.ndarray, actor: Actor) -> None:
 
 
 def _actor(rng: np.random.Generator) -> Actor:
-    stripes = _texture(rng, PATCH, PATCH, 2) * 0.5 + rng.uniform(0, 127, 3)
-    stripes[:, ::3] = 255 - stripes[:, ::3]
+    texture = _texture(rng, PATCH, PATCH, 1) * 0.2 + rng.uniform(140, 200, 3)
+    texture[:, PATCH // 2 :] -= 60  # two halves, so that a turning shape looks different at every angle
     return Actor(
         shape=str(rng.choice(SHAPES)),
-        texture=stripes.astype(np.uint8),
+        texture=texture.astype(np.uint8),
         x=rng.uniform(),
         y=rng.uniform(),
         size=float(np.exp(rng.uniform(np.log(SMALLEST), np.log(LARGEST)))),
@@ -177,13 +177,13 @@ def stage(script: Script) -> Scene:
     fps = int(rng.choice(FRAME_RATES))
     dense = script.kind == "dense"
     frames = int(rng.uniform(8.0, 12.0) * fps) if dense else int(rng.uniform(2.4, 3.2) * fps)
-    background = (_texture(rng, height, width, int(rng.integers(3, 7))) * 0.7 + 30).astype(np.uint8)
-    actors = [_actor(rng) for _ in range(int(rng.integers(2, 4)) if dense else int(rng.integers(1, 3)))]
+    background = (_texture(rng, height, width, 3) * 0.2 + rng.uniform(20, 70, 3)).astype(np.uint8)
+    actors = [_actor(rng) for _ in range(2 if dense else 1)]
     if dense:
         for actor in actors:
             _timetable(actor, frames, fps, rng)
     else:
-        actors[0].timeline = [(0, frames, script.label)]  # a second actor, if any, stands still
+        actors[0].timeline = [(0, frames, script.label)]
     return Scene(width, height, fps, frames, actors, background)
 
 

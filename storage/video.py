@@ -8,21 +8,26 @@ import io
 import os
 import stat
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import av
 import numpy as np
 from av.container import InputContainer
+from av.video.reformatter import ColorRange
 from av.video.stream import VideoStream
+
+from storage.errors import StoreError
 
 # Everything a file may be, and the only protocol it may speak: playlists and concat scripts can name other files
 # and hosts, and FFmpeg follows them unless both lists forbid it.
 FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,ogg,asf,wmv"
 CODECS = "h264,hevc,vp8,vp9,av1,libdav1d,mpeg4,mpeg2video,mpeg1video,mjpeg,prores,wmv1,wmv2,wmv3,msmpeg4v3,theora,flv"
 FALLBACK_TIME_BASE = Fraction(1, 90_000)
+HELD_BACK = 256  # frames in memory while a rest may still be too short for a clip
 
 REASONS = {
     "empty": "the file has no bytes",
@@ -84,6 +89,19 @@ class Clip:
     height: int
 
 
+@contextmanager
+def _ours() -> Iterator[None]:
+    """What goes wrong while we write is the store's fault or the memory limit's, never the video's."""
+    try:
+        yield
+    except MemoryError:
+        raise
+    except av.error.ExternalError as error:  # x264 has no other words for it
+        raise MemoryError(str(error)) from error
+    except OSError as error:
+        raise StoreError(f"{type(error).__name__}: {error}") from error
+
+
 class Encoder:
     """Writes H.264 in MP4 with one thread: x264's output depends on its thread count, and parts are byte-stable."""
 
@@ -96,8 +114,10 @@ class Encoder:
         time_base: Fraction | None = None,
         crf: int = 21,
     ) -> None:
-        self.container = av.open(str(path), "w", format="mp4")
-        options = {"preset": "veryfast", "crf": str(crf), "g": "30"}
+        with _ours():
+            self.container = av.open(str(path), "w", format="mp4")
+        # Without mbtree: its AVX code reads memory it never wrote, and small frames then differ from run to run.
+        options = {"preset": "veryfast", "crf": str(crf), "g": "30", "mbtree": "0"}
         self.stream = self.container.add_stream("libx264", rate=rate, options=options)
         self.stream.width, self.stream.height, self.stream.pix_fmt = width, height, "yuv420p"
         self.time_base = time_base or FALLBACK_TIME_BASE
@@ -110,11 +130,13 @@ class Encoder:
             frame = av.VideoFrame.from_ndarray(frame, "rgb24")
         frame.pts, frame.time_base = round(time / self.time_base), self.time_base
         frame.pict_type = 0
-        self.container.mux(self.stream.encode(frame))
+        with _ours():
+            self.container.mux(self.stream.encode(frame))
 
     def close(self) -> None:
-        self.container.mux(self.stream.encode(None))
-        self.container.close()
+        with _ours():
+            self.container.mux(self.stream.encode(None))
+            self.container.close()
 
     def __enter__(self) -> Self:
         return self
@@ -146,12 +168,38 @@ def _open(path: str) -> InputContainer:
     _sniff(path)
     options = {"format_whitelist": FORMATS, "protocol_whitelist": "file"}
     try:
-        return av.open("file:" + os.path.abspath(path), options=options, metadata_errors="ignore", timeout=(10, 10))
+        container = av.open(
+            "file:" + os.path.abspath(path), options=options, metadata_errors="ignore", timeout=(10, 10)
+        )
+    except MemoryError:
+        raise
     except (av.error.InvalidDataError, av.error.FFmpegError, ValueError) as error:
         with open(path, "rb") as file:
             head = file.read(16)
         known = head[4:8] == b"ftyp" or head[:4] in (b"RIFF", b"\x1aE\xdf\xa3", b"OggS", b"FLV\x01")
         raise Rejected("truncated" if known else "not_video", str(error)) from error
+    if "mp4" in container.format.name and (box := _open_ended(path)):
+        container.close()
+        raise Rejected("truncated", f"the file ends within its {box} box")
+    return container
+
+
+def _open_ended(path: str) -> str:
+    """The name of an MP4's box of media or of its index that reaches beyond the end of the file, or nothing."""
+    with open(path, "rb") as file:
+        end, at = os.fstat(file.fileno()).st_size, 0
+        while at + 8 <= end:
+            file.seek(at)
+            head = file.read(16)
+            size, name = int.from_bytes(head[:4], "big"), head[4:8]
+            if size == 1:  # the size follows in 64 bits
+                size = int.from_bytes(head[8:], "big")
+            if size < 8:  # 0: up to the end; anything else is no box
+                return ""
+            at += size
+            if at > end and name in (b"mdat", b"moov", b"moof"):
+                return name.decode()
+    return ""
 
 
 def _video_stream(container: InputContainer, limits: Limits) -> VideoStream:
@@ -178,19 +226,22 @@ def _video_stream(container: InputContainer, limits: Limits) -> VideoStream:
 def _decode(container: InputContainer, stream: VideoStream, limits: Limits) -> Iterator[av.VideoFrame]:
     """Yields the frames in order; damaged packets are passed over, counted, and judged at the end."""
     seen = damaged = 0
-    last_damaged = False
+    cut_short = False  # the last packet that has bytes is damaged, and no other
     shape = None
-    for packet in container.demux(stream):
+    for packet in _packets(container, stream):
+        before = damaged
         try:
             frames = packet.decode()
-            last_damaged = packet.is_corrupt
+        except MemoryError:
+            raise
         except av.error.FFmpegError:
+            frames = []
             damaged += 1
-            last_damaged = True
-            continue
+        damaged += sum(bool(frame.is_corrupt) for frame in frames)
+        if packet.size or damaged > before:
+            cut_short = before == 0 and (packet.is_corrupt or damaged > before)
         for frame in frames:
             seen += 1
-            damaged += bool(frame.is_corrupt)
             if seen > limits.max_frames:
                 raise Rejected("too_many_frames", f"more than {limits.max_frames}")
             if shape not in (None, (frame.width, frame.height)):
@@ -203,10 +254,22 @@ def _decode(container: InputContainer, stream: VideoStream, limits: Limits) -> I
             yield frame
     if not seen:
         raise Rejected("decode_error", f"{damaged} packets failed")
-    if damaged and last_damaged:
+    if cut_short:
         raise Rejected("truncated", f"the last packet is damaged; {seen} frames")
     if damaged > limits.corrupt_share * seen:
         raise Rejected("corrupt_frames", f"{damaged} of {seen}")
+
+
+def _packets(container: InputContainer, stream: VideoStream) -> Iterator[av.Packet]:
+    """The packets of a stream; a container that breaks off in the middle ends like one that is cut there."""
+    packets = container.demux(stream)
+    while True:
+        try:
+            yield next(packets)
+        except StopIteration:
+            return
+        except av.error.InvalidDataError as error:
+            raise Rejected("truncated", str(error)) from error
 
 
 @dataclass
@@ -245,9 +308,13 @@ class Clock:
             raise Rejected("too_few_frames", str(self.frames))
         if self.repaired > max(2, self.limits.repaired_share * self.frames):
             raise Rejected("bad_timestamps", f"{self.repaired} of {self.frames} frames")
-        header = self.stream.duration
-        if header and self.last + self.tick < header * 0.95 and (header - self.last) * self.base > 0.5:
-            raise Rejected("truncated", f"{float(self.last * self.base):.2f} s of {float(header * self.base):.2f} s")
+        header, shown = Fraction(self.stream.duration or 0), self.last + self.tick
+        container = cast(InputContainer, self.stream.container)
+        if not header and len(container.streams) == 1:
+            # Matroska has this one alone, and counts it from zero.
+            header, shown = (container.duration or 0) / (av.time_base * self.base), shown + max(0, self.first or 0)
+        if header and shown < header * 0.95 and (header - shown) * self.base > 0.5:
+            raise Rejected("truncated", f"{float(shown * self.base):.2f} s of {float(header * self.base):.2f} s")
 
 
 def probe(path: str, limits: Limits = Limits()) -> dict[str, Any]:
@@ -264,16 +331,18 @@ def probe(path: str, limits: Limits = Limits()) -> dict[str, Any]:
         }
 
 
-def _upright(frame: av.VideoFrame, short_side: int) -> av.VideoFrame:
+def _upright(frame: av.VideoFrame, sar: Fraction | None, short_side: int) -> av.VideoFrame:
     """The frame as it is meant to be seen: rotated, square pixels, the short side at most ``short_side``, even."""
-    sar = frame.sample_aspect_ratio if hasattr(frame, "sample_aspect_ratio") else None
     width = frame.width * float(sar) if sar and 0.1 < sar < 10 else float(frame.width)
     scale = min(1.0, short_side / min(width, frame.height))
     even = [max(2, round(side * scale / 2) * 2) for side in (width, frame.height)]
     turns = round((frame.rotation or 0) / 90) % 4
+    shape: dict[str, Any] = {"width": even[0], "height": even[1]}
+    if frame.color_range == ColorRange.JPEG:  # our clips are all of limited range
+        shape |= {"src_color_range": ColorRange.JPEG, "dst_color_range": ColorRange.MPEG}
     if not turns:
-        return frame.reformat(width=even[0], height=even[1], format="yuv420p")
-    pixels = frame.to_ndarray(width=even[0], height=even[1], format="rgb24")
+        return frame.reformat(format="yuv420p", **shape)
+    pixels = frame.reformat(format="yuv420p", **shape).to_ndarray(format="rgb24")
     return av.VideoFrame.from_ndarray(np.ascontiguousarray(np.rot90(pixels, turns)), "rgb24")
 
 
@@ -289,37 +358,48 @@ def cut(
 ) -> list[dict[str, Any]]:
     """Decodes a video once and re-encodes it as clips of ``span`` seconds in ``folder``.
 
-    A rest shorter than ``tail`` seconds joins the clip before it. ``beat()`` is called once a frame, so that a
-    watcher can tell slow from stuck. Returns one `Clip` record a clip; raises `Rejected`.
+    A rest shorter than ``tail`` seconds joins the clip before it: what follows a full clip is held back until it is
+    that long, since not every header says where the video ends. ``beat()`` is called once a frame, so that a watcher
+    can tell slow from stuck. Returns one `Clip` record a clip; raises `Rejected`.
     """
     clips: list[dict[str, Any]] = []
     with _open(path) as container:
         stream = _video_stream(container, limits)
         clock = Clock(stream, limits)
-        header = float(stream.duration * clock.base) if stream.duration else float("inf")
+        sar = stream.sample_aspect_ratio
         writer: Encoder | None = None
         begun = count = since = 0
+        rest: list[tuple[int, av.VideoFrame]] = []
 
         def finish() -> None:
-            if writer is None:
-                return
-            writer.close()
-            clips.append(_record(clips, writer, clock, begun, since, count))
+            if writer is not None:
+                writer.close()
+                clips.append(_record(clips, writer, clock, begun, since, count))
+
+        def write_rest() -> None:
+            nonlocal since, count
+            assert writer is not None
+            for when, frame in rest:
+                writer.write(frame, (when - begun) * clock.base)
+            since, count = rest[-1][0], count + len(rest)
+            rest.clear()
 
         for frame in _decode(container, stream, limits):
             beat()
             now = clock.read(frame)
-            time = float(now * clock.base)
-            if writer is None or (time >= float(begun * clock.base) + span and header - time >= tail):
+            rest.append((now, _upright(frame, sar, short_side)))
+            full = writer is not None and rest[0][0] - begun >= span / clock.base
+            if full and len(rest) < HELD_BACK and (now + clock.tick - rest[0][0]) * clock.base < tail:
+                continue
+            if writer is None or full:
                 finish()
-                frame = _upright(frame, short_side)
+                upright = rest[0][1]
                 file = Path(folder) / f"{len(clips):06d}.mp4"
-                writer = Encoder(file, frame.width, frame.height, clock.rate, clock.base)
-                begun, count = now, 0
-            else:
-                frame = _upright(frame, short_side)
-            writer.write(frame, (now - begun) * clock.base)
-            since, count = now, count + 1
+                writer = Encoder(file, upright.width, upright.height, clock.rate, clock.base)
+                begun, count = rest[0][0], 0
+            write_rest()
+        if rest:
+            write_rest()
         finish()
         clock.check()
     return clips

@@ -42,6 +42,8 @@ def spec_for(root: str, dataset: Dataset, start: Checkpoint | None, recipe: Reci
         batch=recipe.batch,
         steps=recipe.finetune_steps,
         lr=recipe.finetune_lr,
+        optimizer=recipe.optimizer,
+        weight_decay=recipe.weight_decay,
         seed=recipe.seed,
     )
 

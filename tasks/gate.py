@@ -6,6 +6,7 @@ from typing import Any
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.events import emit_event
+from threadpoolctl import threadpool_limits
 
 from models.gate import decide, paired_bootstrap
 from storage import checkpoints
@@ -42,13 +43,16 @@ def judge(
         return found | {"decision": "promoted", "why": "it is the champion already"}
     against = evaluate_checkpoint(root, dataset, reigning, "predict-champion")
     try:
-        comparison = paired_bootstrap(against.frames, challenger.frames, seed=seed)
+        with threadpool_limits(1):  # many small products: more threads make it several times slower
+            comparison = paired_bootstrap(against.frames, challenger.frames, seed=seed)
     except ValueError as error:
         return found | {"decision": "refused", "why": f"not comparable: {error}"}
     decision = decide(comparison, margin)
-    side = "above" if decision == "promoted" else "not above"
-    interval = f"[{comparison.ci_low:+.4f}, {comparison.ci_high:+.4f}]"
-    why = f"the {comparison.confidence:.0%} interval {interval} is {side} the margin {margin:g}"
+    interval = f"the {comparison.confidence:.0%} interval [{comparison.ci_low:+.4f}, {comparison.ci_high:+.4f}]"
+    above = comparison.ci_low > margin
+    why = f"{interval} is {'above' if above else 'not above'} the margin {margin:g}"
+    if above and decision == "refused":
+        why += f", but {comparison.videos} videos are too few for it to mean anything"
     return found | {"decision": decision, "why": why} | asdict(comparison)
 
 

@@ -50,6 +50,8 @@ def spec_for(root: str, dataset: Dataset, kind: str, recipe: Recipe) -> Spec:
         batch=recipe.batch,
         steps=recipe.pretrain_steps,
         lr=recipe.pretrain_lr,
+        optimizer=recipe.optimizer,
+        weight_decay=recipe.weight_decay,
         seed=recipe.seed,
     )
 

@@ -28,13 +28,15 @@ class Recipe:
     size: str = "TINY"
     fps: float = 8.0
     frames: int = 16
-    pixels: int = 32
+    pixels: int = 24
     batch: int = 16
-    pretrain_steps: int = 400
-    finetune_steps: int = 150
-    pretrain_lr: float = 0.05
-    finetune_lr: float = 0.02
-    augmentation: str = "joint_single"
+    optimizer: str = "adamw"
+    pretrain_steps: int = 800
+    finetune_steps: int = 200
+    pretrain_lr: float = 0.01
+    finetune_lr: float = 0.005
+    weight_decay: float = 0.01
+    augmentation: str = "freeze"
     seed: int = 0
     ranks: int = 1
 

@@ -70,8 +70,8 @@ BAD_CALLS = [
     *((charades_frames, (length,), "seconds long") for length in (0, -1.0, NAN, INF)),
     *((labels_at, ([0.0], ([0], [1], [k]), 2), "outside 0 … 1") for k in (-1, 2, 0.5)),
     *(
-        (metrics.sample_at, (np.zeros((3, 1)), times, [0.0]), "3 scored frames need as many times")
-        for times in ([], [0, 1], [0, 2, 1], [0, 1, 1], [0, 1, NAN])
+        (metrics.sample_at, (np.zeros((n, 1)), times, [0.0]), f"{n} scored frames need as many times")
+        for n, times in ((0, []), (3, [0, 1]), (3, [0, 2, 1]), (3, [0, 1, 1]), (3, [0, 1, NAN]))
     ),
 ]
 

@@ -11,7 +11,6 @@ from torch.nn import functional as F
 import models
 from models import cost, x3d
 
-MAPS = ["res2", "res3", "res4", "res5", "conv5"]
 SMALL = {"blocks": (2, 3, 1, 2), "inner": (10, 20, 40, 150), "widths": (24, 16, 16, 24), "fc1_width": 40}
 
 
@@ -20,7 +19,7 @@ def second_x3d(p: dict[str, Tensor], video: Tensor, config: x3d.Config) -> dict[
 
     def conv(name: str, x: Tensor, stride: int = 1) -> Tensor:
         weight, bias = p[f"{name}.weight"], p.get(f"{name}.bias")
-        x = F.pad(x, [(k - 1) // 2 for k in reversed(weight.shape[2:]) for _ in "ab"])
+        x = F.pad(x, [k // 2 for k in reversed(weight.shape[2:]) for _ in "ab"])
         return F.conv3d(x, weight, bias, (1, stride, stride), groups=x.shape[1] // weight.shape[1])
 
     def norm(name: str, x: Tensor) -> Tensor:
@@ -45,8 +44,8 @@ def second_x3d(p: dict[str, Tensor], video: Tensor, config: x3d.Config) -> dict[
             x = norm(f"{name}.shortcut.norm", conv(f"{name}.shortcut.conv", x, stride))
         return F.relu(x + y)
 
-    x = conv("conv1.temporal", conv("conv1.spatial", video, config.stem_stride))
-    x, maps = F.relu(norm("conv1.norm", x)), {}
+    x, maps = conv("conv1.temporal", conv("conv1.spatial", video, config.stem_stride)), {}
+    x = F.relu(norm("conv1.norm", x))
     for s, stride in enumerate(config.strides):
         for i in range(config.blocks[s]):
             x = block(f"res{s + 2}.{i}", x, stride if i == 0 else 1)
@@ -95,8 +94,7 @@ def test_cost_by_part() -> None:
     }
     assert got.linear_macs == 128 * 2048 * 157
     deeper = cost.count(lambda: x3d.build("M"), (1, 3, 128, 224, 224), depth=2).parts
-    assert round(deeper["conv1.spatial"] / 1e9, 5) == 1.04045
-    assert round(deeper["conv1.temporal"] / 1e9, 5) == 0.19268
+    assert [round(deeper[f"conv1.{name}"] / 1e9, 5) for name in ("spatial", "temporal")] == [1.04045, 0.19268]
     assert sum(deeper.values()) == sum(got.parts.values()) == got.conv_macs
 
 
@@ -140,10 +138,12 @@ def test_maps_of_table_3_1_on_meta() -> None:
 def test_a_second_implementation_agrees(overrides: dict[str, tuple[int, ...]]) -> None:
     torch.manual_seed(0)
     model = lively(x3d.build("M", 7, **overrides))
+    dense = all(module.groups == 1 for module in model.modules() if isinstance(module, nn.Conv3d))
+    assert dense != model.config.depthwise
     video = torch.randn(2, 3, 6, 40, 48)
     with torch.no_grad():
         ours, second = model(video), second_x3d(model.state_dict(), video, model.config)
-    assert list(ours) == list(second) == ["logits", *MAPS]
+    assert list(ours) == list(second) == ["logits", "res2", "res3", "res4", "res5", "conv5"]
     for name in ours:
         assert ours[name].std() > 1e-3
         torch.testing.assert_close(ours[name], second[name], rtol=1e-4, atol=1e-5 * float(ours[name].std()))

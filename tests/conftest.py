@@ -1,0 +1,48 @@
+"""What several test files share: settings before anything is imported, one rendered archive, one S3 server."""
+
+import os
+
+from flows.__main__ import quiet
+
+quiet()
+
+import pytest  # noqa: E402
+
+CREDENTIALS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
+
+
+@pytest.fixture(scope="session")
+def archive(tmp_path_factory):
+    """A folder with `archive/` (16 weak, 6 dense, broken and real videos) and `labels.csv`."""
+    from storage import synthetic
+    from tasks import pool
+
+    folder = tmp_path_factory.mktemp("rendered")
+    synthetic.render_archive(folder, 0, 16, 6, run=pool.processes)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def s3():
+    """The URL of an empty bucket on a server of this process; plain ``s3://`` URLs lead there."""
+    server_module = pytest.importorskip("moto.server")
+    server = server_module.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    before = dict(os.environ)
+    # s3fs reads none of these itself: botocore does, when a client is made. FSSPEC_S3_* would have to be set before
+    # fsspec is imported.
+    os.environ.update(CREDENTIALS, AWS_ENDPOINT_URL=f"http://{host}:{port}")
+    os.environ.pop("AWS_PROFILE", None)
+    import logging
+
+    from storage import files
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    files._system.cache_clear()
+    files.locate("s3://reel")[0].mkdir("reel")
+    yield "s3://reel"
+    os.environ.clear()
+    os.environ.update(before)
+    files._system.cache_clear()
+    server.stop()

@@ -1,0 +1,150 @@
+"""The command line as a person meets it: help, speed of help, and errors in one line with exit code 2."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from flows.__main__ import COMMANDS, EXIT_INPUT, main
+
+ROOT = Path(__file__).parent.parent
+
+
+def run(*arguments: str):
+    return CliRunner().invoke(main, list(arguments))
+
+
+def refused(*arguments: str) -> str:
+    result = run(*arguments)
+    lines = result.stderr.strip().splitlines()
+    assert result.exit_code == EXIT_INPUT, (result.exit_code, result.output, result.exception)
+    assert len(lines) == 1 and lines[0].startswith("reelmill: "), result.stderr
+    return lines[0]
+
+
+def test_help_loads_nothing_heavy():
+    heavy = {"torch", "prefect", "mlflow", "numpy", "pyarrow"}
+    code = f"import sys; from flows.__main__ import main; main(['--help'], standalone_mode=False); assert not {heavy!r} & set(sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert all(name in done.stdout for name in COMMANDS)
+
+
+def test_help_takes_about_as_long_as_python():
+    def fastest(command: list[str]) -> float:
+        times = []
+        for _ in range(5):
+            began = time.monotonic()
+            subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+            times.append(time.monotonic() - began)
+        return min(times)
+
+    bare = fastest([sys.executable, "-c", "import click"])
+    assert fastest([sys.executable, "-m", "flows", "--help"]) < 3 * bare + 0.2
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_explains_every_option(name):
+    result = run(name, "--help")
+    assert result.exit_code == 0
+    options = [line for line in result.output.splitlines() if line.strip().startswith("--")]
+    assert options and "TEXT\n" not in result.output.replace("\n\n", "\n")
+
+
+def test_unknown_command_and_option():
+    assert run("prepair").exit_code == 2
+    assert run("prepare", "--rot", "x").exit_code == 2
+
+
+def test_missing_archive(tmp_path):
+    assert "no such archive" in refused("prepare", "--root", str(tmp_path / "r"), "--archive", str(tmp_path / "none"))
+    assert not (tmp_path / "r").exists()
+
+
+def test_empty_archive(tmp_path):
+    (tmp_path / "a").mkdir()
+    assert "is empty" in refused("prepare", "--root", str(tmp_path / "r"), "--archive", str(tmp_path / "a"))
+    assert not (tmp_path / "r").exists()
+
+
+def test_archive_without_videos(tmp_path):
+    (tmp_path / "notes.txt").write_text("hello")
+    assert "none with the name of a video" in refused(
+        "prepare", "--root", str(tmp_path / "r"), "--archive", str(tmp_path)
+    )
+
+
+def prepare_with(tmp_path: Path, rows: str, *more: str) -> str:
+    archive = tmp_path / "a"
+    archive.mkdir()
+    (archive / "clip.mp4").write_bytes(b"x")
+    (tmp_path / "labels.csv").write_text(rows)
+    options = ["--root", str(tmp_path / "r"), "--archive", str(archive), "--labels", str(tmp_path / "labels.csv")]
+    line = refused("prepare", *options, *more)
+    assert not (tmp_path / "r").exists()
+    return line
+
+
+def test_labels_of_unknown_files(tmp_path):
+    line = prepare_with(tmp_path, "path,label\nclip.mp4,run\nother.mp4,run\n")
+    assert "labels.csv names 1 files that are not in the archive (other.mp4)" in line
+
+
+def test_labels_of_unknown_classes(tmp_path):
+    line = prepare_with(tmp_path, "path,label\nclip.mp4,jump\n", "--classes", "run,walk")
+    assert "classes that --classes does not list: jump" in line
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        ("path,label\n", "no rows"),
+        ("file,label\nclip.mp4,run\n", "no column path"),
+        ("path,start,end,label\nclip.mp4,3,1,run\n", "row 1: needs 0 <= start < end"),
+        ("path,start,end,label\nclip.mp4,a,1,run\n", "must be seconds"),
+        ("path,start,end,label\nclip.mp4,0,1,run\nclip.mp4,,,run\n", "with and without times"),
+    ],
+)
+def test_bad_labels(tmp_path, rows, said):
+    assert said in prepare_with(tmp_path, rows)
+
+
+def test_missing_labels_file(tmp_path):
+    (tmp_path / "clip.mp4").write_bytes(b"x")
+    options = ["--root", str(tmp_path / "r"), "--archive", str(tmp_path), "--labels", str(tmp_path / "no.csv")]
+    assert "no such labels file" in refused("prepare", *options)
+
+
+def test_root_in_the_way(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "clip.mp4").write_bytes(b"x")
+    (tmp_path / "r").write_text("a file")
+    assert "r: " in refused("prepare", "--root", str(tmp_path / "r"), "--archive", str(tmp_path / "a"))
+
+
+def test_root_of_another_version(tmp_path):
+    (tmp_path / "reelmill.json").write_text(json.dumps({"schema": 99}))
+    for command in ("retrain", "infer", "audit"):
+        assert "schema 99" in refused(command, "--root", str(tmp_path))
+
+
+def test_commands_on_a_root_that_is_none(tmp_path):
+    for command in ("retrain", "infer", "audit"):
+        assert "run `reelmill prepare" in refused(command, "--root", str(tmp_path / "none"))
+
+
+def test_unknown_kind_of_url():
+    assert "unknown kind of URL" in refused("audit", "--root", "nosuch://x")
+
+
+def test_cost_prints_the_figures_of_the_thesis():
+    result = run("cost", "--system", "x3d", "--size", "M", "--frames", "128")
+    assert "37.95825" in result.output and "3.296415" in result.output
+
+
+def test_cost_of_an_unknown_system():
+    assert "x3d" in refused("cost", "--system", "resnet")

@@ -1,0 +1,113 @@
+"""The demo as a newcomer runs it, small: one command, its summary, and a second run that finds nothing to do."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from storage import datasets
+from tasks import tracking
+
+CHECKOUT = Path(__file__).parent.parent
+SIZE = ["--weak", "24", "--dense", "18", "--pretrain-steps", "30", "--finetune-steps", "20"]
+
+
+def demo(root: Path, home: Path) -> str:
+    env = {**os.environ, "PREFECT_HOME": str(home)}
+    env.pop("PREFECT_API_URL", None)
+    command = [sys.executable, "-m", "flows", "demo", "--root", str(root), "--seed", "5", *SIZE]
+    done = subprocess.run(command, cwd=CHECKOUT, env=env, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory):
+    root = tmp_path_factory.mktemp("demo")
+    output = demo(root, tmp_path_factory.mktemp("home"))
+    return root, output, json.loads((root / "summary.json").read_text())
+
+
+def test_every_file_is_accounted_for(ran):
+    archive = ran[2]["archive"]
+    assert archive["quarantined"] == {"empty": 1, "truncated": 1, "no_video_stream": 1, "not_video": 2}
+    assert archive["videos"] == archive["kept"] + archive["dropped"] + 5 == 24 + 18 + 5 + 4
+
+
+def test_the_second_run_decodes_nothing(ran):
+    assert ran[2]["decoded_first_run"] >= 42 and ran[2]["decoded_second_run"] == 0
+    assert ran[2]["infer"]["recomputed_second_run"] == 0
+
+
+def test_three_candidates_are_measured_and_gated(ran):
+    summary = ran[2]
+    assert set(summary["map"]) == {"classification_pretraining", "detection_pretraining", "no_pretraining"}
+    assert all(0 < value < 1 for value in summary["map"].values())
+    assert summary["gates"]["classification"]["why"] == "there was no champion"
+    assert summary["gate"]["ci_low"] <= summary["gate"]["delta"] <= summary["gate"]["ci_high"]
+    assert (summary["gate"]["decision"] == "promoted") == (summary["gate"]["ci_low"] > 0)
+
+
+def test_few_task_runs(ran):
+    assert all(0 < count < 50 for count in ran[2]["task_runs"].values())
+
+
+def test_progress_and_summary_are_on_the_terminal(ran):
+    for word in ("ETA", "loss", "quarantined", "gate", "decoded", "make serve"):
+        assert word in ran[1]
+
+
+def test_predictions_and_segments_are_tables(ran):
+    infer = ran[2]["infer"]
+    dataset = datasets.load(str(ran[0]), "demo")
+    wanted = [p for p in dataset.parts if p.split in ("heldout", "unlabelled")]
+    tables = [pq.read_table(f"{infer['predictions']}/{part.id}.parquet") for part in wanted]
+    assert sum(t.num_rows for t in tables) == infer["clips"]
+    rows = sum(pq.read_metadata(f"{infer['segments_table']}/{part.id}.parquet").num_rows for part in wanted)
+    assert rows == infer["segments"]
+
+
+def test_pictures_are_there(ran):
+    pictures = [Path(ran[2]["figures"]["volumes"])]
+    pictures += [
+        Path(ran[2]["figures"]["detection"]) / n for n in ("timeline_0.png", "precision_recall.png", "losses.png")
+    ]
+    assert all(p.read_bytes()[:4] == b"\x89PNG" for p in pictures)
+
+
+def test_features_are_real_embeddings(ran):
+    root = ran[0]
+    dataset = datasets.load(str(root), "demo")
+    (version,) = (root / "columns" / "features").iterdir()
+    table = pq.read_table(version / f"{dataset.parts[0].id}.parquet")
+    vectors = np.array(table["embedding"].combine_chunks().flatten().to_pylist())
+    assert vectors.shape[1] == 384 and np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-4)
+
+
+def test_mlflow_holds_the_runs_and_a_model_that_runs_without_us(ran):
+    root, _, summary = ran
+    version = tracking.champion(str(root), "detector-5")
+    assert version.version == summary["champion"]
+    run = tracking.export(str(root), version.run)
+    assert run["metrics"]["every_frame_map"] and run["params"]["objective"] == "dense"
+    inputs = tracking.client(str(root)).get_run(version.run).inputs.dataset_inputs
+    dataset = datasets.load(str(root), "demo")
+    assert {i.dataset.digest for i in inputs} == {dataset.version}
+    model = mlflow.pytorch.load_model("models:/detector-5@champion")
+    assert model(torch.zeros(3, 3, 20, 32, 32, dtype=torch.uint8)).shape[:2] == (3, 20)
+
+
+def test_a_third_run_reuses_everything(ran, tmp_path_factory):
+    root, _, before = ran
+    output = demo(root, tmp_path_factory.mktemp("home2"))
+    after = json.loads((root / "summary.json").read_text())
+    assert after["decoded_first_run"] == 0 and "already trained" in output
+    assert after["map"] == before["map"] and after["gate"] == before["gate"]
+    assert after["champion"] == before["champion"]

@@ -1,0 +1,273 @@
+"""The decoder child: it may crash, hang, eat memory or lie, and only the file at hand is lost."""
+
+import os
+import signal
+import struct
+import subprocess
+import sys
+import threading
+import time
+from fractions import Fraction
+
+import numpy as np
+import pytest
+
+from storage import sandbox as sandbox_module
+from storage.errors import StoreError
+from storage.sandbox import CHECKOUT, Sandbox, mine
+from storage.video import Encoder, Limits, Rejected
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    """The path of a good video of 40 frames."""
+    path = tmp_path_factory.mktemp("sandbox") / "good.mp4"
+    with Encoder(path, 64, 48, Fraction(20)) as encoder:
+        for t in range(40):
+            encoder.write(np.full((48, 64, 3), 6 * t, np.uint8), Fraction(t, 20))
+    return path
+
+
+@pytest.fixture
+def box():
+    """A sandbox of little patience."""
+    box = Sandbox(stall=5.0)
+    yield box
+    box.close()
+
+
+def _cut(box, path, folder):
+    return box.cut(str(path), folder, span=1.0, short_side=32)
+
+
+def _works(box, path, folder):
+    assert [c["frames"] for c in _cut(box, path, folder)] == [20, 20]
+
+
+def _pose_as(box, monkeypatch, code):
+    """Makes the next children run `code` instead of the decoder, once they are told what to do."""
+    start = subprocess.Popen
+
+    def popen(command, **options):
+        return start([sys.executable, "-c", code], **options)
+
+    monkeypatch.setattr(sandbox_module.subprocess, "Popen", popen)
+
+
+LISTEN = "import sys, os, time, signal; sys.stdin.buffer.read(12); "
+
+
+def test_cut_and_sample(box, clip, tmp_path):
+    first, second = _cut(box, clip, tmp_path)
+    assert (first["end"], second["end"], first["width"], first["height"]) == (1.0, 2.0, 42, 32)
+    frames, kept, times = box.sample((tmp_path / second["file"]).read_bytes(), 4.0)
+    assert frames.shape == (4, 32, 42, 3) and kept.tolist() == [0, 0.25, 0.5, 0.75] and len(times) == 20
+
+
+def test_a_refusal_comes_through_and_the_child_lives_on(box, clip, tmp_path):
+    _works(box, clip, tmp_path)
+    child = box.child.pid
+    (tmp_path / "bad.mp4").write_bytes(b"")
+    with pytest.raises(Rejected) as caught:
+        _cut(box, tmp_path / "bad.mp4", tmp_path)
+    assert caught.value.reason == "empty"
+    _works(box, clip, tmp_path)
+    assert box.child.pid == child
+
+
+def test_the_limits_hold_in_the_child(clip, tmp_path):
+    box = Sandbox(limits=Limits(max_frames=10))
+    with pytest.raises(Rejected, match="too_many_frames"):
+        _cut(box, clip, tmp_path)
+    box.close()
+
+
+@pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGKILL, signal.SIGABRT])
+def test_a_crash_is_named(box, clip, tmp_path, monkeypatch, number):
+    with monkeypatch.context() as patch:
+        _pose_as(box, patch, LISTEN + f"os.kill(os.getpid(), {int(number)})")
+        with pytest.raises(Rejected) as caught:
+            _cut(box, clip, tmp_path)
+    assert caught.value.reason == "decoder_crash" and str(-number) in caught.value.detail
+    _works(box, clip, tmp_path)
+
+
+def test_a_child_killed_between_calls_is_replaced(box, clip, tmp_path):
+    _works(box, clip, tmp_path)
+    os.kill(box.child.pid, signal.SIGKILL)
+    _works(box, clip, tmp_path)
+
+
+def test_a_crash_that_is_not_the_files_is_tried_once_more(box, clip, tmp_path, monkeypatch):
+    start, commands = subprocess.Popen, []
+
+    def popen(command, **options):
+        commands.append(command)
+        return start([sys.executable, "-c", LISTEN] if len(commands) == 1 else command, **options)
+
+    monkeypatch.setattr(sandbox_module.subprocess, "Popen", popen)
+    _works(box, clip, tmp_path)
+    assert len(commands) == 2
+
+
+def test_a_child_that_hangs_is_given_up(clip, tmp_path):
+    box = Sandbox()
+    _works(box, clip, tmp_path)
+    box.stall, child = 0.5, box.child.pid
+    os.kill(child, signal.SIGSTOP)
+    began = time.monotonic()
+    with pytest.raises(Rejected) as caught:
+        _cut(box, clip, tmp_path)
+    assert caught.value.reason == "timeout" and time.monotonic() - began < 3 and not os.path.exists(f"/proc/{child}")
+    box.stall = 20.0
+    _works(box, clip, tmp_path)
+    box.close()
+
+
+def test_a_child_that_takes_no_bytes_is_given_up(clip, tmp_path):
+    box = Sandbox()
+    _works(box, clip, tmp_path)
+    box.stall = 0.5
+    os.kill(box.child.pid, signal.SIGSTOP)
+    with pytest.raises(Rejected, match="timeout"):
+        box.sample(bytes(5_000_000))
+    box.close()
+
+
+@pytest.mark.parametrize("answer", [
+    "sys.stdout.buffer.write(b'half')",  # and hangs in the middle of a message
+    "sys.stdout.buffer.write(__import__('struct').pack('<IQ', 9, 0) + b'{')",
+])  # fmt: skip
+def test_a_child_that_hangs_in_an_answer_is_given_up(clip, tmp_path, monkeypatch, answer):
+    box = Sandbox(stall=1.0)
+    _pose_as(box, monkeypatch, LISTEN + answer + "; sys.stdout.flush(); time.sleep(60)")
+    with pytest.raises(Rejected, match="timeout"):
+        _cut(box, clip, tmp_path)
+    box.close()
+
+
+def test_a_slow_video_that_gets_on_is_not_given_up(clip, tmp_path, monkeypatch):
+    beat = struct.pack("<IQ", 14, 0) + b'{"beat": true}'
+    done = struct.pack("<IQ", 14, 0) + b'{"result": []}'
+    box = Sandbox(stall=1.5)
+    code = f"w = sys.stdout.buffer\nfor _ in range(4): w.write({beat}); w.flush(); time.sleep(0.6)\nw.write({done}); w.flush(); time.sleep(9)"  # noqa: E501
+    _pose_as(box, monkeypatch, LISTEN + "\n" + code)
+    assert _cut(box, clip, tmp_path) == []
+    box.close()
+
+
+@pytest.mark.parametrize("text, blob", [
+    (b"no json", 0), (b"[1, 2]", 0), (b"\xff\xfe", 0), (b"{}", 1 << 62), (b'{"reason": "rm -rf", "detail": 1}', 0),
+])  # fmt: skip
+def test_an_answer_that_is_none_is_a_crash(box, clip, tmp_path, monkeypatch, text, blob):
+    data = struct.pack("<IQ", len(text), blob) + text
+    _pose_as(box, monkeypatch, LISTEN + f"sys.stdout.buffer.write({data}); sys.stdout.flush(); time.sleep(9)")
+    with pytest.raises(Rejected) as caught:
+        _cut(box, clip, tmp_path)
+    assert caught.value.reason == "decoder_crash"
+
+
+def test_memory_is_limited(clip, tmp_path):
+    path = tmp_path / "large.mp4"
+    with Encoder(path, 4096, 2304, Fraction(20)) as encoder:
+        for t in range(4):
+            encoder.write(np.zeros((2304, 4096, 3), np.uint8), Fraction(t, 20))
+    box = Sandbox(memory=3 << 30)
+    _works(box, clip, tmp_path)
+    with open(f"/proc/{box.child.pid}/statm") as file:
+        used = int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+    box.close()
+    box = Sandbox(memory=used + (24 << 20))
+    with pytest.raises(Rejected) as caught:
+        _cut(box, path, tmp_path)
+    assert caught.value.reason == "oom", caught.value
+    _works(box, clip, tmp_path)
+    box.close()
+
+
+def test_a_full_disk_is_not_the_videos_fault(box, clip, tmp_path):
+    (tmp_path / "000000.mp4").symlink_to("/dev/full")
+    with pytest.raises(StoreError, match="(?i)space"):
+        _cut(box, clip, tmp_path)
+    (tmp_path / "000000.mp4").unlink()
+    _works(box, clip, tmp_path)
+
+
+def test_a_folder_that_is_gone_is_not_the_videos_fault(box, clip, tmp_path):
+    with pytest.raises(StoreError):
+        _cut(box, clip, tmp_path / "gone")
+
+
+def test_no_secret_reaches_the_child(box, clip, tmp_path, monkeypatch):
+    for name in ("AWS_SECRET_ACCESS_KEY", "AWS_ACCESS_KEY_ID", "MLFLOW_TRACKING_PASSWORD", "PREFECT_API_KEY"):
+        monkeypatch.setenv(name, "canary-of-the-test")
+    _works(box, clip, tmp_path)
+    with open(f"/proc/{box.child.pid}/environ", "rb") as file:
+        found = file.read()
+    assert b"canary" not in found and b"AWS_" not in found and b"PYTHONPATH=" in found
+
+
+def test_the_child_holds_no_files_of_its_parent(box, clip, tmp_path):
+    with open(clip, "rb") as held:
+        os.set_inheritable(held.fileno(), True)
+        _works(box, clip, tmp_path)
+        fds = os.listdir(f"/proc/{box.child.pid}/fd")
+        assert str(clip) not in [os.readlink(f"/proc/{box.child.pid}/fd/{fd}") for fd in fds]
+
+
+OWNER = """
+import sys, time
+from pathlib import Path
+from storage.sandbox import Sandbox
+box = Sandbox()
+box.cut(sys.argv[1], Path(sys.argv[2]), span=1.0, short_side=32)
+print(box.child.pid, flush=True)
+time.sleep(60)
+"""
+
+
+def _gone(pid, within=5.0):
+    until = time.monotonic() + within
+    while time.monotonic() < until:
+        try:
+            with open(f"/proc/{pid}/stat") as file:
+                if file.read().rsplit(")", 1)[1].split()[0] == "Z":
+                    return True
+        except FileNotFoundError:
+            return True
+        time.sleep(0.05)
+    return False
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_the_child_dies_with_its_parent(clip, tmp_path, stopped):
+    command = [sys.executable, "-c", OWNER, str(clip), str(tmp_path)]
+    owner = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=CHECKOUT)
+    child = int(owner.stdout.readline())
+    if stopped:  # one that reads nothing, so that the end of its input is not what ends it
+        os.kill(child, signal.SIGSTOP)
+    owner.kill()
+    owner.communicate()
+    assert _gone(child)
+
+
+def test_a_sandbox_is_the_threads_own_and_ends_with_it(clip, tmp_path):
+    found = []
+
+    def work():
+        _works(mine(), clip, tmp_path)
+        assert mine() is mine()
+        found.append(mine().child.pid)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert _gone(found[0])
+
+
+def test_closing_twice_is_fine(box, clip, tmp_path):
+    _works(box, clip, tmp_path)
+    child = box.child.pid
+    box.close()
+    box.close()
+    assert not os.path.exists(f"/proc/{child}")

@@ -1,0 +1,169 @@
+"""Batch inference and evaluation: every frame once, on the right clock, and only where it is missing."""
+
+import duckdb
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+import models
+from storage import checkpoints, columns, files
+from storage.errors import InputError
+from tasks import evaluate, predict, train_rank
+from tasks.pretrain import classes_of
+from tasks.train_rank import Spec
+from test_tasks_prepare import prepare
+
+
+@pytest.fixture(scope="module")
+def ready(archive, tmp_path_factory):
+    """A prepared root and an untrained checkpoint."""
+    root = str(tmp_path_factory.mktemp("predicted"))
+    dataset, _ = prepare(root, str(archive / "archive"), str(archive / "labels.csv"))
+    classes = classes_of(dataset.select(split="train", labelled="segments"))
+    spec = Spec(root=root, parts=[], classes=classes, objective="dense", options={"size": "TINY"}, size=24)
+    weights = train_rank.build(spec).state_dict()
+    return root, dataset, checkpoints.save(root, "untrained", 1, weights, {}, train_rank._about(spec), True)
+
+
+@pytest.mark.parametrize("T", [1, 15, 16, 17, 24, 100])
+def test_windows_cover_every_frame(T):
+    seen = np.zeros(max(T, 16))
+    for begin in predict.windows(T, 16):
+        seen[begin : begin + 16] += 1
+    assert seen.min() >= 1 and seen.max() <= 3
+
+
+class Clockwork(torch.nn.Module):
+    """Answers with the brightness of each frame, so that frames out of place are seen."""
+
+    config = models.build("x3d", size="TINY", num_classes=1).config
+
+    def forward(self, video):
+        return {"logits": video.mean((1, 3, 4))[..., None]}
+
+
+@pytest.mark.parametrize("T", [5, 16, 40])
+def test_joined_windows_equal_one_pass(T):
+    video = torch.randint(0, 256, (T, 3, 8, 8), dtype=torch.uint8)
+    joined = predict.frame_logits(Clockwork(), video, 16)
+    whole = Clockwork()(predict.normalise(video.transpose(0, 1)[None], Clockwork.config))["logits"][0]
+    assert joined.shape == (T, 1) and torch.allclose(joined, whole, atol=1e-5)
+
+
+def test_scores_at_source_rate_follow_the_times():
+    sampled, times = np.array([0.0, 0.5, 1.0]), np.array([0.0, 0.1, 0.25, 0.9])
+    scores = predict.at_source_rate(np.array([[0.0], [1.0], [2.0]]), sampled, times)
+    assert np.allclose(np.log(scores / (1 - scores))[:, 0], 2 * times)
+
+
+def test_segments_are_runs_above_the_threshold():
+    times = np.arange(10) / 10
+    scores = np.array([0, 0.6, 0.8, 0.7, 0, 0, 0.9, 0, 0.5, 0.5])[:, None]
+    found = predict.segments(scores, times, ["a"])
+    assert [(s["start"], s["end"]) for s in found] == [(pytest.approx(0.1), pytest.approx(0.4))]
+    assert found[0]["score"] == pytest.approx(0.7)
+
+
+def test_every_source_frame_is_predicted_once(ready):
+    root, dataset, checkpoint = ready
+    name, done = predict.predict_parts(root, dataset.parts, checkpoint)
+    assert done.decoded == dataset.clips
+    for part in dataset.parts:
+        for row, (key, times, scores) in zip(part.rows(), predict.read_predictions(root, name, part), strict=True):
+            assert key == row["key"] and len(times) == len(scores) == row["frames"]
+            assert times[0] == pytest.approx(row["start"]) and times[-1] < row["end"]
+
+
+def test_a_second_run_computes_nothing(ready):
+    root, dataset, checkpoint = ready
+    predict.predict_parts(root, dataset.parts, checkpoint)
+    _, done = predict.predict_parts(root, dataset.parts, checkpoint)
+    assert done.decoded == 0
+
+
+def test_the_tables_open_in_one_line(ready):
+    root, dataset, checkpoint = ready
+    name, _ = predict.predict_parts(root, dataset.parts, checkpoint)
+    frames = duckdb.sql(f"select sum(len(times)) from '{root}/columns/predictions/{name}/*.parquet'").fetchone()[0]
+    assert frames == sum(row["frames"] for part in dataset.parts for row in part.rows())
+    schema = pq.read_schema(f"{root}/segments/{name}/{dataset.parts[0].id}.parquet")
+    assert schema.names == ["key", "source", "class", "start", "end", "score"]
+
+
+def perfect(root, dataset, classes, name, spoil=0.0):
+    """Writes a predictions column that knows the truth, up to some noise."""
+    rng = np.random.default_rng(0)
+    for part in dataset.select(split="heldout", labelled="segments"):
+        rows = []
+        for row in part.rows():
+            times = np.arange(row["frames"]) / row["fps"]
+            truth = predict_truth(row, times, classes)
+            scores = (1 - spoil) * truth + spoil * rng.uniform(size=truth.shape)
+            rows.append({"key": row["key"], "times": times + row["start"], "scores": scores.astype(np.float16)})
+        columns.write(root, predict.COLUMN, name, part, predict._as_table(rows, len(classes)), {})
+
+
+def predict_truth(row, times, classes):
+    truth = np.zeros((len(times), len(classes)))
+    for found in row["labels"]:
+        on = (times + row["start"] >= found["start"]) & (times + row["start"] <= found["end"])
+        truth[on, classes.index(found["label"])] = 1
+    return truth
+
+
+def test_perfect_predictions_of_many_clips_score_one(ready):
+    """Clips of a video are joined on its clock; a clip out of place, or a label lost at a cut, would cost."""
+    root, dataset, checkpoint = ready
+    classes = checkpoint.about["classes"]
+    perfect(root, dataset, classes, "perfect")
+    parts = evaluate.held_out(dataset)
+    assert max(len([r for r in p.rows() if r["path"] == r0["path"]]) for p in parts for r0 in p.rows()) > 1
+    videos = evaluate.scored_videos(root, parts, "perfect", classes)
+    for protocol in evaluate.PROTOCOLS:
+        result = evaluate.frame_map(*evaluate.collect(videos, len(classes), protocol).arrays()[:2])
+        assert result.map == pytest.approx(1.0)
+
+
+def test_evaluation_of_an_untrained_model_is_near_the_prior(ready):
+    root, dataset, checkpoint = ready
+    found = evaluate.evaluate_checkpoint(root, dataset, checkpoint, "evaluate")
+    assert 0.02 < found.metrics["every_frame_map"] < 0.6
+    assert set(found.metrics) == {
+        f"{p}_{m}" for p in evaluate.PROTOCOLS for m in ("map", "wap", "map_prior_normalised")
+    }
+
+
+def test_figures_are_drawn(ready, tmp_path):
+    root, dataset, checkpoint = ready
+    found = evaluate.evaluate_checkpoint(root, dataset, checkpoint, "evaluate")
+    made = evaluate.draw(found, checkpoint.about["classes"], tmp_path, evaluate.held_out(dataset))
+    assert all(path.read_bytes()[:4] == b"\x89PNG" and path.stat().st_size > 10_000 for path in made)
+
+
+def test_a_dataset_without_held_out_videos_is_refused(ready):
+    root, dataset, _ = ready
+    from dataclasses import replace
+
+    with pytest.raises(InputError, match="no held-out videos with segments"):
+        evaluate.held_out(replace(dataset, parts=dataset.select(split="train")))
+
+
+def test_overlap_of_train_and_held_out_is_refused(ready):
+    root, dataset, _ = ready
+    from dataclasses import replace
+
+    leaked = [replace(part, split="train") for part in dataset.select(split="heldout")]
+    with pytest.raises(InputError, match="both train and held-out"):
+        evaluate.held_out(replace(dataset, parts=[*dataset.parts, *leaked]))
+
+
+def test_an_interrupted_prediction_leaves_nothing_half(ready, monkeypatch):
+    root, dataset, checkpoint = ready
+    part = dataset.parts[0]
+    monkeypatch.setattr(columns, "write", lambda *_, **__: (_ for _ in ()).throw(OSError("gone")))
+    monkeypatch.setattr(predict, "version", lambda _: "interrupted")
+    with pytest.raises(OSError, match="gone"):
+        predict.predict_part(part, root=root, checkpoint=checkpoint.url)
+    assert not columns.has(root, predict.COLUMN, "interrupted", part.id)
+    assert files.names(files.join(root, "columns", predict.COLUMN, "interrupted")) == []
