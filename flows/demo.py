@@ -20,7 +20,7 @@ def demo(
     seed: Annotated[int, Field(description="Seed of the archive and of the training.")] = 0,
     weak: Annotated[int, Field(description="Videos with one action and a video-level label.", ge=8)] = 640,
     dense: Annotated[int, Field(description="Videos with segments; a third is held out.", ge=6)] = 120,
-    pretrain_steps: Annotated[int, Field(description="Steps of pretraining.", ge=1)] = 800,
+    pretrain_steps: Annotated[int, Field(description="Steps of pretraining.", ge=1)] = 1000,
     finetune_steps: Annotated[int, Field(description="Steps of fine-tuning.", ge=1)] = 200,
 ) -> dict[str, Any]:
     """Render a labelled archive of real H.264 files and run the whole chain on it, on a CPU.

@@ -34,7 +34,7 @@ def retrain(
     pixels: Annotated[int, Field(description="Height and width that models see.", ge=16)] = 24,
     batch: Annotated[int, Field(description="Windows per step, over all ranks.", ge=2)] = 16,
     optimizer: Annotated[Literal["adamw", "sgd"], Field(description="AdamW, or SGD with momentum.")] = "adamw",
-    pretrain_steps: Annotated[int, Field(description="Steps of pretraining, the same for every kind.", ge=1)] = 800,
+    pretrain_steps: Annotated[int, Field(description="Steps of pretraining, the same for every kind.", ge=1)] = 1000,
     finetune_steps: Annotated[int, Field(description="Steps of fine-tuning.", ge=1)] = 200,
     pretrain_lr: Annotated[float, Field(description="Learning rate of pretraining.", gt=0)] = 0.01,
     finetune_lr: Annotated[float, Field(description="Learning rate of fine-tuning.", gt=0)] = 0.005,

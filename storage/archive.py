@@ -57,7 +57,8 @@ class Labels:
 
     @property
     def kind(self) -> str:
-        return "segments" if any(start is not None for start, _, _ in self.rows) else "video"
+        # Looked at and nothing there is a video of background frames, not one with an unknown label.
+        return "video" if any(start is None for start, _, _ in self.rows) else "segments"
 
 
 @dataclass(frozen=True)

@@ -35,11 +35,16 @@ def freeze(root: str, name: str, parts: list[Part], about: dict[str, Any]) -> Da
     """Writes the list of parts (those with clips) under its digest, then moves ``latest`` to it."""
     kept = sorted((p for p in parts if p.samples), key=lambda p: p.id)
     listing = {"schema": files.SCHEMA, "name": name, "parts": [as_record(p) for p in kept], "about": about}
-    version = files.digest_of(listing)[:16]
+    version = _version(listing)
     url = files.join(root, "datasets", name, f"{version}.json")
-    files.publish_bytes(json.dumps(listing, sort_keys=True, indent=1).encode(), url)
+    files.publish_bytes(json.dumps(listing, sort_keys=True, indent=1).encode(), url, same=False)
     files.replace_json({"version": version}, files.join(root, "datasets", name, "latest.json"))
     return Dataset(name, version, kept, about)
+
+
+def _version(listing: dict[str, Any]) -> str:
+    """The digest of the parts alone: the same parts are the same dataset, however they came about."""
+    return files.digest_of([listing["schema"], listing["name"], listing["parts"]])[:16]
 
 
 def load(root: str, name: str, version: str = "latest") -> Dataset:
@@ -56,7 +61,7 @@ def load(root: str, name: str, version: str = "latest") -> Dataset:
             + (f"there are: {', '.join(known)}" if known else "run `reelmill prepare` first")
         ) from error
     files.check_schema(root, listing)
-    if files.digest_of(listing)[:16] != version:
+    if _version(listing) != version:
         raise InputError(f"dataset {name} {version}: the list under {folder} was altered; prepare it again")
     return Dataset(name, version, [from_record(root, record) for record in listing["parts"]], listing["about"])
 

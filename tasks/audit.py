@@ -1,12 +1,10 @@
 """Look over a root without changing it: what is stale, dropped, drifting or behind."""
 
-import io
 from collections import Counter
 from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
@@ -14,6 +12,7 @@ from storage import columns, datasets, files, ledger
 from storage.checkpoints import describe
 from storage.datasets import Dataset
 from tasks import predict, report, tracking
+from tasks.listing import load_plan
 
 SAMPLE = 2000  # vectors that uniformity is measured on
 
@@ -29,8 +28,8 @@ def freshness(root: str, dataset: Dataset) -> dict[str, Any]:
 
 def losses(root: str, dataset: Dataset) -> dict[str, dict[str, int]]:
     """Dropped and quarantined items by step and reason."""
-    plan = files.join(root, "plans", dataset.name, f"{dataset.about['plan']}.parquet")
-    drafts = set(pq.read_table(io.BytesIO(files.read(plan)), columns=["part"])["part"].to_pylist()) - {""}
+    plan = files.read_json(files.join(root, "plans", dataset.name, "latest.json"))["plan"]
+    drafts = {draft.id for draft in load_plan(root, dataset.name, plan)}
     found: Counter = Counter()
     for step, names in (("list", [dataset.name]), ("shard", sorted(drafts))):
         for name in names:

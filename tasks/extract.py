@@ -29,6 +29,7 @@ TOGETHER = 64  # frames of one size that are embedded in one call; small batches
 def encoder(model: str, pretrained: str | None) -> clip.FrameEncoder:
     """The towers, loaded once a process. Raises `InputError` for an unknown model and for a missing package."""
     say(f"  features     loading {model}")
+    torch.set_num_threads(1)  # the pool's threads share the cores; more of them here would only get in the way
     try:
         return clip.load(model, pretrained)
     except (ValueError, ImportError) as error:

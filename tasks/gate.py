@@ -28,7 +28,7 @@ def judge(
     """
     champion = tracking.champion(root, model)
     found: dict[str, Any] = {
-        "challenger": title,
+        "candidate": title,
         "dataset": f"{dataset.name}@{dataset.version}",
         "margin": margin,
         "champion_version": champion.version if champion else None,
@@ -88,7 +88,7 @@ def gate(
 
 def _announce(root: str, dataset: Dataset, model: str, run: str, decision: dict[str, Any]) -> None:
     """Tells MLflow, the event log, the terminal and the run's page."""
-    promoted, title = decision["decision"] == "promoted", decision["challenger"]
+    promoted, title = decision["decision"] == "promoted", decision["candidate"]
     numbers = {f"gate_{name}": decision[name] for name in ("delta", "ci_low", "ci_high") if decision[name] is not None}
     tracking.log_metrics(root, run, {**numbers, "gate_promoted": float(promoted)})
     emit_event(
@@ -104,5 +104,5 @@ def _announce(root: str, dataset: Dataset, model: str, run: str, decision: dict[
 def as_markdown(model: str, decision: dict[str, Any]) -> str:
     """The decision as a page with every number."""
     shown = "\n".join(f"| {key} | {value} |" for key, value in decision.items())
-    title = f"# {model}: {decision['challenger']} was **{decision['decision']}**"
+    title = f"# {model}: {decision['candidate']} was **{decision['decision']}**"
     return f"{title}\n\n{decision['why']}\n\n| | |\n|---|---|\n{shown}\n"

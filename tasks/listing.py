@@ -1,15 +1,13 @@
 """List the archive and plan its parts: what is there, what it is labelled, which part it belongs to."""
 
-import io
 import json
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from storage import files, ledger
+from storage import files, ledger, tables
 from storage.archive import (
     Draft,
     Labels,
@@ -23,7 +21,7 @@ from storage.archive import (
     read_labels,
     split_of,
 )
-from storage.errors import InputError
+from storage.errors import InputError, StoreError
 from storage.ledger import Entry, Report
 from tasks.report import progress, say
 
@@ -53,17 +51,16 @@ def save_plan(root: str, name: str, parts: list[Draft], known: list[Member]) -> 
         }
         for m in known
     ]
-    sink = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(rows, schema=PLAN), sink, compression="zstd")
-    digest = files.digest(sink.getvalue())[:16]
-    files.publish_bytes(sink.getvalue(), _plan_url(root, name, digest), same=False)
+    packed = tables.pack(pa.Table.from_pylist(rows, schema=PLAN))
+    digest = files.digest(packed)[:16]
+    files.publish_bytes(packed, _plan_url(root, name, digest), same=False)
     files.replace_json({"plan": digest}, files.join(root, "plans", name, "latest.json"))
     return digest
 
 
 def load_plan(root: str, name: str, digest: str) -> list[Draft]:
     """The parts of a plan."""
-    table = pq.read_table(io.BytesIO(files.read(_plan_url(root, name, digest))))
+    table = tables.read(_plan_url(root, name, digest))
     found: dict[str, list[Member]] = {}
     for row in table.to_pylist():
         if row["part"]:
@@ -78,9 +75,7 @@ def _remembered(root: str, name: str) -> dict[tuple[str, str], str]:
     """Content ids by (URL, stamp) from the last listing: files that were not touched are not read again."""
     try:
         latest = files.read_json(files.join(root, "plans", name, "latest.json"))["plan"]
-        table = pq.read_table(
-            io.BytesIO(files.read(_plan_url(root, name, latest))), columns=["url", "stamp", "content_id"]
-        )
+        table = tables.read(_plan_url(root, name, latest), ["url", "stamp", "content_id"])
     except FileNotFoundError:
         return {}
     return {(row["url"], row["stamp"]): row["content_id"] for row in table.to_pylist()}
@@ -145,6 +140,8 @@ def _identify(
         return Entry(source.path, "quarantined", "not_found", str(error)), None
     except IsADirectoryError as error:
         return Entry(source.path, "quarantined", "not_regular_file", str(error)), None
+    except OSError as error:  # the store's fault, not the video's
+        raise StoreError(f"{source.url} cannot be read: {error}") from error
     member = Member(source, identity, split_of(source, labels, held_out), labels)
     owner = owners.setdefault(identity, source.path)
     if owner != source.path:

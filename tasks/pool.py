@@ -53,7 +53,7 @@ def _on_cluster(
     with Client(address, set_as_default=False, timeout="30s") as client:
         futures = client.map(function, items, pure=False)
         owner = {future.key: item for future, item in zip(futures, items, strict=True)}
-        for future in done(futures):
+        for future in done(futures, loop=client.loop):
             error = future.exception()
             yield owner[future.key], error if error is not None else future.result()
 

@@ -51,6 +51,7 @@ def version(checkpoint: Checkpoint) -> str:
 @lru_cache(maxsize=4)
 def load(url: str) -> nn.Module:
     """The model of a checkpoint, ready to predict; kept, so that a process loads it once."""
+    torch.set_num_threads(1)  # the pool's threads share the cores
     about = checkpoints.describe(url).about
     model = models.build(about["system"], num_classes=len(about["classes"]), **about["options"])
     model.load_state_dict(checkpoints.load_weights(url))

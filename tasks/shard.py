@@ -97,7 +97,8 @@ def shard_part(draft: Draft, *, root: str, span: float, short_side: int) -> Repo
             entries.append(entry)
             rows += cut_rows
             media += cut_media
-        ledger.write(root, "shard", draft.id, entries)
+        if not parts.committed(root, draft.id):  # a faster worker's account stays with its part
+            ledger.write(root, "shard", draft.id, entries)
         part = parts.commit(root, draft.id, rows, media, folder)
     done = ledger.tally(entries)
     done.decoded, done.bytes, done.seconds = len(draft.members), part.bytes, time.monotonic() - began
@@ -134,7 +135,7 @@ def shard_archive(
             f"{count} of {listed.items} files are quarantined ({reasons}), more than --failure-budget "
             f"{failure_budget:g}; the good ones are committed, see the ledger under {root}/ledger/shard"
         )
-    about = {"plan": plan, "span": span, "short_side": short_side}
+    about = {"span": span, "short_side": short_side}
     return datasets.freeze(root, name, found, about), total
 
 

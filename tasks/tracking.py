@@ -36,9 +36,12 @@ BATCH = 500  # metrics a call; one call per metric is 25 times slower
 
 def client(root: str) -> MlflowClient:
     """A client for ``MLFLOW_TRACKING_URI``, or for SQLite under a local root where that is not set."""
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or _embedded(root)
+    given = os.environ.get("MLFLOW_TRACKING_URI")
+    uri = given or _embedded(root)
     mlflow.set_tracking_uri(uri)
     mlflow.set_registry_uri(uri)
+    if given is None:  # mlflow has just set it, and the next root would take it for the caller's wish
+        os.environ.pop("MLFLOW_TRACKING_URI", None)
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 

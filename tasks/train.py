@@ -17,7 +17,7 @@ from tasks.train_rank import Spec
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 SIDE_BY_SIDE = 2  # trainings at a time; each has its share of the cores
-TAIL = 30  # lines of a failed training that are shown
+TAIL = 60  # lines of a failed training that are shown
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +31,7 @@ class Recipe:
     pixels: int = 24
     batch: int = 16
     optimizer: str = "adamw"
-    pretrain_steps: int = 800
+    pretrain_steps: int = 1000
     finetune_steps: int = 200
     pretrain_lr: float = 0.01
     finetune_lr: float = 0.005

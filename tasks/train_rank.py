@@ -18,6 +18,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.elastic.multiprocessing.errors import record
 
 import models
 from models.augment import augment
@@ -173,6 +174,7 @@ def _say(rank: int, report: dict[str, Any]) -> None:
         print(json.dumps(report), flush=True)
 
 
+@record  # so that torchrun repeats the traceback at the end of the log, where people look
 def main() -> None:
     """Reads the spec, joins the other ranks and trains."""
     parser = argparse.ArgumentParser(description="one rank of a training; started by torchrun")

@@ -28,7 +28,8 @@ def refused(*arguments: str) -> str:
 
 def test_help_loads_nothing_heavy():
     heavy = {"torch", "prefect", "mlflow", "numpy", "pyarrow"}
-    code = f"import sys; from flows.__main__ import main; main(['--help'], standalone_mode=False); assert not {heavy!r} & set(sys.modules)"
+    code = "import sys; from flows.__main__ import main; main(['--help'], standalone_mode=False);"
+    code += f"assert not {heavy!r} & set(sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert all(name in done.stdout for name in COMMANDS)

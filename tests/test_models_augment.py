@@ -252,9 +252,7 @@ def test_the_default_border_is_a_sixteenth_and_the_area_is_not_quite_half():
     mask = cutmix_mask(1, 224, ints(0), window="constant")
     assert ((mask > 0) & (mask < 1)).sum() == 27  # 2 * 14 - 1
     assert mask.mean().item() == pytest.approx(0.5 + 1 / 448, abs=1e-7)
-    assert cutmix_mask(1, 224, ints(0), window="constant", ramp="released").mean().item() == pytest.approx(
-        0.5
-    )
+    assert cutmix_mask(1, 224, ints(0), window="constant", ramp="released").mean().item() == pytest.approx(0.5)
 
 
 def test_no_border_bleeds_into_frames_of_one_clip():
@@ -278,9 +276,7 @@ def test_a_constant_window_moves_both_contents_from_side_to_side():
     out, _ = volume_cutmix(columns, label, columns + 10, label, ints(0), "constant", border=0)
     assert out[0, 0, :, 0, 0].tolist() == [4, 3, 2, 1, 0]  # what the left edge shows: content moves right
     assert out[0, 0, :, 0, 7].tolist() == [17, 16, 15, 14, 13]
-    out, _ = volume_cutmix(
-        columns, label, columns + 10, label, ints(0), "constant", border=0, view="released"
-    )
+    out, _ = volume_cutmix(columns, label, columns + 10, label, ints(0), "constant", border=0, view="released")
     assert out[0, 0, :, 0, 0].tolist() == [0, 0, 1, 2, 3]  # floor(4 t / 5), to the left
     assert out[0, 0, :, 0, 7].tolist() == [17, 17, 16, 15, 14]
 
@@ -340,14 +336,10 @@ def test_the_transient_mask_is_the_printed_formula():
 def test_mixup_labels_are_the_weights_in_the_pixels(options):
     for positions in draws():
         shown, said = ones_over_zeros(volume_mixup, 4, **positions, **options)
-        assert torch.allclose(shown.mean(-1), said) and torch.equal(
-            said, mixup_alpha(8, **positions, **options)
-        )
+        assert torch.allclose(shown.mean(-1), said) and torch.equal(said, mixup_alpha(8, **positions, **options))
 
 
-@pytest.mark.parametrize(
-    "options", [{}, {"border": 0}, {"border": 2.5}, {"border": 40}, {"ramp": "released"}]
-)
+@pytest.mark.parametrize("options", [{}, {"border": 0}, {"border": 2.5}, {"border": 40}, {"ramp": "released"}])
 def test_cutmix_labels_are_the_mean_of_the_mask_in_the_pixels(options):
     for positions in draws():
         shown, said = ones_over_zeros(volume_cutmix, 4, **positions, **options)
@@ -424,9 +416,7 @@ def test_other_integer_types_layouts_and_positions_are_accepted():
     plain = [x.contiguous() for x in clips]
     narrow = ints(0, 1, 2, 3).to(torch.uint8)
     assert same(volume_mixup(*clips, narrow), volume_mixup(*plain, narrow.long()))
-    assert same(
-        volume_freeze(*clips[:2], narrow, narrow), volume_freeze(*plain[:2], narrow.long(), narrow.long())
-    )
+    assert same(volume_freeze(*clips[:2], narrow, narrow), volume_freeze(*plain[:2], narrow.long(), narrow.long()))
 
 
 def test_gradients_reach_both_clips():

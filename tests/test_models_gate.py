@@ -135,9 +135,7 @@ def test_draws_without_any_positive_are_counted_and_left_out():
 def test_a_class_without_positives_is_reported():
     champion, challenger = two_models(10)
     for key in champion.videos:
-        champion, challenger = (
-            relabelled(m, key, lambda t: t & [True, False, True]) for m in (champion, challenger)
-        )
+        champion, challenger = (relabelled(m, key, lambda t: t & [True, False, True]) for m in (champion, challenger))
     assert paired_bootstrap(champion, challenger, samples=100).excluded == [1]
 
 

@@ -192,9 +192,7 @@ def test_normalise() -> None:
     out = x3d.normalise(video.to(memory_format=torch.channels_last_3d), config)
     assert out.dtype == torch.float32 and out.is_contiguous(memory_format=torch.channels_last_3d)
     for channel, (mean, std) in enumerate(zip(config.mean, config.std, strict=True)):
-        torch.testing.assert_close(
-            out[:, channel], (video[:, channel] / 255 - mean) / std, atol=1e-5, rtol=1e-5
-        )
+        torch.testing.assert_close(out[:, channel], (video[:, channel] / 255 - mean) / std, atol=1e-5, rtol=1e-5)
     assert torch.equal(video, kept)
     identity = replace(x3d.M, mean=(0.0,) * 3, std=(1 / 255,) * 3)
     torch.testing.assert_close(x3d.normalise(video, identity), video.float())
@@ -224,7 +222,5 @@ def test_overrides_reach_the_config() -> None:
 
 
 def test_importing_models_loads_no_torch() -> None:
-    code = (
-        "import sys, models; assert models.SYSTEMS['x3d'] == 'models.x3d'; sys.exit('torch' in sys.modules)"
-    )
+    code = "import sys, models; assert models.SYSTEMS['x3d'] == 'models.x3d'; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=models.__path__[0] + "/..").returncode == 0

@@ -1,0 +1,366 @@
+"""prefect.yaml and automations.yaml against Prefect's own models, the flows' signatures and the gate's event."""
+
+import importlib
+import inspect
+import os
+from collections import defaultdict
+from copy import deepcopy
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import MagicMock
+from uuid import uuid4
+
+import prefect.settings
+import pytest
+import yaml
+from prefect import Flow
+from prefect.cli.deploy._models import (
+    ConcurrencyLimitSpec,
+    DeploymentConfig,
+    PrefectYamlModel,
+    RawScheduleConfig,
+    WorkPoolConfig,
+)
+from prefect.client.schemas.schedules import CronSchedule
+from prefect.events.actions import ChangeFlowRunState
+from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
+from prefect.events.schemas.deployment_triggers import DeploymentEventTrigger
+from prefect.server.events.schemas.automations import AutomationCore as ServerAutomation
+from prefect.server.events.schemas.automations import EventTrigger as ServerTrigger
+from prefect.server.events.schemas.events import ReceivedEvent
+from prefect.server.utilities.user_templates import render_user_template_sync
+from prefect.settings.models.flows import FlowsSettings
+from prefect.utilities.callables import parameter_schema
+from prefect.workers.process import ProcessVariables
+from pydantic import BaseModel
+
+from tasks import gate as gates
+from tasks import serve
+
+CHECKOUT = Path(__file__).parent.parent
+FLOWS = ("prepare", "retrain", "infer", "audit", "demo")
+STRATEGIES = {
+    "prepare/hourly": "CANCEL_NEW",
+    "retrain/nightly": "CANCEL_NEW",
+    "infer/on-promotion": "ENQUEUE",
+    "audit/daily": "ENQUEUE",
+}
+
+
+class Strict(yaml.SafeLoader):
+    """Refuses a key that is given twice; YAML itself keeps the last one and says nothing."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        keys = [key.value for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+        if twice := {key for key in keys if keys.count(key) > 1}:
+            raise yaml.constructor.ConstructorError(None, None, f"given twice: {twice}", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+def load(name: str) -> dict[str, Any]:
+    return yaml.load((CHECKOUT / name).read_text(), Strict)
+
+
+SPEC = load("prefect.yaml")
+AUTOMATIONS = load("automations.yaml")
+
+
+def flow_of(deployment: dict[str, Any]) -> Flow:
+    module, _, name = deployment["entrypoint"].rpartition(".")
+    return getattr(importlib.import_module(module), name)
+
+
+def title(deployment: dict[str, Any]) -> str:
+    return f"{flow_of(deployment).name}/{deployment['name']}"
+
+
+def called(name: str) -> dict[str, Any]:
+    return next(d for d in SPEC["deployments"] if title(d) == name)
+
+
+each = pytest.mark.parametrize("deployment", SPEC["deployments"], ids=title)
+
+
+# Keys: Prefect drops what it does not know without a word.
+
+
+def unknown(model: type[BaseModel], given: dict[str, Any], where: str) -> list[str]:
+    known = {*model.model_fields, *(field.alias for field in model.model_fields.values() if field.alias)}
+    return [f"{where}.{key}" for key in given if key not in known]
+
+
+def strays(spec: dict[str, Any]) -> list[str]:
+    """Every key of prefect.yaml, at any level, that Prefect would drop."""
+    found = unknown(PrefectYamlModel, spec, "")
+    for step in spec["pull"]:
+        for path, options in step.items():
+            module, _, name = path.rpartition(".")
+            accepted = inspect.signature(getattr(importlib.import_module(module), name)).parameters
+            found += [f"pull.{option}" for option in options if option not in accepted]
+    for deployment in spec["deployments"]:
+        where = deployment["name"]
+        found += unknown(DeploymentConfig, deployment, where)
+        found += unknown(ConcurrencyLimitSpec, deployment["concurrency_limit"], f"{where}.concurrency_limit")
+        found += unknown(WorkPoolConfig, deployment["work_pool"], f"{where}.work_pool")
+        found += unknown(ProcessVariables, deployment["work_pool"]["job_variables"], f"{where}.job_variables")
+        for schedule in deployment.get("schedules", []):
+            found += unknown(RawScheduleConfig, schedule, f"{where}.schedules")
+        for trigger in deployment.get("triggers", []):
+            found += unknown(DeploymentEventTrigger, trigger, f"{where}.triggers")
+    return found
+
+
+def test_the_file_has_no_key_that_prefect_drops():
+    assert strays(SPEC) == []
+    assert PrefectYamlModel.model_validate(SPEC).deployments
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        (),
+        ("pull", 0, "prefect.deployments.steps.set_working_directory"),
+        ("deployments", 0),
+        ("deployments", 0, "concurrency_limit"),
+        ("deployments", 0, "work_pool"),
+        ("deployments", 0, "work_pool", "job_variables"),
+        ("deployments", 0, "schedules", 0),
+        ("deployments", 2, "triggers", 0),
+    ],
+    ids=str,
+)
+def test_a_misspelt_key_is_found_at_every_level(path):
+    spec = deepcopy(SPEC)
+    at: Any = spec
+    for step in path:
+        at = at[step]
+    at["colision_strategy"] = "ENQUEUE"
+    assert {key.rsplit(".")[-1] for key in strays(spec)} == {"colision_strategy"}
+
+
+def test_a_key_given_twice_is_refused():
+    with pytest.raises(yaml.constructor.ConstructorError, match="given twice"):
+        yaml.load("a: 1\na: 2", Strict)
+
+
+# Deployments
+
+
+def test_these_deployments_and_no_others():
+    assert {title(deployment) for deployment in SPEC["deployments"]} == set(STRATEGIES)
+
+
+@each
+def test_a_deployment_says_what_it_is(deployment):
+    assert isinstance(flow_of(deployment), Flow)
+    assert ":" not in deployment["entrypoint"], "a path entrypoint puts flows/ first on sys.path"
+    assert len(deployment["description"]) > 40
+    assert deployment["enforce_parameter_schema"] is True
+    assert deployment["work_pool"]["name"] == serve.POOL
+    assert bool(deployment.get("schedules")) != bool(deployment.get("triggers"))
+
+
+@each
+def test_parameters_are_the_flows_own_and_valid(deployment):
+    flow, given = flow_of(deployment), deployment["parameters"]
+    schema = parameter_schema(flow)
+    assert set(given) <= set(schema.properties)
+    assert set(schema.required or []) <= set(given)
+    assert flow.validate_parameters(given).items() >= given.items()
+    assert given["root"] == serve.DEMO
+
+
+def test_a_wrong_parameter_is_refused():
+    flow = flow_of(called("retrain/nightly"))
+    for wrong in ({"pretraining": ["clasification"]}, {"frames": 1}, {"frames": "many"}):
+        with pytest.raises(prefect.exceptions.ParameterTypeError):
+            flow.validate_parameters({"root": "r", **wrong})
+
+
+@each
+def test_schedules_are_valid_and_name_their_time_zone(deployment):
+    for schedule in deployment.get("schedules", []):
+        RawScheduleConfig.model_validate(schedule)
+        assert CronSchedule(cron=schedule["cron"], timezone=schedule["timezone"])
+        assert schedule["slug"] == deployment["name"], "without one, deploying again makes a second schedule"
+        assert schedule["active"] is True
+
+
+def test_a_wrong_cron_or_time_zone_is_refused():
+    for wrong in ({"cron": "61 * * * *"}, {"cron": "0 2 * * *", "timezone": "UCT+1h"}):
+        with pytest.raises(ValueError, match="[Ii]nvalid"):
+            CronSchedule(**wrong)
+
+
+@each
+def test_a_deployment_runs_once_at_a_time(deployment):
+    limit = DeploymentConfig.model_validate(deployment).concurrency_limit
+    assert (limit.limit, limit.collision_strategy) == (1, STRATEGIES[title(deployment)])
+
+
+@each
+def test_the_environment_is_that_of_the_command_line(deployment, monkeypatch):
+    from flows.__main__ import quiet
+
+    env = deployment["work_pool"]["job_variables"]["env"]
+    assert all(isinstance(value, str) for value in env.values())
+    for name in set(env) | set(os.environ):
+        if name.startswith(("PREFECT_SERVER", "PREFECT_LOGGING", "MLFLOW", "HF_", "WDS_")):
+            monkeypatch.delenv(name, raising=False)
+    before = set(os.environ)
+    quiet()
+    for name in set(os.environ) - before:
+        # The first is of a server that a worker never starts, the second would empty a run's log.
+        if name not in (
+            "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS",
+            "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL",
+        ):
+            assert env[name] == os.environ[name]
+        monkeypatch.delenv(name)
+
+
+@each
+def test_settings_are_known_to_the_libraries(deployment):
+    import mlflow.environment_variables
+
+    for name in deployment["work_pool"]["job_variables"]["env"]:
+        if name.startswith("PREFECT_"):
+            assert hasattr(prefect.settings, name)
+        if name.startswith("MLFLOW_") and name != "MLFLOW_DISABLE_TELEMETRY":
+            assert hasattr(mlflow.environment_variables, name)
+
+
+# The event of a promotion
+
+
+def emitted(monkeypatch, decision: str) -> ReceivedEvent:
+    """What the gate emits, as the server receives it."""
+    tracking, emit = MagicMock(), MagicMock()
+    tracking.decided.return_value = None
+    monkeypatch.setattr(gates, "tracking", tracking)
+    monkeypatch.setattr(gates, "report", MagicMock())
+    monkeypatch.setattr(gates, "emit_event", emit)
+    monkeypatch.setattr(gates, "judge", lambda *_, **__: defaultdict(float, decision=decision))
+    candidate = {"evaluation": None, "checkpoint": MagicMock(), "run": "run", "model_uri": "models:/m"}
+    dataset = SimpleNamespace(name="films", version="v1")
+    gates.gate.fn("/data/films", dataset, "detector", candidate, "none", 0.0, 0)
+    (name,), rest = emit.call_args
+    return ReceivedEvent(id=uuid4(), occurred=datetime.now(UTC), received=datetime.now(UTC), event=name, **rest)
+
+
+def watching() -> ServerTrigger:
+    """The trigger as the server has it after a deployment."""
+    found = DeploymentEventTrigger.model_validate(trigger())
+    found.set_deployment_id(uuid4())
+    return ServerTrigger.model_validate(found.as_automation().trigger.model_dump(mode="json"))
+
+
+def trigger() -> dict[str, Any]:
+    (found,) = called("infer/on-promotion")["triggers"]
+    return found
+
+
+def test_a_promotion_starts_inference_with_its_own_root_dataset_and_model(monkeypatch):
+    assert trigger()["expect"] == [gates.PROMOTED]
+    event = emitted(monkeypatch, "promoted")
+    assert watching().covers(event)
+    flow = flow_of(called("infer/on-promotion"))
+    rendered = {
+        name: render_user_template_sync(template, {"event": event})
+        for name, template in trigger()["parameters"].items()
+    }
+    assert flow.validate_parameters(rendered).items() >= rendered.items()
+    assert rendered == {"root": "/data/films", "dataset": "films", "model": "detector"}
+
+
+def test_a_refusal_starts_nothing(monkeypatch):
+    assert not watching().covers(emitted(monkeypatch, "refused"))
+
+
+def test_the_trigger_becomes_an_automation_that_fires_at_once():
+    found = DeploymentEventTrigger.model_validate(deepcopy(trigger()))
+    found.set_deployment_id(uuid4())
+    automation = found.as_automation()
+    assert automation.enabled and automation.actions[0].parameters == trigger()["parameters"]
+    assert watching().immediate
+
+
+# The form that a person fills in
+
+
+@pytest.mark.parametrize("name", FLOWS)
+def test_every_parameter_of_a_form_is_explained_and_typed(name):
+    schema = parameter_schema(getattr(importlib.import_module(f"flows.{name}"), name))
+    for parameter, field in schema.properties.items():
+        assert field["title"] == parameter
+        assert field.keys() & {"type", "enum", "anyOf"}, f"{parameter} has no type"
+        assert len(field.get("description") or "") >= 10, f"{parameter} has no description"
+
+
+def test_choices_are_choices_and_bounds_are_bounds():
+    form = parameter_schema(flow_of(called("retrain/nightly"))).properties
+    assert form["pretraining"]["items"]["enum"] == ["none", "classification", "detection"]
+    assert {"none", "joint"} < set(form["augmentation"]["enum"])
+    assert form["frames"]["type"] == "integer" and form["frames"]["minimum"] == 4
+    assert form["margin"]["type"] == "number" and form["margin"]["minimum"] == 0
+
+
+# Automations
+
+DEPLOYED, ANY = AUTOMATIONS["automations"]
+
+
+def event_of(state: str, *tags: str) -> ReceivedEvent:
+    return ReceivedEvent(
+        id=uuid4(),
+        occurred=datetime.now(UTC),
+        received=datetime.now(UTC),
+        event=f"prefect.flow-run.{state}",
+        resource={"prefect.resource.id": f"prefect.flow-run.{uuid4()}"},
+        related=[
+            {"prefect.resource.id": "prefect.flow.1", "prefect.resource.role": "flow"},
+            *({"prefect.resource.id": f"prefect.tag.{tag}", "prefect.resource.role": "tag"} for tag in tags),
+        ],
+    )
+
+
+@pytest.mark.parametrize("spec", AUTOMATIONS["automations"], ids=["deployed", "any"])
+def test_automations_are_what_prefect_understands(spec):
+    assert list(AUTOMATIONS) == ["automations"]
+    assert unknown(AutomationCore, spec, "") == unknown(EventTrigger, spec["trigger"], "trigger") == []
+    (action,) = spec["actions"]
+    assert unknown(ChangeFlowRunState, action, "actions") == []
+    for model in (AutomationCore, ServerAutomation):
+        found = model.model_validate(spec)
+        assert found.enabled and found.trigger.posture == Posture.Proactive
+        assert found.actions[0].state == "CRASHED"
+
+
+@pytest.mark.parametrize("spec", AUTOMATIONS["automations"], ids=["deployed", "any"])
+def test_silence_after_a_heartbeat_crashes_a_run_and_any_sign_of_life_does_not(spec):
+    found = ServerTrigger.model_validate(spec["trigger"])
+    heartbeat = event_of("heartbeat", "reelmill")
+    assert found.covers(heartbeat) and found.starts_after(heartbeat.event) and found.meets_threshold(0)
+    for state in ("heartbeat", "Completed", "Failed", "Cancelled", "Crashed", "Suspended", "AwaitingRetry"):
+        event = event_of(state, "reelmill")
+        assert found.covers(event) and found.expects(event.event) and not found.meets_threshold(1)
+    assert not found.starts_after("prefect.flow-run.Running"), "a run without heartbeats is never crashed"
+    assert found.for_each == {"prefect.resource.id"}
+
+
+def test_runs_of_others_wait_three_of_their_own_heartbeats():
+    stranger = event_of("heartbeat", "training")
+    assert not ServerTrigger.model_validate(DEPLOYED["trigger"]).covers(stranger)
+    assert ServerTrigger.model_validate(ANY["trigger"]).covers(stranger)
+    default = FlowsSettings.model_fields["heartbeat_frequency"].default
+    assert ServerTrigger.model_validate(ANY["trigger"]).within >= timedelta(seconds=3 * default)
+
+
+@each
+def test_a_deployed_run_is_watched_at_three_times_its_heartbeat(deployment):
+    every = int(deployment["work_pool"]["job_variables"]["env"]["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"])
+    found = ServerTrigger.model_validate(DEPLOYED["trigger"])
+    assert found.covers(event_of("heartbeat", *deployment["tags"]))
+    assert timedelta(seconds=3 * every) <= found.within <= timedelta(seconds=100), "found within two minutes"
