@@ -52,7 +52,8 @@ def _load(target: str) -> Any:
 
 def _option(parameter: inspect.Parameter, hint: Any) -> click.Option:
     """A click option of the type, default and description of a parameter."""
-    description, bounds = "", {}
+    description = ""
+    bounds: dict[str, Any] = {}
     if get_origin(hint) is Annotated:
         hint, *notes = get_args(hint)
         for note in notes:
@@ -136,7 +137,7 @@ class Commands(click.Group):
         options: list[click.Parameter] = [
             _option(parameter, hints[parameter.name]) for parameter in inspect.signature(function).parameters.values()
         ]
-        text = inspect.cleandoc(function.__doc__ or "")
+        text = inspect.cleandoc(function.__doc__ or "").partition("\n\nArgs:")[0]
         return click.Command(
             name,
             params=options,

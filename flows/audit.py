@@ -7,9 +7,11 @@ from pydantic import Field
 
 from tasks.audit import examine
 from tasks.checks import opened
+from tasks.forms import explained
 
 
 @flow(flow_run_name="audit · {dataset}")
+@explained
 def audit(
     root: Annotated[str, Field(description="Folder or URL that `prepare` has written to.")],
     dataset: Annotated[str, Field(description="Name of the dataset.")] = "archive",

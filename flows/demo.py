@@ -10,11 +10,13 @@ from flows.infer import infer
 from flows.prepare import prepare
 from flows.retrain import retrain
 from tasks.checks import opened
+from tasks.forms import explained
 from tasks.render import render_archive
 from tasks.summary import Watch, demonstrated
 
 
 @flow(flow_run_name="demo · seed {seed}")
+@explained
 def demo(
     root: Annotated[str, Field(description="Folder of the demo.")] = "var/demo",
     seed: Annotated[int, Field(description="Seed of the archive and of the training.")] = 0,

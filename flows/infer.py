@@ -6,11 +6,13 @@ from prefect import flow
 from pydantic import Field
 
 from tasks.checks import opened
+from tasks.forms import explained
 from tasks.predict import predict
 from tasks.summary import inferred
 
 
 @flow(flow_run_name="infer · {dataset} · {model}")
+@explained
 def infer(
     root: Annotated[str, Field(description="Folder or URL that `prepare` has written to.")],
     dataset: Annotated[str, Field(description="Name of the dataset.")] = "archive",

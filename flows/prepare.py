@@ -7,6 +7,7 @@ from pydantic import Field
 
 from tasks.checks import opened
 from tasks.extract import extract
+from tasks.forms import explained
 from tasks.label import label
 from tasks.listing import list_archive
 from tasks.shard import shard
@@ -15,6 +16,7 @@ from tasks.volumes import volumes
 
 
 @flow(flow_run_name="prepare · {name} · {archive}")
+@explained
 def prepare(
     root: Annotated[str, Field(description="Folder or URL that everything is written under.")],
     archive: Annotated[str, Field(description="Folder or URL of the source videos; it is only read.")],

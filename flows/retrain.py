@@ -8,6 +8,7 @@ from pydantic import Field
 
 from tasks.checks import opened
 from tasks.finetune import evaluate, finetune
+from tasks.forms import explained
 from tasks.gate import gate
 from tasks.pretrain import pretrain
 from tasks.summary import begin, retrained
@@ -15,6 +16,7 @@ from tasks.train import SIDE_BY_SIDE, Recipe
 
 
 @flow(flow_run_name="retrain · {dataset}", task_runner=ThreadPoolTaskRunner(max_workers=SIDE_BY_SIDE))
+@explained
 def retrain(
     root: Annotated[str, Field(description="Folder or URL that `prepare` has written to.")],
     dataset: Annotated[str, Field(description="Name of the dataset.")] = "archive",

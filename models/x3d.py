@@ -191,9 +191,7 @@ def middle(width: int, stride: int, depthwise: bool) -> nn.Module:
     return sequence(spatial=spatial, temporal=conv3d(width, width, (3, 1, 1)))
 
 
-def conv3d(
-    c_in: int, c_out: int, kernel: tuple[int, int, int], stride: int = 1, groups: int = 1
-) -> nn.Conv3d:
+def conv3d(c_in: int, c_out: int, kernel: tuple[int, int, int], stride: int = 1, groups: int = 1) -> nn.Conv3d:
     """Return a convolution without bias that keeps T and divides H and W by `stride`."""
     t, h, w = kernel
     padding = (t // 2, h // 2, w // 2)

@@ -49,7 +49,7 @@ def save(
     torch.save(state, buffer)
     files.replace(packed, files.join(url, WEIGHTS))
     files.replace(buffer.getvalue(), files.join(url, STATE))
-    manifest = {
+    manifest: dict[str, Any] = {
         "schema": files.SCHEMA,
         "step": step,
         "final": final,

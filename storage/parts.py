@@ -46,6 +46,9 @@ INDEX = pa.schema(
 )
 
 
+Data = bytes  # `Part` has a field of that name
+
+
 @dataclass(frozen=True)
 class Part:
     """A committed part. ``bytes`` and ``digest`` (sha256) are of the tar; both are empty where no clip was kept."""
@@ -80,7 +83,7 @@ class Part:
         if self.samples and files.digest(self._read()) != self.digest:
             raise Damaged(f"part {self.id}: {self.media} differs from its index")
 
-    def clips(self, rows: list[dict[str, Any]] | None = None) -> Iterator[tuple[dict[str, Any], bytes]]:
+    def clips(self, rows: list[dict[str, Any]] | None = None) -> Iterator[tuple[dict[str, Any], Data]]:
         """Yields (index row, MP4 bytes), each clip read by its byte range and checked against its sha256."""
         for row in self.rows() if rows is None else rows:
             data = self._read(row["offset"], row["offset"] + row["size"])

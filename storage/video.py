@@ -343,7 +343,7 @@ def _upright(frame: av.VideoFrame, sar: Fraction | None, short_side: int) -> av.
     if not turns:
         return frame.reformat(format="yuv420p", **shape)
     pixels = frame.reformat(format="yuv420p", **shape).to_ndarray(format="rgb24")
-    return av.VideoFrame.from_ndarray(np.ascontiguousarray(np.rot90(pixels, turns)), "rgb24")
+    return av.VideoFrame.from_ndarray(np.ascontiguousarray(np.rot90(pixels, turns), np.uint8), "rgb24")
 
 
 def cut(
@@ -436,10 +436,12 @@ def sample(data: bytes, fps: float | None = None) -> tuple[np.ndarray, np.ndarra
     kept_times: list[float] = []
     times: list[float] = []
     held: tuple[float, av.VideoFrame] | None = None
-    with av.open(io.BytesIO(data), format="mp4", options=options, metadata_errors="ignore") as container:
+    opened = av.open(io.BytesIO(data), format="mp4", options=options, metadata_errors="ignore")
+    with cast(InputContainer, opened) as container:
         stream = _video_stream(container, limits)
+        base = stream.time_base or FALLBACK_TIME_BASE
         for frame in _decode(container, stream, limits):
-            time = float(frame.pts * stream.time_base)
+            time = float((frame.pts or 0) * base)
             times.append(time)
             if fps is None:
                 kept.append(frame.to_ndarray(format="rgb24"))

@@ -54,13 +54,19 @@ def filmstrip(parts: list[Part], video: str) -> np.ndarray:
     return np.stack([pictures[i] for i in chosen])
 
 
+def _side_by_side(frames: np.ndarray) -> np.ndarray:
+    """Frames `[n, H, W, 3]` in a row, with a white gap between them."""
+    gap = max(1, frames.shape[2] // 40)
+    return np.concatenate(list(np.pad(frames, ((0, 0), (0, 0), (0, gap), (0, 0)), constant_values=255)), axis=1)
+
+
 def timeline(video: ScoredVideo, classes: list[str], strip: np.ndarray, path: Path) -> Path:
     """Draws truth (bars) and scores (curves) of every class against time, under frames of the video."""
     name, scores, times, (starts, ends, labels), duration = video
     K = len(classes)
     figure = Figure(figsize=(11, 1.3 + 0.55 * K), layout="constrained")
     top, main = figure.subplots(2, 1, height_ratios=[1.1, 0.42 * K])
-    top.imshow(np.concatenate(list(strip), axis=1), aspect="auto", extent=(0, duration, 0, 1))
+    top.imshow(_side_by_side(strip), aspect="auto", extent=(0, duration, 0, 1))
     top.set(title=name, yticks=[], xticks=[])
     for k, label in enumerate(classes):
         base = K - 1 - k
@@ -72,7 +78,7 @@ def timeline(video: ScoredVideo, classes: list[str], strip: np.ndarray, path: Pa
     main.set(xlim=(0, duration), ylim=(0, K), yticks=[], xlabel="seconds of the source video")
     main.plot([], [], color=TRUTH, alpha=0.4, lw=6, label="truth")
     main.plot([], [], color=SCORE, lw=1.3, label="score (0 to 1)")
-    main.legend(loc="upper right", fontsize=8, framealpha=0.9)
+    main.legend(loc="upper right", bbox_to_anchor=(1.0, -0.04), ncols=2, fontsize=8, frameon=False)
     return _save(figure, path)
 
 
@@ -84,7 +90,7 @@ def contact_sheet(rows: list[tuple[str, np.ndarray, np.ndarray]], classes: list[
     figure = Figure(figsize=(13, 1.02 * len(rows)), layout="constrained")
     axes = figure.subplots(len(rows), 2, width_ratios=[4.2, 1], squeeze=False)
     for (title, frames, labels), (left, right) in zip(rows, axes, strict=True):
-        left.imshow(np.concatenate(list(frames), axis=1), aspect="auto")
+        left.imshow(_side_by_side(frames), aspect="auto")
         left.set(xticks=[], yticks=[])
         left.set_ylabel(title, rotation=0, ha="right", va="center", fontsize=9)
         for k in np.flatnonzero(labels.any(0)):

@@ -66,7 +66,8 @@ class Scorer(nn.Module):
         self.model = model
 
     def forward(self, video: Tensor) -> Tensor:
-        return self.model(normalise(video, self.model.config))["logits"].sigmoid()
+        config: Any = self.model.config
+        return self.model(normalise(video, config))["logits"].sigmoid()
 
 
 @task(task_run_name="evaluate · {kind}", cache_policy=NO_CACHE)

@@ -66,7 +66,7 @@ def windows(T: int, length: int) -> list[int]:
 
 
 @torch.inference_mode()
-def frame_logits(model: nn.Module, video: Tensor, length: int) -> Tensor:
+def frame_logits(model: Any, video: Tensor, length: int) -> Tensor:
     """Logits `[T, K]` of a uint8 video `[T, 3, S, S]`: windows overlap by half and are averaged where they do."""
     T = len(video)
     if length > T:

@@ -95,7 +95,7 @@ def retrained(
         "mlflow_url": tracking.run_url(root, run),
         "task_runs": task_runs(),
     }
-    rows = {f"{kind}: mAP, every frame": f"{100 * v['every_frame_map']:.1f}" for kind, v in scores.items()}
+    rows: dict[str, Any] = {f"{kind}: mAP": f"{100 * v['every_frame_map']:.1f}" for kind, v in scores.items()}
     rows |= {f"gate: {kind}": f"{d['decision']}, {d['why']}" for kind, d in decisions.items()}
     rows |= {"champion": f"{model} version {found['champion']}", "MLflow": found["mlflow_url"]}
     report.markdown("retrain", _page(f"Retraining on {dataset.name}", rows), "what retrain did")

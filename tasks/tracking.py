@@ -65,7 +65,7 @@ def _experiment(root: str) -> str:
     try:
         return c.create_experiment(EXPERIMENT, artifact_location=place)
     except MlflowException:  # another process was faster
-        return c.get_experiment_by_name(EXPERIMENT).experiment_id
+        return c.get_experiment_by_name(EXPERIMENT).experiment_id  # type: ignore[union-attr]
 
 
 def start(root: str, name: str, params: dict[str, Any], tags: dict[str, str], parent: str | None = None) -> str:
@@ -131,7 +131,8 @@ def log_dataset(root: str, run: str, dataset: Dataset, context: str, parts: int)
     source = mlflow.data.dataset_source_registry.resolve_dataset_source(
         files.join(root, "datasets", dataset.name, f"{dataset.version}.json")
     )
-    meta = mlflow.data.meta_dataset.MetaDataset(source, name=dataset.name, digest=dataset.version)
+    made: Any = mlflow.data.meta_dataset.MetaDataset
+    meta = made(source, name=dataset.name, digest=dataset.version)
     tags = [InputTag("mlflow.data.context", context), InputTag("parts", str(parts))]
     client(root).log_inputs(run, [DatasetInput(meta._to_mlflow_entity(), tags)])
 

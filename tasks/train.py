@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from models.augment import Mode
 from storage import checkpoints, files
 from storage.checkpoints import Checkpoint
 from tasks import pool, report
@@ -36,7 +37,7 @@ class Recipe:
     pretrain_lr: float = 0.01
     finetune_lr: float = 0.005
     weight_decay: float = 0.01
-    augmentation: str = "freeze"
+    augmentation: Mode = "freeze"
     seed: int = 0
     ranks: int = 1
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.distributed.elastic.multiprocessing.errors import record
 
 import models
-from models.augment import augment
+from models.augment import Mode, augment
 from models.losses import OBJECTIVES
 from models.x3d import normalise
 from storage import checkpoints
@@ -40,7 +40,7 @@ class Spec:
     system: str = "x3d"
     options: dict[str, Any] = field(default_factory=dict)
     labels: str | None = None  # version of the pseudo-label column; None: the segments of the index
-    augmentation: str = "none"
+    augmentation: Mode = "none"
     start: str | None = None  # checkpoint whose backbone to start from
     fps: float = 8.0
     frames: int = 16
@@ -85,8 +85,8 @@ def build(spec: Spec) -> nn.Module:
 def optimiser(model: nn.Module, spec: Spec) -> torch.optim.Optimizer:
     """AdamW, or SGD with Nesterov momentum 0.9."""
     if spec.optimizer == "sgd":
-        momentum = {"momentum": 0.9, "nesterov": True}
-        return torch.optim.SGD(model.parameters(), lr=spec.lr, weight_decay=spec.weight_decay, **momentum)
+        decay = spec.weight_decay
+        return torch.optim.SGD(model.parameters(), lr=spec.lr, momentum=0.9, nesterov=True, weight_decay=decay)
     return torch.optim.AdamW(model.parameters(), lr=spec.lr, weight_decay=spec.weight_decay)
 
 
@@ -103,7 +103,7 @@ def train_step(
     generator = torch.Generator().manual_seed((spec.seed * 1_000_003 + step) * 1_009 + rank)
     torch.manual_seed(generator.initial_seed())  # dropout
     video, labels = augment(video, labels, generator, mode=spec.augmentation)
-    inner = model.module if hasattr(model, "module") else model
+    inner: Any = model.module if hasattr(model, "module") else model
     clips = normalise(video, inner.config).contiguous(memory_format=torch.channels_last_3d)
     for group in optimizer.param_groups:
         group["lr"] = rate(step, spec)

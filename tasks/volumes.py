@@ -14,7 +14,7 @@ import torch
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from models.augment import augment
+from models.augment import Mode, augment
 from storage import columns, files, ledger, parts
 from storage.datasets import Dataset
 from storage.ledger import Entry, Report
@@ -26,7 +26,7 @@ from tasks.pretrain import classes_of
 from tasks.stage import cover
 
 COLUMN = "volume_labels"
-SHEET_MODES = ("none", "freeze", "mixup", "cutmix", "joint_single", "joint")
+SHEET_MODES: tuple[Mode, ...] = ("none", "freeze", "mixup", "cutmix", "joint_single", "joint")
 SHEET_SIZE = 96
 FPS, FRAMES, PIXELS = 8.0, 16, 112  # of a volume
 

@@ -5,6 +5,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from test_tasks_prepare import prepare
 
 import models
 from storage import checkpoints, columns, files
@@ -12,7 +13,6 @@ from storage.errors import InputError
 from tasks import evaluate, predict, train_rank
 from tasks.pretrain import classes_of
 from tasks.train_rank import Spec
-from test_tasks_prepare import prepare
 
 
 @pytest.fixture(scope="module")

@@ -249,15 +249,14 @@ def test_materialised_volumes_are_a_part_with_its_label_curves(done):
     made.verify()
     curves = columns.read(str(root), "volume_labels", "joint_single", made).to_pylist()
     assert made.samples == part.samples and len(curves[0]["labels"]) == 16
-    for row, data in made.clips():
+    for _row, data in made.clips():
         frames, _, times = Sandbox().sample(data)
         assert frames.shape == (16, 64, 64, 3)
 
 
 def test_killing_the_run_kills_its_decoders(archive, tmp_path):
-    program = PROGRAM.format(
-        tests=str(Path(__file__).parent), root=str(tmp_path), archive=str(archive / "archive"), labels=str(archive / "labels.csv")
-    )  # fmt: skip
+    labels, source = str(archive / "labels.csv"), str(archive / "archive")
+    program = PROGRAM.format(tests=str(Path(__file__).parent), root=str(tmp_path), archive=source, labels=labels)
     process = subprocess.Popen([sys.executable, "-c", program], cwd=CHECKOUT, stdout=subprocess.PIPE, text=True)
     for line in process.stdout:
         if "to do" in line:
