@@ -7,7 +7,9 @@ asked for: `reelmill --help` loads neither Prefect nor torch.
 import importlib
 import inspect
 import os
+import subprocess
 import sys
+import uuid
 from collections.abc import Callable
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
@@ -97,11 +99,25 @@ def _splitter(choices: tuple[str, ...]) -> Callable[[click.Context, click.Parame
     return split
 
 
+def _guard() -> None:
+    """Starts a process that ends what this one has started (Prefect's server, trainings) when this one is gone.
+
+    Prefect leaves its ephemeral server running when the flow's process is killed.
+    """
+    from tasks.serve import CHECKOUT, MARK
+
+    os.environ[MARK] = mark = uuid.uuid4().hex
+    command = [sys.executable, "-m", "tasks.serve", mark]
+    subprocess.Popen(command, cwd=CHECKOUT, stdin=subprocess.PIPE, start_new_session=True)
+
+
 def _run(target: Any, check: Callable[..., Any] | None, options: dict[str, Any]) -> None:
     """Runs a command; what a person can mend is one line and exit code 2, a failed stage one line and 1."""
     try:
         if check is not None:
             check(**options)
+        if hasattr(target, "fn"):
+            _guard()
         result = target(**options)
         if isinstance(result, str):
             click.echo(result)
