@@ -104,11 +104,12 @@ def _guard() -> None:
 
     Prefect leaves its ephemeral server running when the flow's process is killed.
     """
-    from tasks.serve import CHECKOUT, MARK
+    from tasks.children import MARK
 
-    os.environ[MARK] = mark = uuid.uuid4().hex
-    command = [sys.executable, "-m", "tasks.serve", mark]
-    subprocess.Popen(command, cwd=CHECKOUT, stdin=subprocess.PIPE, start_new_session=True)
+    os.environ[MARK] = uuid.uuid4().hex
+    command = [sys.executable, "-m", "tasks.children"]
+    checkout = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    subprocess.Popen(command, cwd=checkout, stdin=subprocess.PIPE, start_new_session=True)
 
 
 def _run(target: Any, check: Callable[..., Any] | None, options: dict[str, Any]) -> None:

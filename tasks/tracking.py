@@ -160,6 +160,7 @@ def log_model(root: str, run: str, model: Any, example: Any, tags: dict[str, str
         outputs=Schema([TensorSpec(np.dtype("float32"), (-1, -1, K))]),
     )
     with EXPORTING:
+        mlflow.set_experiment(experiment_id=_experiment(root))  # whose artifacts are under the root, not in ./mlruns
         logged = mlflow.pytorch.log_model(
             model,
             name="model",

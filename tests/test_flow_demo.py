@@ -100,6 +100,7 @@ def test_mlflow_holds_the_runs_and_a_model_that_runs_without_us(ran):
     inputs = tracking.client(str(root)).get_run(version.run).inputs.dataset_inputs
     dataset = datasets.load(str(root), "demo")
     assert {i.dataset.digest for i in inputs} == {dataset.version}
+    assert list((root / "mlflow" / "artifacts" / "models").glob("m-*/artifacts/data/model.pt2"))
     model = mlflow.pytorch.load_model("models:/detector-5@champion")
     assert model(torch.zeros(3, 3, 20, 32, 32, dtype=torch.uint8)).shape[:2] == (3, 20)
 
