@@ -222,7 +222,7 @@ def schedules_make_runs(client: SyncPrefectClient, deployment: Any) -> None:
     def planned() -> list[Any]:
         return [run for run in client.read_flow_runs() if run.auto_scheduled and run.deployment_id == deployment.id]
 
-    assert until("scheduled runs", planned, 30)
+    assert until("scheduled runs", planned, 100)  # the scheduler looks once a minute
 
 
 def automations(client: SyncPrefectClient) -> dict[str, Any]:
