@@ -42,6 +42,7 @@ def retrain(
     finetune_lr: Annotated[float, Field(description="Learning rate of fine-tuning.", gt=0)] = 0.005,
     weight_decay: Annotated[float, Field(description="Weight decay of the optimizer.", ge=0)] = 0.01,
     ranks: Annotated[int, Field(description="Processes per training.", ge=1)] = 1,
+    resume: Annotated[bool, Field(description="Go on from checkpoints and reuse finished trainings.")] = True,
     margin: Annotated[
         float, Field(description="What the gate's lower bound must exceed, in mAP (0 to 1).", ge=0)
     ] = 0.0,
@@ -54,7 +55,7 @@ def retrain(
     recipe = Recipe(
         system=system, size=size, augmentation=augmentation, fps=fps, frames=frames, pixels=pixels, batch=batch,
         optimizer=optimizer, pretrain_steps=pretrain_steps, finetune_steps=finetune_steps, pretrain_lr=pretrain_lr,
-        finetune_lr=finetune_lr, weight_decay=weight_decay, ranks=ranks, seed=seed,
+        finetune_lr=finetune_lr, weight_decay=weight_decay, ranks=ranks, resume=resume, seed=seed,
     )  # fmt: skip
     root = opened(root)
     data, run = begin(root, dataset, recipe)

@@ -98,8 +98,8 @@ def _read(url: str, name: str) -> bytes:
 
 
 def prune(root: str, run: str, keep: int = 2) -> None:
-    """Removes all but the newest ``keep`` complete checkpoints of a run, manifests first."""
+    """Removes all but the newest ``keep`` complete checkpoints of a run (0: all), manifests first."""
     done = [n for n in files.names(folder(root, run)) if files.exists(files.join(folder(root, run), n, MANIFEST))]
-    for name in done[:-keep]:
+    for name in done[: max(0, len(done) - keep)]:
         for item in (MANIFEST, STATE, WEIGHTS):
             files.remove(files.join(folder(root, run), name, item))

@@ -19,7 +19,7 @@ from pathlib import Path
 import av
 import numpy as np
 
-from storage.video import Encoder
+from storage.encoder import Encoder
 
 CLASSES = ("left", "right", "up", "down", "spin", "grow", "shrink", "blink")
 SIZES = ((96, 72), (112, 112), (128, 96), (72, 96), (160, 120))  # width, height

@@ -72,13 +72,14 @@ class Children:
                 raise SystemExit("\n  ".join([said, *log.read_text(errors="replace").splitlines()[-15:]]))
 
     def stop(self, first: str) -> None:
-        """Ends one child and what it has started, then the others; the guard kills who stays."""
+        """Ends what one child has started, then that child, then the others; the guard kills who stays."""
         for number in SIGNALS:
             signal.signal(number, signal.SIG_IGN)
         del self.running["guard"]
         alive = {name: psutil.Process(child.pid) for name, child in self.running.items() if child.poll() is None}
-        before = [alive[first], *alive.pop(first).children()] if first in alive else []
-        for group in (before, list(alive.values())):
+        last = [process for name, process in alive.items() if name != first]
+        head = [alive[first]] if first in alive else []
+        for group in ([below for process in head for below in process.children(recursive=True)], head, last):
             for process in group:
                 with suppress(psutil.NoSuchProcess):
                     process.terminate()

@@ -71,7 +71,7 @@ def tracked_fit(root: str, spec: Spec, title: str, dataset: Dataset, recipe: Rec
         curve.append((step, values["loss"]))
 
     try:
-        checkpoint, figures = fit(spec, title, ranks=recipe.ranks, log=log)
+        checkpoint, figures = fit(spec, title, ranks=recipe.ranks, resume=recipe.resume, log=log)
     except BaseException:
         buffer.flush()
         tracking.end(root, run, "FAILED")

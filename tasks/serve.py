@@ -113,7 +113,7 @@ def serve(
     children = Children(CHECKOUT, folder / "logs")
     try:
         mlflow = start(children, folder, port, mlflow_port)
-        echo(f"\n  Prefect      {origin}\n  MLflow       {mlflow}")
+        echo(f"\n  Prefect      {origin}\n  MLflow       {mlflow}/#/experiments?workflowType=machine_learning")
         echo(f"  root         {folder}\n  logs         {folder / 'logs'}")
         echo(f"  run one      PREFECT_API_URL={origin}/api prefect deployment run 'retrain/nightly'")
         echo("\nCtrl-C ends all of it.")

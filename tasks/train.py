@@ -40,6 +40,7 @@ class Recipe:
     augmentation: Mode = "freeze"
     seed: int = 0
     ranks: int = 1
+    resume: bool = True
 
 
 class TrainingFailed(RuntimeError):
@@ -65,22 +66,23 @@ def _environment(ranks: int) -> dict[str, str]:
     }
 
 
-def fit(spec: Spec, title: str, *, ranks: int = 1, log: Any = None) -> tuple[Checkpoint, dict]:
+def fit(spec: Spec, title: str, *, ranks: int = 1, resume: bool = True, log: Any = None) -> tuple[Checkpoint, dict]:
     """Runs a training to its end and returns the final checkpoint and figures about it.
 
     A finished run of the same spec is returned as it is; an interrupted one goes on from its newest checkpoint.
+    Without ``resume`` both are trained anew.
     ``log(values, step)`` receives every report. Raises `TrainingFailed` with the end of the log.
     """
     name = run_name(spec, title)
     found = checkpoints.find(spec.root, name)
-    if found and found.final:
+    if resume and found and found.final:
         report.say(f"  {title}: already trained, {name}")
         return found, {"reused": 1.0}
     with files.scratch() as folder:
         (folder / "spec.json").write_text(json.dumps(asdict(spec)))
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
         command += ["-m", "tasks.train_rank", "--spec", str(folder / "spec.json"), "--name", name]
-        command += ["--parent", str(os.getpid())]
+        command += ["--parent", str(os.getpid()), "--resume" if resume else "--no-resume"]
         process = subprocess.Popen(
             command,
             cwd=CHECKOUT,

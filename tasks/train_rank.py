@@ -180,12 +180,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="one rank of a training; started by torchrun")
     parser.add_argument("--spec", required=True, help="JSON file of the training's Spec")
     parser.add_argument("--name", required=True, help="name of the run, under checkpoints/")
+    parser.add_argument(
+        "--resume",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="go on from the newest checkpoint of this run, as is the default; --no-resume trains anew",
+    )
     parser.add_argument("--parent", type=int, help="process to end with")
     arguments = parser.parse_args()
     if arguments.parent:
         _die_with(arguments.parent)
     spec = Spec(**json.loads(Path(arguments.spec).read_text()))
     rank, ranks = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    if rank == 0 and not arguments.resume:
+        checkpoints.prune(spec.root, arguments.name, keep=0)
     if ranks > 1:
         dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     try:

@@ -17,9 +17,9 @@ from prefect.cache_policies import NO_CACHE
 from models.augment import Mode, augment
 from storage import columns, files, ledger, parts
 from storage.datasets import Dataset
+from storage.encoder import Encoder
 from storage.ledger import Entry, Report
 from storage.parts import Part
-from storage.video import Encoder
 from tasks import figures, report
 from tasks.loader import Clips, window
 from tasks.pretrain import classes_of

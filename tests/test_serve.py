@@ -118,14 +118,39 @@ MODULES = {
                 children.start(name, name)
             children.watch()
         finally:
-            children.stop(first="sleeper")
+            children.stop(first=sys.argv[1])
     """,
     # With a child in a session of its own, as a worker's runs are; both shrug off SIGTERM.
-    "sleeper": """
+    "deaf": """
         import signal, subprocess, sys
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        deaf = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
-        subprocess.run([sys.executable, "-c", deaf], start_new_session=True)
+        code = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
+        subprocess.run([sys.executable, "-c", code], start_new_session=True)
+    """,
+    # The same, but each says when it was asked to go.
+    "worker": """
+        import signal, subprocess, sys
+        from polite import go_when_asked
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the system buries its child
+        subprocess.Popen([sys.executable, "-c", "from polite import *; go_when_asked('run')"])
+        go_when_asked("worker")
+    """,
+    "server": """
+        from polite import go_when_asked
+        go_when_asked("server")
+    """,
+    "polite": """
+        import signal, time
+        def go_when_asked(name):
+            def go(*_):
+                time.sleep(0.3 if name != "server" else 0)
+                with open("order", "a") as order:
+                    order.write(f"{name} ")
+                raise SystemExit
+            signal.signal(signal.SIGTERM, go)
+            open(f"{name}.ready", "w").close()
+            while True:
+                signal.pause()
     """,
     "fails": """
         import time
@@ -144,24 +169,25 @@ def family(folder: Path, *names: str) -> subprocess.Popen:
 
 
 def test_a_killed_parent_takes_everybody_along(tmp_path):
-    parent = family(tmp_path, "sleeper")
+    parent = family(tmp_path, "deaf")
     until("parent, guard, child and grandchild", lambda: len(carrying("FAMILY", tmp_path)) == 4, 20)
     parent.kill()
     parent.communicate()
     until("nobody is left", lambda: not carrying("FAMILY", tmp_path), 10)
 
 
-def test_ctrl_c_reaches_the_parent_alone_which_ends_everybody(tmp_path):
-    parent = family(tmp_path, "sleeper")
-    until("parent, guard, child and grandchild", lambda: len(carrying("FAMILY", tmp_path)) == 4, 20)
+def test_ctrl_c_reaches_the_parent_alone_which_ends_runs_before_the_worker_before_servers(tmp_path):
+    parent = family(tmp_path, "worker", "server")
+    until("everybody listens", lambda: len(list(tmp_path.glob("*.ready"))) == 3, 20)
     os.killpg(parent.pid, signal.SIGINT)
     parent.communicate(timeout=60)
+    assert (tmp_path / "order").read_text().split() == ["run", "worker", "server"]
     assert carrying("FAMILY", tmp_path) == []
-    assert "KeyboardInterrupt" not in (tmp_path / "sleeper.log").read_text()
+    assert "KeyboardInterrupt" not in (tmp_path / "worker.log").read_text()
 
 
-def test_a_child_that_ends_is_named_with_its_last_words_and_ends_the_rest(tmp_path, monkeypatch):
-    parent = family(tmp_path, "sleeper", "fails")
+def test_a_child_that_ends_is_named_with_its_last_words_and_ends_the_rest(tmp_path):
+    parent = family(tmp_path, "deaf", "fails")
     _, said = parent.communicate(timeout=60)
     assert parent.returncode == 1
     assert b"fails ended with code 1" in said and b"  out of milk" in said

@@ -164,6 +164,8 @@ def test_fit_returns_a_finished_training_at_once(spec):
     assert first.final and seen[-1] == 3 and 0 <= figures["wait_share"] <= 1
     again, figures = train.fit(short, "fit")
     assert again.url == first.url and figures == {"reused": 1.0}
+    anew, figures = train.fit(short, "fit", resume=False)
+    assert anew.digest == first.digest and figures["train_seconds"] > 0
 
 
 def test_a_failing_training_shows_the_end_of_its_log(spec):
