@@ -57,7 +57,7 @@ def draw_sheet(
     clips = Clips(root, chosen, classes, fps, SHEET_SIZE, labels)
     picks = np.random.default_rng(seed).permutation(len(clips))[: 4 * per_mode].tolist()
     video, truth = _batch(clips, picks, length, seed)
-    rows = []
+    rows: list[tuple[str, np.ndarray, np.ndarray]] = []
     for mode in SHEET_MODES:
         mixed, soft = augment(video, truth, torch.Generator().manual_seed(seed), mode=mode)
         for i in range(min(per_mode, len(mixed))):
