@@ -8,6 +8,7 @@ READY  := $(VENV)/.ready
 
 # Runs of this checkout stay in this checkout, so that `make serve` shows what `make demo` did.
 export PREFECT_HOME ?= $(CURDIR)/var/prefect
+$(shell mkdir -p "$(PREFECT_HOME)")
 
 .PHONY: help demo test check serve lock clean
 help:
