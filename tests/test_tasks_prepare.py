@@ -141,7 +141,7 @@ def test_killed_at_any_moment_the_end_is_the_same(archive, done, tmp_path):
         for line in process.stdout:
             if "to do" in line:  # sharding begins here; imports before it write nothing
                 break
-        time.sleep(rng.uniform(0.0, 4.0))
+        time.sleep(rng.uniform(0.0, 1.2))
         if process.poll() is None:
             process.kill()
             kills += 1
@@ -150,7 +150,7 @@ def test_killed_at_any_moment_the_end_is_the_same(archive, done, tmp_path):
         for part in files.names(str(tmp_path / "root" / "parts"), ".parquet"):
             parts.find(str(tmp_path / "root"), part.removesuffix(".parquet")).verify()
     prepare(str(tmp_path / "root"), str(archive / "archive"), str(archive / "labels.csv"))
-    assert kills >= 3
+    assert kills >= 2
     assert bytes_of(tmp_path / "root") == bytes_of(done[0]) or only_temporary(tmp_path / "root", done[0])
 
 
