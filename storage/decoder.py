@@ -73,8 +73,6 @@ def _answer(message: dict[str, Any], blob: bytes, beat: _Beat) -> tuple[dict[str
             return answer, frames.tobytes()
         if call == "cut":
             return {"result": video.cut(beat=beat, **options)}, b""
-        if call == "probe":
-            return {"result": video.probe(**options)}, b""
         raise LookupError(call)
     except video.Rejected as error:
         return {"reason": error.reason, "detail": error.detail}, b""

