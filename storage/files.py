@@ -23,7 +23,8 @@ from fsspec.implementations.local import LocalFileSystem
 
 from storage.errors import Conflict, Damaged, InputError, RootError, StoreError
 
-SCHEMA = 1  # of everything below a root; a newer one is refused, see `open_root`
+SCHEMA = 2  # of everything below a root; a newer one is refused, see `open_root`
+READS = (1, 2)  # schemas of roots that are still read; 2 added members and metadata to the index, hosts to the ledger
 MARKER = "reelmill.json"
 LOCALHOST = "file://localhost/"  # before a percent-encoded path, for names that are not text
 _creating = Lock()  # fsspec's memory file system looks and then writes
@@ -241,15 +242,17 @@ def open_root(root: str) -> str:
     except Exception as error:
         raise RootError(f"{root}: cannot be used as a root ({type(error).__name__}: {error})") from error
     check_schema(root, found)
+    if found["schema"] < SCHEMA:  # from here on an older Reelmill may not write here
+        replace_json({"schema": SCHEMA}, marker)
     return root
 
 
 def check_schema(root: str, marker: Any) -> None:
-    """Refuses a root written by another schema."""
+    """Refuses what was written with a schema that this version does not read."""
     schema = marker.get("schema") if isinstance(marker, dict) else None
-    if schema != SCHEMA:
+    if isinstance(schema, bool) or schema not in READS:
         raise RootError(
-            f"{root}: written with schema {schema!r}, this Reelmill reads schema {SCHEMA}; "
+            f"{root}: written with schema {schema!r}, this Reelmill reads {' and '.join(map(str, READS))}; "
             "use the matching Reelmill version or another --root"
         )
 

@@ -1,5 +1,6 @@
 """The ledger: one row per source item and step, saying whether it was kept, dropped or quarantined, and why."""
 
+import socket
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
@@ -18,9 +19,16 @@ SCHEMA = pa.schema(
         ("reason", pa.string()),
         ("detail", pa.string()),
         ("clips", pa.int32()),
-        ("seconds", pa.float64()),  # of video
+        ("duration", pa.float64()),  # seconds of video
+        ("error", pa.string()),  # class of the exception behind the reason
+        ("scores", pa.map_(pa.string(), pa.float64())),
+        ("thresholds", pa.map_(pa.string(), pa.float64())),
+        ("seconds", pa.float64()),  # spent on the item
+        ("host", pa.string()),
     ]
 )
+VOLATILE = ("seconds", "host")  # differ from run to run; all else follows from the input
+OLD = {"seconds": "duration"}  # names of schema 1
 
 
 @dataclass(frozen=True)
@@ -33,7 +41,12 @@ class Entry:
     detail: str = ""
     content_id: str = ""
     clips: int = 0
+    duration: float = 0.0
+    error: str = ""
+    scores: dict[str, float] = field(default_factory=dict)
+    thresholds: dict[str, float] = field(default_factory=dict)
     seconds: float = 0.0
+    host: str = field(default_factory=socket.gethostname)
 
 
 @dataclass
@@ -86,5 +99,9 @@ def write(root: str, step: str, name: str, entries: list[Entry]) -> None:
 
 
 def read(root: str, step: str, name: str) -> list[Entry]:
-    rows: list[dict[str, Any]] = tables.read(files.join(root, "ledger", step, f"{name}.parquet")).to_pylist()
-    return [Entry(**{k: v for k, v in row.items() if k != "step"}) for row in rows]
+    table = tables.read(files.join(root, "ledger", step, f"{name}.parquet"))
+    if "host" not in table.column_names:  # schema 1
+        table = table.rename_columns([OLD.get(column, column) for column in table.column_names])
+        table = table.append_column("host", pa.array([""] * table.num_rows))
+    rows: list[dict[str, Any]] = table.drop_columns(["step"]).to_pylist(maps_as_pydicts="strict")
+    return [Entry(**row) for row in rows]

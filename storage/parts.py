@@ -42,9 +42,11 @@ INDEX = pa.schema(
         ("split", pa.string()),
         ("labelled", pa.string()),  # none | video | segments
         ("labels", pa.list_(LABEL)),
+        ("member", pa.string()),  # the clip's name in the tar
+        ("metadata", pa.string()),  # what else the archive's list said of the source, a JSON object
     ]
 )
-
+ADDED = ("member", "metadata")  # since schema 1
 
 Data = bytes  # `Part` has a field of that name
 
@@ -68,7 +70,8 @@ class Part:
 
     def table(self, columns: list[str] | None = None) -> pa.Table:
         try:
-            table = tables.read(self.index, columns)
+            whole = columns is None or bool(set(columns) & set(ADDED))
+            table = _current(tables.read(self.index, None if whole else columns), columns)
         except FileNotFoundError as error:
             raise Damaged(f"part {self.id}: its index {self.index} is gone") from error
         wanted = INDEX if columns is None else pa.schema([INDEX.field(name) for name in columns])
@@ -96,6 +99,17 @@ class Part:
             return files.read(self.media, start, end)
         except FileNotFoundError as error:
             raise Damaged(f"part {self.id}: {self.media} is gone") from error
+
+
+def _current(table: pa.Table, columns: list[str] | None) -> pa.Table:
+    """An index as this schema has it: what schema 1 lacked is filled in."""
+    names = table.column_names
+    if "member" not in names and "key" in names:
+        table = table.append_column("member", pa.array([f"{key}.mp4" for key in table["key"].to_pylist()], pa.string()))
+    if "metadata" not in names:
+        table = table.append_column("metadata", pa.array(["{}"] * table.num_rows, pa.string()))
+    wanted = INDEX.names if columns is None else columns
+    return table.select(wanted) if set(wanted) <= set(table.column_names) else table
 
 
 def part_urls(root: str, part: str) -> tuple[str, str]:
@@ -126,9 +140,10 @@ def write_tar(rows: list[dict[str, Any]], media: list[Path], path: Path) -> list
     with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
         for row, file in zip(rows, media, strict=True):
             data = file.read_bytes()
-            offset = _add(tar, f"{row['key']}.mp4", data)
-            row = {**row, "offset": offset, "size": len(data), "sha256": files.digest(data)}
-            beside = {name: row[name] for name in SIDECAR}
+            row = {"metadata": "{}", **row, "member": f"{row['key']}.mp4"}
+            offset = _add(tar, row["member"], data)
+            row |= {"offset": offset, "size": len(data), "sha256": files.digest(data)}
+            beside = {name: row[name] for name in SIDECAR} | {"metadata": json.loads(row["metadata"])}
             _add(tar, f"{row['key']}.json", json.dumps(beside, sort_keys=True).encode())
             done.append(row)
     return done
@@ -195,10 +210,13 @@ def as_record(part: Part) -> dict[str, Any]:
     """A part as the plain values a dataset lists."""
     record = asdict(part)
     del record["index"]
-    return {**record, "media": part.media.rsplit("/", 1)[-1]}
+    folder = part.index.rsplit("/", 1)[0]
+    return {**record, "media": part.media.removeprefix(f"{folder}/")}
 
 
 def from_record(root: str, record: dict[str, Any]) -> Part:
-    """The part of such plain values under a root."""
-    media = files.join(root, "parts", record["media"]) if record["media"] else ""
+    """The part of such plain values under a root; media elsewhere (an adopted shard) are named by their whole URL."""
+    media = record["media"]
+    if media and "/" not in media:
+        media = files.join(root, "parts", media)
     return Part(**{**record, "media": media, "index": part_urls(root, record["id"])[1]})

@@ -231,6 +231,44 @@ def test_every_damaged_byte_of_an_index_is_found_or_harmless(part, tmp_path):
     assert not wrong
 
 
+def _as_schema_1(root, part):
+    """Rewrites a root as the schema before this one had it."""
+    facts = tables.about(part.index)
+    older = tables.read(part.index).drop_columns(["member", "metadata"])
+    Path(part.index).write_bytes(tables.pack(older, facts))
+    Path(root, files.MARKER).write_text(json.dumps({"schema": 1}))
+
+
+def test_a_root_of_the_schema_before_is_read(part, tmp_path):
+    """PR25: the index of schema 1 had neither members nor metadata."""
+    root = str(tmp_path / "root")
+    _as_schema_1(root, part)
+    assert files.existing_root(root) == root
+    rows = parts.find(root, "p1").rows()
+    assert [(row["member"], row["metadata"]) for row in rows] == [(f"{key}.mp4", "{}") for key in KEYS]
+    assert parts.find(root, "p1").table(["member"]).column_names == ["member"]
+    assert tuple(row["key"] for row, _ in part.clips()) == KEYS
+
+
+def test_writing_to_an_older_root_marks_it(part, tmp_path):
+    """PR25: from then on an older version refuses it."""
+    root = str(tmp_path / "root")
+    _as_schema_1(root, part)
+    assert files.open_root(root) == root
+    assert files.read_json(files.join(root, files.MARKER)) == {"schema": files.SCHEMA}
+
+
+def test_a_ledger_of_the_schema_before_is_read(tmp_path):
+    """PR25: its seconds were of video."""
+    old = pa.table({"step": ["shard"], "item": ["a"], "content_id": ["c"], "verdict": ["kept"], "reason": [""],
+                    "detail": [""], "clips": pa.array([2], pa.int32()), "seconds": [4.5]})  # fmt: skip
+    target = tmp_path / "ledger" / "shard" / "p.parquet"
+    target.parent.mkdir(parents=True)
+    target.write_bytes(tables.pack(old))
+    (entry,) = ledger.read(str(tmp_path), "shard", "p")
+    assert (entry.clips, entry.duration, entry.seconds, entry.host) == (2, 4.5, 0.0, "")
+
+
 def test_an_index_of_fewer_rows_is_found(part):
     with pytest.raises(Damaged, match="part p1: its index has 3 rows, 4 were"):
         dataclasses.replace(part, samples=4).rows()
@@ -376,7 +414,10 @@ def test_every_flipped_byte_of_the_pages_is_found(part, tmp_path):
 
 
 def test_the_ledger_comes_back(tmp_path):
-    entries = [Entry("a\n;🎬.mp4", "kept", clips=2, seconds=4.5), Entry("b", "quarantined", "empty", "0 bytes", "cc")]
+    entries = [
+        Entry("a\n;🎬.mp4", "kept", clips=2, duration=4.5, scores={"black": 0.25}),
+        Entry("b", "quarantined", "empty", "0 bytes", "cc"),
+    ]
     ledger.write(str(tmp_path), "shard", "p1", entries)
     assert ledger.read(str(tmp_path), "shard", "p1") == entries
 
