@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -165,7 +166,11 @@ def family(folder: Path, *names: str) -> subprocess.Popen:
         (folder / f"{name}.py").write_text("\n".join(line[8:] for line in text.splitlines()))
     env = os.environ | {"PYTHONPATH": f"{CHECKOUT}:{folder}", "FAMILY": str(folder)}
     command = [sys.executable, "-m", "parent", *names]
-    return subprocess.Popen(command, cwd=folder, env=env, stderr=subprocess.PIPE, start_new_session=True)
+    # What runs the tests in the background has Ctrl-C ignored, and a child would inherit that.
+    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    return subprocess.Popen(
+        command, cwd=folder, env=env, stderr=subprocess.PIPE, start_new_session=True, preexec_fn=heard
+    )
 
 
 def test_a_killed_parent_takes_everybody_along(tmp_path):
