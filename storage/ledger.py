@@ -90,16 +90,25 @@ def tally(entries: Iterable[Entry]) -> Report:
     return report
 
 
+def batch(rows: list[dict[str, Any]]) -> pa.RecordBatch:
+    """Rows with some of the fields as a batch of the ledger; the others are blank."""
+    blank = {"detail": "", "clips": 0, "error": "", "scores": [], "thresholds": [], "seconds": 0.0}
+    blank["host"] = socket.gethostname()
+    return pa.RecordBatch.from_pylist([blank | row for row in rows], schema=SCHEMA)
+
+
+def url(root: str, step: str, name: str) -> str:
+    return files.join(root, "ledger", step, f"{name}.parquet")
+
+
 def write(root: str, step: str, name: str, entries: list[Entry]) -> None:
     """Writes the entries of one part (or one listing), replacing those of an attempt that never committed."""
     rows = [{"step": step, **asdict(entry)} for entry in entries]
-    files.replace(
-        tables.pack(pa.Table.from_pylist(rows, schema=SCHEMA)), files.join(root, "ledger", step, f"{name}.parquet")
-    )
+    files.replace(tables.pack(pa.Table.from_pylist(rows, schema=SCHEMA)), url(root, step, name))
 
 
 def read(root: str, step: str, name: str) -> list[Entry]:
-    table = tables.read(files.join(root, "ledger", step, f"{name}.parquet"))
+    table = tables.read(url(root, step, name))
     if "host" not in table.column_names:  # schema 1
         table = table.rename_columns([OLD.get(column, column) for column in table.column_names])
         table = table.append_column("host", pa.array([""] * table.num_rows))

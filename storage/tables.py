@@ -2,6 +2,8 @@
 
 import io
 import json
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -14,11 +16,19 @@ from storage.errors import Damaged
 BROKEN = (pa.ArrowException, OSError, ValueError, KeyError, TypeError)
 
 
+GROUP = 16_384  # rows of a row group in what is written as a stream
+
+
+def _described(schema: pa.Schema, about: dict[str, Any] | None) -> pa.Schema:
+    if about is None:
+        return schema
+    text = json.dumps(about, sort_keys=True)
+    return schema.with_metadata({"reelmill": text, "reelmill.sha256": files.digest(text.encode())})
+
+
 def pack(table: pa.Table, about: dict[str, Any] | None = None) -> bytes:
     """The table as the bytes of a Parquet file; ``about`` goes with it as JSON."""
-    if about is not None:
-        text = json.dumps(about, sort_keys=True)
-        table = table.replace_schema_metadata({"reelmill": text, "reelmill.sha256": files.digest(text.encode())})
+    table = table.replace_schema_metadata(_described(table.schema, about).metadata)
     sink = io.BytesIO()
     pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
     return sink.getvalue()
@@ -46,3 +56,21 @@ def about(url: str) -> dict[str, Any]:
     except BROKEN as error:
         raise Damaged(f"{url} cannot be read ({error}); restore it from a copy or remove it") from error
     return found
+
+
+def write(path: Path, batches: Iterable[pa.RecordBatch], schema: pa.Schema, about: dict[str, Any] | None = None) -> None:
+    """Writes batches to a local Parquet file as they come; the bytes follow from the rows, not from their batches."""
+    schema = _described(schema, about)
+    with pq.ParquetWriter(path, schema, compression="zstd", write_page_checksum=True) as writer:
+        held: list[pa.RecordBatch] = []
+        rows = 0
+        for batch in batches:
+            while rows + batch.num_rows >= GROUP:
+                here = GROUP - rows
+                held.append(batch.slice(0, here))
+                writer.write_table(pa.Table.from_batches(held).cast(schema), row_group_size=GROUP)
+                batch, held, rows = batch.slice(here), [], 0
+            held.append(batch)
+            rows += batch.num_rows
+        if rows:
+            writer.write_table(pa.Table.from_batches(held).cast(schema), row_group_size=GROUP)

@@ -1,84 +1,42 @@
 """List the archive and plan its parts: what is there, what it is labelled, which part it belongs to."""
 
-import json
+import math
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from typing import Any
 
-import pyarrow as pa
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from storage import files, ledger, tables
-from storage.archive import (
-    Draft,
-    Labels,
-    Member,
-    Source,
-    check_labels,
-    content_id,
-    drafts,
-    is_video,
-    listing,
-    read_labels,
-    split_of,
-)
+from storage import files, ledger, lists, parts, plans, sources, tables
 from storage.errors import InputError, StoreError
-from storage.ledger import Entry, Report
+from storage.labels import Labels, check_classes, check_paths, read_labels
+from storage.ledger import Report
+from storage.planning import Planning
+from storage.plans import Limits
+from storage.sandbox import mine
+from storage.sources import Source
+from storage.video import Rejected
+from tasks import pool
 from tasks.report import progress, say
 
-PLAN = pa.schema(
-    [(name, pa.string()) for name in ("part", "path", "url", "stamp", "content_id", "split", "labels")]
-    + [("size", pa.int64())]
-)
+SIDE_BY_SIDE = 16  # sources read at once for their fingerprints: it is waiting, not work
+CHUNK = 64  # sources probed in one call of the pool
+HEADER = 1 << 20  # bytes of a remote file's head and tail that its header is looked for in
 
 
-def _plan_url(root: str, name: str, digest: str) -> str:
-    return files.join(root, "plans", name, f"{digest}.parquet")
+def listing(archive: str) -> Iterator[Source]:
+    """The videos of an archive: a folder or glob on any URL, or a list of files."""
+    return lists.listing(archive) if lists.is_list(archive) else sources.listing(archive)
 
 
-def save_plan(root: str, name: str, parts: list[Draft], known: list[Member]) -> str:
-    """Writes the plan (every known source, with its part where it has one) and returns its digest."""
-    owner = {member.source.path: part.id for part in parts for member in part.members}
-    rows = [
-        {
-            "part": owner.get(m.source.path, ""),
-            "path": m.source.path,
-            "url": m.source.url,
-            "size": m.source.size,
-            "stamp": m.source.stamp,
-            "content_id": m.content_id,
-            "split": m.split,
-            "labels": json.dumps(m.labels.rows) if m.labels else None,
-        }
-        for m in known
-    ]
-    packed = tables.pack(pa.Table.from_pylist(rows, schema=PLAN))
-    digest = files.digest(packed)[:16]
-    files.publish_bytes(packed, _plan_url(root, name, digest), same=False)
-    files.replace_json({"plan": digest}, files.join(root, "plans", name, "latest.json"))
-    return digest
-
-
-def load_plan(root: str, name: str, digest: str) -> list[Draft]:
-    """The parts of a plan."""
-    table = tables.read(_plan_url(root, name, digest))
-    found: dict[str, list[Member]] = {}
-    for row in table.to_pylist():
-        if row["part"]:
-            rows = json.loads(row["labels"]) if row["labels"] is not None else None
-            labels = None if rows is None else Labels(tuple(tuple(r) for r in rows))
-            source = Source(row["path"], row["url"], row["size"], row["stamp"])
-            found.setdefault(row["part"], []).append(Member(source, row["content_id"], row["split"], labels))
-    return [Draft(part, tuple(sorted(members, key=lambda m: m.content_id))) for part, members in found.items()]
-
-
-def _remembered(root: str, name: str) -> dict[tuple[str, str], str]:
-    """Content ids by (URL, stamp) from the last listing: files that were not touched are not read again."""
-    try:
-        latest = files.read_json(files.join(root, "plans", name, "latest.json"))["plan"]
-        table = tables.read(_plan_url(root, name, latest), ["url", "stamp", "content_id"])
-    except FileNotFoundError:
-        return {}
-    return {(row["url"], row["stamp"]): row["content_id"] for row in table.to_pylist()}
+def labels_of(archive: str, labels: str | None, classes: list[str]) -> dict[str, Labels]:
+    """The labels of a file, or those in the list that is the archive."""
+    url = labels or (archive if lists.is_list(archive) and lists.has_labels(archive) else None)
+    found = read_labels(url) if url else {}
+    check_classes(found, url or "", classes)
+    return found
 
 
 def plan_archive(
@@ -89,64 +47,141 @@ def plan_archive(
     *,
     classes: list[str],
     held_out: float,
-    per_part: int,
-    config: dict[str, Any],
+    recipe: dict[str, Any],
+    limits: Limits = Limits(),
+    unit: float = 600.0,
 ) -> tuple[str, Report]:
     """Lists, identifies and groups the sources; returns the plan's digest and the counts.
 
+    ``recipe`` is how clips are cut, ``unit`` the seconds of video that one piece of work has at most, about twice.
     Every file listed is in the ledger: kept, dropped (``unknown_extension``, ``duplicate``) or quarantined.
     """
-    found = list(listing(archive))
-    if not found:
-        raise InputError(f"{archive}: the archive is empty; put videos there or give another --archive")
-    if not any(is_video(source) for source in found):
-        raise InputError(f"{archive}: {len(found)} files, none with the name of a video")
-    labels = read_labels(labels_url) if labels_url else {}
-    check_labels(labels, found, labels_url or "", classes)
-    remembered = _remembered(root, name)
-    entries: list[Entry] = []
-    known: list[Member] = []
-    owners: dict[str, str] = {}
-    with progress("list", len(found), "files") as state:
+    labels = labels_of(archive, labels_url, classes)
+    with files.scratch() as folder:
+        planning = Planning(folder)
+        try:
+            count = planning.listed(_counted(listing(archive)), labels, held_out)
+            if not count:
+                raise InputError(f"{archive}: the archive is empty; put videos there or give another --archive")
+            if not planning.videos():
+                raise InputError(f"{archive}: {count} files, none with the name of a video")
+            check_paths(planning.unlisted(labels), labels_url or archive)
+            same = _recall(planning, root, name, recipe)
+            identify(planning, root)
+            probe(planning)
+            window = max(1, math.ceil(unit / recipe["span"])) * recipe["span"]
+            number = planning.assign(recipe, limits, window)
+            with ThreadPoolExecutor(SIDE_BY_SIDE) as threads:
+                moved = planning.moved() if same else []
+                there = threads.map(lambda part: parts.committed(root, part), moved)
+                committed = [part for part, found in zip(moved, there, strict=True) if found]
+            book, report = planning.account()
+            plan = plans.save(root, name, planning.write(recipe, committed))
+            files.replace(book.read_bytes(), ledger.url(root, "list", name))
+        finally:
+            planning.close()
+    say(f"  list         {report.items} files: {report.kept} to shard in {number} parts")
+    return plan, report
+
+
+def _counted(found: Iterable[Source]) -> Iterator[Source]:
+    with progress("list", 0, "files") as state:
         for source in found:
-            entry, member = _identify(source, labels.get(source.path), remembered, owners, held_out)
-            entries.append(entry)
-            if member:
-                known.append(member)
+            yield source
             state.advance()
-    parts = list(drafts([m for m in known if owners[m.content_id] == m.source.path], config, per_part))
-    ledger.write(root, "list", name, entries)
-    report = ledger.tally(entries)
-    say(f"  list         {report.items} files: {report.kept} to shard in {len(parts)} parts")
-    return save_plan(root, name, parts, known), report
 
 
-def _identify(
-    source: Source,
-    labels: Labels | None,
-    remembered: dict[tuple[str, str], str],
-    owners: dict[str, str],
-    held_out: float,
-) -> tuple[Entry, Member | None]:
-    if not is_video(source):
-        return Entry(source.path, "dropped", "unknown_extension"), None
-    if not source.regular:
-        return Entry(source.path, "quarantined", "not_regular_file"), None
+def _recall(planning: Planning, root: str, name: str, recipe: dict[str, Any]) -> bool:
+    """Takes in the plan before; whether it cut clips in the same way, so that they may be used again."""
+    if not (before := plans.latest(root, name)):
+        return False
+    url = plans.url(root, name, before)
     try:
-        identity = remembered.get((source.url, source.stamp)) or content_id(source)
-    except PermissionError as error:
-        return Entry(source.path, "quarantined", "permission", str(error)), None
-    except FileNotFoundError as error:
-        return Entry(source.path, "quarantined", "not_found", str(error)), None
-    except IsADirectoryError as error:
-        return Entry(source.path, "quarantined", "not_regular_file", str(error)), None
-    except OSError as error:  # the store's fault, not the video's
-        raise StoreError(f"{source.url} cannot be read: {error}") from error
-    member = Member(source, identity, split_of(source, labels, held_out), labels)
-    owner = owners.setdefault(identity, source.path)
-    if owner != source.path:
-        return Entry(source.path, "dropped", "duplicate", f"same bytes as {owner}", identity), member
-    return Entry(source.path, "kept", content_id=identity), member
+        planning.recall(tables.read(url).select(plans.PLAN.names))
+        return bool(tables.about(url)["recipe"] == recipe)
+    except (FileNotFoundError, KeyError):
+        return False  # of an older schema: everything is looked at again
+
+
+def identify(planning: Planning, root: str) -> None:
+    """Fingerprints what is new; where a fingerprint leaves a doubt, the whole file is read."""
+    with progress("identify", planning.count_fresh(), "files") as state:
+        planning.identified(_advancing(state, _threaded(_identify, planning.fresh())))
+    for mark, now, then in planning.ambiguous(sources.WHOLE):
+        contents = {row["content_id"] or _content_before(root, row): row["identity"] for row in then}
+        contents.pop("", None)
+        seen = {(row["url"], row["offset"], row["stamp"]) for row in then}
+        fresh = [row for row in now if (row["url"], row["offset"], row["stamp"]) not in seen]
+        read = {row["path"]: _content(_as_source(row)) for row in (fresh if contents else now)}
+        for row in now:
+            if row["path"] in read and row["identity"] == mark:
+                content = read[row["path"]]
+                only = not contents and len(set(read.values())) == 1
+                identity = contents.get(content) or (mark if only else f"{mark}-{content[:16]}")
+                planning.settle(row["path"], identity, content)
+
+
+def _as_source(row: dict[str, Any]) -> Source:
+    return Source(row["path"], row["url"], row["size"], row["stamp"], row["offset"])
+
+
+def _content(source: Source) -> str:
+    try:
+        return sources.content_id(source)
+    except Rejected as error:
+        raise StoreError(f"{source.url}: {error.detail}") from error
+
+
+def _content_before(root: str, row: dict[str, Any]) -> str:
+    """What a source of the plan before turned out to hold, if it was cut."""
+    try:
+        entries = ledger.read(root, "shard", row["part"]) if row["part"] else []
+    except FileNotFoundError:
+        return ""
+    return next((entry.content_id for entry in entries if entry.item == row["path"]), "")
+
+
+def _identify(source: Source) -> dict[str, Any]:
+    try:
+        return {"path": source.path, "identity": sources.fingerprint(source)}
+    except Rejected as error:
+        return {"path": source.path, "problem": error.reason, "detail": error.detail}
+
+
+def _threaded(function: Any, items: Iterator[Any]) -> Iterator[Any]:
+    """Results in order, some threads at once, a bounded number of items ahead."""
+    with ThreadPoolExecutor(SIDE_BY_SIDE) as threads:
+        while some := list(islice(items, 1000)):
+            yield from threads.map(function, some)
+
+
+def _advancing(state: Any, rows: Iterable[Any]) -> Iterator[Any]:
+    for row in rows:
+        state.advance()
+        yield row
+
+
+def probe(planning: Planning) -> None:
+    """Reads the headers of what is new, to know how long it is; what has none is cut in one go."""
+    fresh = planning.unprobed()
+    chunks = iter(lambda: list(islice(fresh, CHUNK)), [])
+    while some := list(islice(chunks, pool.workers() * 4)):
+        for chunk, result in pool.run(_probe, [tuple(chunk) for chunk in some]):
+            if isinstance(result, Exception):
+                raise result
+            planning.probed((source.path, *facts) for source, facts in zip(chunk, result, strict=True))
+
+
+def _probe(chunk: tuple[Source, ...]) -> list[tuple[dict[str, Any], str]]:
+    found = []
+    for source in chunk:
+        with files.scratch() as folder:
+            try:
+                facts = mine().probe(sources.outline(source, str(folder), HEADER))
+            except Rejected as error:  # the cut will say so, on the whole file
+                facts = {"problem": error.reason}
+        found.append((facts, ""))
+    return found
 
 
 @task(task_run_name="list · {archive}", cache_policy=NO_CACHE)
@@ -157,12 +192,10 @@ def list_archive(
     labels: str | None,
     classes: list[str],
     held_out: float,
-    per_part: int,
-    span: float,
-    short_side: int,
+    limits: Limits,
+    recipe: dict[str, Any],
 ) -> tuple[str, Report]:
     """Lists the archive and plans its parts; see `plan_archive`."""
-    config = {"span": span, "short_side": short_side}
     return plan_archive(
-        root, name, archive, labels, classes=classes, held_out=held_out, per_part=per_part, config=config
+        root, name, archive, labels, classes=classes, held_out=held_out, recipe=recipe, limits=limits
     )

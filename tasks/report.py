@@ -36,7 +36,7 @@ def clock(seconds: float) -> str:
 
 @dataclass
 class Progress:
-    """Counts units of a stage; says how many are done, how fast, and how long the rest takes."""
+    """Counts units of a stage; says how many are done, how fast, and how long the rest takes (total 0: unknown)."""
 
     name: str
     total: int
@@ -49,10 +49,13 @@ class Progress:
     def advance(self, by: int = 1, note: str = "") -> None:
         self.done += by
         now = time.monotonic()
-        if now - self.spoke < EVERY and self.done < self.total:
+        if now - self.spoke < EVERY and self.done != self.total:
             return
         self.spoke = now
         rate = self.done / max(1e-9, now - self.began)
+        if not self.total:
+            say(f"  {self.name:<12} {self.done} {self.unit} · {rate:.1f}/s")
+            return
         left = (self.total - self.done) / rate if rate else 0.0
         say(
             f"  {self.name:<12} {self.done}/{self.total} {self.unit}"

@@ -1,0 +1,102 @@
+"""An archive given as a list: CSV, Parquet or JSON lines with a column ``path`` or ``url``, labels and anything else."""
+
+import csv
+import io
+import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import groupby, islice
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from storage import files
+from storage.errors import InputError, StoreError
+from storage.sources import Source
+
+SUFFIXES = (".csv", ".parquet", ".jsonl", ".ndjson", ".json")
+OWN = ("path", "url", "label", "start", "end", "split")  # all other columns are metadata
+SIDE_BY_SIDE = 16  # files asked about at once
+
+
+def is_list(archive: str) -> bool:
+    """Whether an archive is named as a list of files."""
+    return archive.lower().endswith(SUFFIXES)
+
+
+def rows(url: str) -> Iterator[dict[str, Any]]:
+    """The rows of a list, as a stream; `InputError` that names the file and the row where it cannot be read."""
+    fs, path = files.locate(files.absolute(url))
+    number = 1
+    try:
+        with fs.open(path, "rb") as file:
+            for number, row in enumerate(_parsed(url, file), start=2):
+                if not isinstance(row, dict) or None in row:
+                    number -= 1
+                    raise ValueError("not a row of the columns that the file begins with")
+                yield row
+    except FileNotFoundError as error:
+        raise InputError(f"{url}: no such file") from error
+    except (PermissionError, IsADirectoryError, NotADirectoryError) as error:
+        raise InputError(f"{url}: cannot be read ({error})") from error
+    except (ValueError, csv.Error, pa.ArrowException) as error:
+        raise InputError(f"{url}, row {number}: {error}; give CSV, Parquet or JSON lines") from error
+
+
+def _parsed(url: str, file: Any) -> Iterator[Any]:
+    name = url.lower()
+    if name.endswith(".parquet"):
+        for batch in pq.ParquetFile(file).iter_batches():
+            yield from batch.to_pylist()
+        return
+    text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="" if name.endswith(".csv") else "\n")
+    if name.endswith(".csv"):
+        yield from csv.DictReader(text)
+    else:
+        yield from (json.loads(line) for line in text if line.strip())
+
+
+def listing(url: str) -> Iterator[Source]:
+    """Yields the files that a list names, each once for a run of rows with the same path.
+
+    A path is a URL or relative to the list's folder. A file that is not there comes with the problem ``not_found``.
+    """
+    url = files.absolute(url)
+    folder = url.rsplit("/", 1)[0]
+    named = ((_place(url, number, row), row) for number, row in enumerate(rows(url), start=1))
+    once = (next(group)[1] for _, group in groupby(named, key=lambda pair: pair[0]))
+    with ThreadPoolExecutor(SIDE_BY_SIDE) as pool:
+        while some := list(islice(once, 1000)):
+            yield from pool.map(lambda row: _source(folder, row), some)
+
+
+def _place(url: str, number: int, row: dict[str, Any]) -> str:
+    place = str(row.get("path") or row.get("url") or "").strip()
+    if not place:
+        raise InputError(f"{url}, row {number}: neither path nor url; every row needs one")
+    return place
+
+
+def _source(folder: str, row: dict[str, Any]) -> Source:
+    place = str(row.get("path") or row.get("url")).strip()
+    target = str(row.get("url") or place).strip()
+    url = target if "://" in target or target.startswith("/") else files.join(folder, target)
+    metadata = json.dumps({k: v for k, v in row.items() if k not in OWN and v not in (None, "")}, default=str)
+    fs, path = files.locate(url)
+    try:
+        info = fs.info(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return Source(place, url, 0, "", problem="not_found", metadata=metadata)
+    except PermissionError:
+        return Source(place, url, 0, "", problem="permission", metadata=metadata)
+    except OSError as error:
+        raise StoreError(f"{url} cannot be looked at: {error}") from error
+    stamp = f"{info.get('size')}:{info.get('ETag') or info.get('mtime') or info.get('created') or ''}"
+    problem = "" if info["type"] == "file" else "not_regular_file"
+    return Source(place, url, int(info.get("size") or 0), stamp, problem=problem, metadata=metadata)
+
+
+def has_labels(url: str) -> bool:
+    """Whether a list has a column of labels."""
+    return "label" in next(iter(rows(url)), {})
