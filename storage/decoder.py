@@ -59,20 +59,27 @@ class _Beat:
             send(self.pipe, {"beat": True})
 
 
-def _answer(message: dict[str, Any], blob: bytes, beat: _Beat) -> tuple[dict[str, Any], bytes]:
-    from storage import video
+def _answer(message: dict[str, Any], blob: bytes, pipe: BinaryIO) -> tuple[dict[str, Any], bytes]:
+    from storage import cutting, probing, sampling, video
     from storage.errors import StoreError
 
     call, options = message["call"], message["options"]
+    beat = _Beat(pipe)
     if "limits" in options:
         options["limits"] = video.Limits(**options["limits"])
     try:
         if call == "sample":
-            frames, kept, times = video.sample(blob, **options)
+            frames, kept, times = sampling.sample(blob, **options)
             answer = {"shape": frames.shape, "kept": kept.tolist(), "times": times.tolist()}
             return answer, frames.tobytes()
         if call == "cut":
-            return {"result": video.cut(beat=beat, **options)}, b""
+            return {"result": cutting.cut_any(beat=beat, **options)}, b""
+        if call == "probe":
+            return {"result": probing.probe(beat=beat, **options)}, b""
+        if call == "thumbnails":
+            for frames, times in sampling.thumbnails(beat=beat, **options):
+                send(pipe, {"part": times.tolist()}, frames.tobytes())
+            return {"result": "done"}, b""
         raise LookupError(call)
     except video.Rejected as error:
         return {"reason": error.reason, "detail": error.detail}, b""
@@ -96,13 +103,12 @@ def main() -> None:
     # FFmpeg and libraries may print; what is a message must not be mixed with that.
     pipe = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
-    beat = _Beat(pipe)
     while True:
         try:
             message, blob = receive(sys.stdin.buffer)
         except EOFError:
             return
-        send(pipe, *_answer(message, blob, beat))
+        send(pipe, *_answer(message, blob, pipe))
 
 
 if __name__ == "__main__":
