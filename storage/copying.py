@@ -11,7 +11,7 @@ from av.video.stream import VideoStream
 
 from storage.cutting import Place, Plan, record
 from storage.encoder import ours
-from storage.limits import Limits, Rejected
+from storage.limits import DEFAULT, Limits, Rejected
 from storage.picture import shown_size
 from storage.video import Clock, Footage, open_video, packets, video_stream
 
@@ -29,7 +29,7 @@ def copy(
     tail: float = 1.0,
     window: tuple[float, float | None] | None = None,
     bounds: Sequence[float] | None = None,
-    limits: Limits = Limits(),
+    limits: Limits = DEFAULT,
     beat: Callable[[], None] = lambda: None,
 ) -> list[dict[str, Any]]:
     """Copies a video's packets as clips of MP4 in ``folder``; returns one `storage.cutting.Clip` record a clip.

@@ -11,7 +11,7 @@ from typing import Any
 import av
 
 from storage.encoder import Encoder
-from storage.limits import Limits
+from storage.limits import DEFAULT, Limits
 from storage.picture import Upright
 from storage.video import NEAR, Clock, Footage, Unsure
 
@@ -113,7 +113,7 @@ def cut(
     tail: float = 1.0,
     window: tuple[float, float | None] | None = None,
     bounds: Sequence[float] | None = None,
-    limits: Limits = Limits(),
+    limits: Limits = DEFAULT,
     beat: Callable[[], None] = lambda: None,
 ) -> list[dict[str, Any]]:
     """Decodes a video once and re-encodes it as clips in ``folder``; returns one `Clip` record a clip.
@@ -155,10 +155,9 @@ class _Cutter:
             place = plan.place(now)
             if plan.before(place):
                 continue
-            if self.rest and place != self.held:
-                if self._advance():
-                    at_end = False
-                    break
+            if self.rest and place != self.held and self._advance():
+                at_end = False
+                break
             if place != self.place:
                 self.held = place
             self.rest.append((now, self.upright.yuv(frame)))

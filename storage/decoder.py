@@ -20,6 +20,20 @@ STORE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.ENF
 PR_SET_PDEATHSIG = 1
 
 
+def environment(checkout: str) -> dict[str, str]:
+    """A bare environment for a process that meets foreign files: no credentials, one thread, this checkout's code."""
+    kept = ("PATH", "LD_LIBRARY_PATH", "OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE", "TMPDIR")
+    found = {name: os.environ[name] for name in kept if name in os.environ}
+    return found | {"PYTHONPATH": checkout, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "LANG": "C.UTF-8"}
+
+
+def die_with(parent: int) -> None:
+    """Ends this process when the thread that started it ends."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)  # the parent died before the line above
+
+
 def send(pipe: BinaryIO, message: dict[str, Any], blob: bytes = b"") -> None:
     """Writes one message."""
     text = json.dumps(message).encode()
@@ -39,9 +53,7 @@ def receive(pipe: BinaryIO) -> tuple[dict[str, Any], bytes]:
 
 def _confine(memory: int, parent: int) -> None:
     """Dies with the parent, and gets no more address space than ``memory`` bytes."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(1)  # the parent died before the line above
+    die_with(parent)
     resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 

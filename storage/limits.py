@@ -61,6 +61,9 @@ class Limits:
     repaired_share: float = 0.1
 
 
+DEFAULT = Limits()
+
+
 def check_size(size: int, limit: int = LIMIT_BYTES) -> None:
     """Refuses a file of more than ``limit`` bytes; to be asked before its bytes are read or hashed."""
     if size > limit:

@@ -8,7 +8,7 @@ import av
 import numpy as np
 from av.video.stream import VideoStream
 
-from storage.limits import Limits, Rejected
+from storage.limits import DEFAULT, Limits, Rejected
 from storage.picture import HDR, shown_size, turns
 from storage.video import FALLBACK_TIME_BASE, Clock, open_video, packets, video_stream
 
@@ -19,7 +19,7 @@ INTERLACED = (2, 3, 4, 5)  # field orders, by FFmpeg's numbers
 
 def probe(
     path: str,
-    limits: Limits = Limits(),
+    limits: Limits = DEFAULT,
     *,
     max_packets: int = MAX_PACKETS,
     max_bytes: int = MAX_BYTES,
@@ -112,7 +112,7 @@ def _told(
     frames, fps, duration = count, stated, header
     if complete and len(steps) > 0.8 * (count - 1):  # else too many share a time: the table says nothing
         duration = float((times.max() - times.min() + step) * base)
-        fps = 1 / float(step * base) if steady and 1 / float(step * base) > 1000 else (len(steps) + 1) / duration
+        fps = (len(steps) + 1) / duration
     elif complete and header:
         fps = count / header
     if not complete:

@@ -9,7 +9,7 @@ import numpy as np
 from av.container import InputContainer
 
 from storage import sniff
-from storage.limits import Limits, Rejected
+from storage.limits import DEFAULT, Limits, Rejected
 from storage.picture import Upright
 from storage.video import OPTIONS, Clock, Damage, Footage, Unsure, decode, video_stream
 
@@ -17,7 +17,7 @@ CHUNK = 2048  # thumbnails that are handed over at a time
 
 
 def sample(
-    data: bytes, fps: float | None = None, limits: Limits = Limits(min_frames=1)
+    data: bytes, fps: float | None = None, limits: Limits = DEFAULT
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Decodes a clip's bytes (MP4, WebM, Matroska, AVI, MPEG) and keeps the frames nearest to a grid of ``fps``.
 
@@ -74,7 +74,7 @@ def thumbnails(
     size: tuple[int, int] = (27, 48),
     window: tuple[float, float | None] | None = None,
     fps: float | None = None,
-    limits: Limits = Limits(),
+    limits: Limits = DEFAULT,
     beat: Callable[[], None] = lambda: None,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yields chunks of (frames `[n, *size, 3]` uint8, times `[n]` in seconds since the first frame), in order.

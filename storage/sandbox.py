@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from storage.decoder import HEAD
+from storage import suspects
+from storage.decoder import HEAD, environment
 from storage.errors import StoreError
 from storage.limits import REASONS, Limits, Rejected
 
@@ -36,17 +37,7 @@ class Sandbox:
     child: subprocess.Popen | None = None
 
     def _start(self) -> subprocess.Popen:
-        # A bare environment: no credentials, one thread, this checkout's code.
-        env = {
-            "PATH": os.environ.get("PATH", ""),
-            "PYTHONPATH": CHECKOUT,
-            "OMP_NUM_THREADS": "1",
-            "OPENBLAS_NUM_THREADS": "1",
-            "LANG": "C.UTF-8",
-        }
-        for name in ("LD_LIBRARY_PATH", "OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE", "TMPDIR"):
-            if name in os.environ:
-                env[name] = os.environ[name]
+        env = environment(CHECKOUT)
         command = [sys.executable, "-m", "storage.decoder", str(self.memory), str(os.getpid())]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
         child = subprocess.Popen(command, **pipes, env=env, cwd="/", bufsize=0)  # type: ignore[call-overload]
@@ -207,3 +198,11 @@ def mine() -> Sandbox:
     if not hasattr(_local, "sandbox"):
         _local.sandbox = Sandbox()
     return _local.sandbox
+
+
+def cut_alone(path: str, folder: Path, **options: Any) -> list[dict[str, Any]]:
+    """`Sandbox.cut` in a process of its own between us and the decoder, for files that took down a worker before.
+
+    Raises `Rejected` ("worker_killed") where that process dies, and whatever `Sandbox.cut` raises.
+    """
+    return suspects.run(path, folder, options, CHECKOUT)

@@ -13,12 +13,13 @@ from fractions import Fraction
 from typing import Self, cast
 
 import av
+import numpy as np
 from av.container import InputContainer
 from av.video.stream import VideoStream
 
 from storage import sniff
 from storage.encoder import FALLBACK_TIME_BASE
-from storage.limits import LIMIT_BYTES, REASONS, Limits, Rejected, check_size
+from storage.limits import DEFAULT, LIMIT_BYTES, REASONS, Limits, Rejected, check_size
 
 __all__ = ["LIMIT_BYTES", "REASONS", "Clock", "Footage", "Limits", "Rejected", "Unsure", "check_size", "open_video"]
 
@@ -38,7 +39,7 @@ class Unsure(Exception):
     """After a seek, frames cannot be proven to be those of a decode from the beginning."""
 
 
-def open_video(path: str, limits: Limits = Limits()) -> InputContainer:
+def open_video(path: str, limits: Limits = DEFAULT) -> InputContainer:
     """Opens a video file and nothing else; raises `Rejected`."""
     sniff.check_file(path, limits)
     try:
@@ -132,6 +133,7 @@ def decode(
         except av.error.FFmpegError as error:
             if packet.has_sidedata("encryption_info"):
                 raise Rejected("encrypted", "its packets are encrypted") from error
+            _room(stream)
             frames = []
             damage.damaged += 1
         damage.damaged += sum(bool(frame.is_corrupt) for frame in frames)
@@ -153,6 +155,11 @@ def decode(
             yield frame
     if not arrived and not total:
         raise Rejected("no_frames")
+
+
+def _room(stream: VideoStream) -> None:
+    """MemoryError where two frames have no room: decoders call that damage, too."""
+    np.empty(2 * 3 * (stream.codec_context.width or 0) * (stream.codec_context.height or 0) // 2, np.uint8)
 
 
 @dataclass
@@ -218,9 +225,9 @@ class Clock:
         regular = any(t and abs(self.frames * self.tick - t) <= max(2 * self.tick, t // 20) for t in stated)
         if self.repaired > max(2, self.limits.repaired_share * self.frames) and not regular:
             raise Rejected("bad_timestamps", f"{self.repaired} of {self.frames} frames")
-        if lost := missing(self.steps):
-            if lost > max(1, self.limits.missing_share * self.frames):
-                raise Rejected("missing_frames", f"{lost} of {self.frames + lost}")
+        lost = missing(self.steps)
+        if lost > max(1, self.limits.missing_share * self.frames):
+            raise Rejected("missing_frames", f"{lost} of {self.frames + lost}")
 
 
 def missing(steps: Counter[int]) -> int:
