@@ -20,6 +20,20 @@ STORE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.ENF
 PR_SET_PDEATHSIG = 1
 
 
+def environment(checkout: str) -> dict[str, str]:
+    """A bare environment for a process that meets foreign files: no credentials, one thread, this checkout's code."""
+    kept = ("PATH", "LD_LIBRARY_PATH", "OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE", "TMPDIR")
+    found = {name: os.environ[name] for name in kept if name in os.environ}
+    return found | {"PYTHONPATH": checkout, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "LANG": "C.UTF-8"}
+
+
+def die_with(parent: int) -> None:
+    """Ends this process when the thread that started it ends."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)  # the parent died before the line above
+
+
 def send(pipe: BinaryIO, message: dict[str, Any], blob: bytes = b"") -> None:
     """Writes one message."""
     text = json.dumps(message).encode()
@@ -39,9 +53,7 @@ def receive(pipe: BinaryIO) -> tuple[dict[str, Any], bytes]:
 
 def _confine(memory: int, parent: int) -> None:
     """Dies with the parent, and gets no more address space than ``memory`` bytes."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(1)  # the parent died before the line above
+    die_with(parent)
     resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
@@ -59,20 +71,27 @@ class _Beat:
             send(self.pipe, {"beat": True})
 
 
-def _answer(message: dict[str, Any], blob: bytes, beat: _Beat) -> tuple[dict[str, Any], bytes]:
-    from storage import video
+def _answer(message: dict[str, Any], blob: bytes, pipe: BinaryIO) -> tuple[dict[str, Any], bytes]:
+    from storage import cutting, probing, sampling, video
     from storage.errors import StoreError
 
     call, options = message["call"], message["options"]
+    beat = _Beat(pipe)
     if "limits" in options:
         options["limits"] = video.Limits(**options["limits"])
     try:
         if call == "sample":
-            frames, kept, times = video.sample(blob, **options)
+            frames, kept, times = sampling.sample(blob, **options)
             answer = {"shape": frames.shape, "kept": kept.tolist(), "times": times.tolist()}
             return answer, frames.tobytes()
         if call == "cut":
-            return {"result": video.cut(beat=beat, **options)}, b""
+            return {"result": cutting.cut_any(beat=beat, **options)}, b""
+        if call == "probe":
+            return {"result": probing.probe(beat=beat, **options)}, b""
+        if call == "thumbnails":
+            for frames, times in sampling.thumbnails(beat=beat, **options):
+                send(pipe, {"part": times.tolist()}, frames.tobytes())
+            return {"result": "done"}, b""
         raise LookupError(call)
     except video.Rejected as error:
         return {"reason": error.reason, "detail": error.detail}, b""
@@ -96,13 +115,12 @@ def main() -> None:
     # FFmpeg and libraries may print; what is a message must not be mixed with that.
     pipe = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
-    beat = _Beat(pipe)
     while True:
         try:
             message, blob = receive(sys.stdin.buffer)
         except EOFError:
             return
-        send(pipe, *_answer(message, blob, beat))
+        send(pipe, *_answer(message, blob, pipe))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ FALLBACK_TIME_BASE = Fraction(1, 90_000)
 
 
 @contextmanager
-def _ours() -> Iterator[None]:
+def ours() -> Iterator[None]:
     """What goes wrong while we write is the store's fault or the memory limit's, never the video's."""
     try:
         yield
@@ -39,7 +39,7 @@ class Encoder:
         time_base: Fraction | None = None,
         crf: int = 21,
     ) -> None:
-        with _ours():
+        with ours():
             self.container = av.open(str(path), "w", format="mp4")
         # Without mbtree: its AVX code reads memory it never wrote, and small frames then differ from run to run.
         options = {"preset": "veryfast", "crf": str(crf), "g": "30", "mbtree": "0"}
@@ -55,11 +55,11 @@ class Encoder:
             frame = av.VideoFrame.from_ndarray(frame, "rgb24")
         frame.pts, frame.time_base = round(time / self.time_base), self.time_base
         frame.pict_type = 0
-        with _ours():
+        with ours():
             self.container.mux(self.stream.encode(frame))
 
     def close(self) -> None:
-        with _ours():
+        with ours():
             self.container.mux(self.stream.encode(None))
             self.container.close()
 

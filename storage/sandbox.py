@@ -10,17 +10,20 @@ import select
 import subprocess
 import sys
 import threading
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from storage.decoder import HEAD
+from storage import suspects
+from storage.decoder import HEAD, environment
 from storage.errors import StoreError
-from storage.video import REASONS, Limits, Rejected
+from storage.limits import REASONS, Limits, Rejected
 
 CHECKOUT = str(Path(__file__).resolve().parent.parent)
+Take = Callable[[Any, bytearray], None]
 _local = threading.local()
 
 
@@ -34,17 +37,7 @@ class Sandbox:
     child: subprocess.Popen | None = None
 
     def _start(self) -> subprocess.Popen:
-        # A bare environment: no credentials, one thread, this checkout's code.
-        env = {
-            "PATH": os.environ.get("PATH", ""),
-            "PYTHONPATH": CHECKOUT,
-            "OMP_NUM_THREADS": "1",
-            "OPENBLAS_NUM_THREADS": "1",
-            "LANG": "C.UTF-8",
-        }
-        for name in ("LD_LIBRARY_PATH", "OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE", "TMPDIR"):
-            if name in os.environ:
-                env[name] = os.environ[name]
+        env = environment(CHECKOUT)
         command = [sys.executable, "-m", "storage.decoder", str(self.memory), str(os.getpid())]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
         child = subprocess.Popen(command, **pipes, env=env, cwd="/", bufsize=0)  # type: ignore[call-overload]
@@ -61,15 +54,22 @@ class Sandbox:
                     pipe.close()
             self.child = None
 
-    def call(self, call: str, options: dict[str, Any], blob: bytes = b"") -> tuple[dict[str, Any], bytearray]:
-        """Runs a call of `storage.decoder`; raises `Rejected` for the file's faults, `StoreError` for ours."""
+    def call(
+        self, call: str, options: dict[str, Any], blob: bytes = b"", take: Take | None = None
+    ) -> tuple[dict[str, Any], bytearray]:
+        """Runs a call of `storage.decoder`; raises `Rejected` for the file's faults, `StoreError` for ours.
+
+        ``take(part, blob)`` is handed the parts of an answer that comes in many.
+        """
         if self.child is None or self.child.poll() is not None:
             self.close()
             self.child = self._start()
         try:
             self._send({"call": call, "options": options}, blob)
             answer, data = self._receive()
-            while "beat" in answer:
+            while "beat" in answer or "part" in answer:
+                if take and "part" in answer:
+                    take(answer["part"], data)
                 answer, data = self._receive()
             if answer.get("reason", "oom") not in REASONS:
                 raise ValueError("an unknown reason")
@@ -128,17 +128,60 @@ class Sandbox:
             rest = rest[count:]
         return data
 
-    def cut(self, path: str, folder: Path, *, span: float, short_side: int) -> list[dict[str, Any]]:
-        """`storage.video.cut` in the child. A crash is tried once more, to spare who only sat beside the cause."""
-        options = {"path": path, "folder": str(folder), "span": span, "short_side": short_side}
+    def cut(
+        self,
+        path: str,
+        folder: Path,
+        *,
+        span: float,
+        short_side: int,
+        window: tuple[float, float | None] | None = None,
+        bounds: Sequence[float] | None = None,
+        mode: str = "exact",
+        tail: float = 1.0,
+    ) -> list[dict[str, Any]]:
+        """`storage.cutting.cut` (mode "exact") or `storage.copying.copy` ("copy") in the child.
+
+        A crash is tried once more, to spare who only sat beside the cause.
+        """
+        if mode not in ("exact", "copy"):
+            raise ValueError(f'mode is "exact" or "copy", not {mode!r}')
+        options = {"path": path, "folder": str(folder), "span": span, "short_side": short_side, "tail": tail}
+        options |= {"window": window, "bounds": None if bounds is None else [float(b) for b in bounds], "mode": mode}
+        return self._twice("cut", options)["result"]
+
+    def probe(self, path: str, **options: int) -> dict[str, Any]:
+        """`storage.probing.probe` in the child."""
+        return self._twice("probe", {"path": path, **options})["result"]
+
+    def thumbnails(
+        self,
+        path: str,
+        *,
+        size: tuple[int, int] = (27, 48),
+        window: tuple[float, float | None] | None = None,
+        fps: float | None = None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """`storage.sampling.thumbnails` in the child: all frames `[T, *size, 3]` uint8 and their times `[T]`."""
+        frames: list[np.ndarray] = []
+        times: list[np.ndarray] = []
+
+        def take(part: Any, blob: bytearray) -> None:
+            times.append(np.asarray(part, float))
+            frames.append(np.frombuffer(blob, np.uint8).reshape(len(part), *size, 3))
+
+        options = {"path": path, "size": size, "window": window, "fps": fps, "limits": asdict(self.limits)}
+        self.call("thumbnails", options, take=take)
+        return np.concatenate(frames), np.concatenate(times)
+
+    def _twice(self, call: str, options: dict[str, Any]) -> dict[str, Any]:
         options["limits"] = asdict(self.limits)
         try:
-            answer, _ = self.call("cut", options)
+            return self.call(call, options)[0]
         except Rejected as rejected:
             if rejected.reason != "decoder_crash":
                 raise
-            answer, _ = self.call("cut", options)
-        return answer["result"]
+            return self.call(call, options)[0]
 
     def sample(self, data: bytes, fps: float | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """`storage.video.sample` in the child: frames `[T, H, W, 3]` uint8, their times and all frames' times."""
@@ -155,3 +198,11 @@ def mine() -> Sandbox:
     if not hasattr(_local, "sandbox"):
         _local.sandbox = Sandbox()
     return _local.sandbox
+
+
+def cut_alone(path: str, folder: Path, **options: Any) -> list[dict[str, Any]]:
+    """`Sandbox.cut` in a process of its own between us and the decoder, for files that took down a worker before.
+
+    Raises `Rejected` ("worker_killed") where that process dies, and whatever `Sandbox.cut` raises.
+    """
+    return suspects.run(path, folder, options, CHECKOUT)

@@ -1,147 +1,66 @@
-"""Reading video files: probe, cut into clips, sample frames.
+"""Reading video files: open them under guard, decode their frames in order, tell the time of each.
 
 Every function here runs in whatever process calls it. Files from outside are only ever handed to them by
 `storage.sandbox`, in a child process that can be killed; see docs/architecture.md, "Hostile files".
 """
 
-import io
+import math
 import os
-import stat
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from fractions import Fraction
-from pathlib import Path
-from typing import Any, cast
+from typing import Self, cast
 
 import av
 import numpy as np
 from av.container import InputContainer
-from av.video.reformatter import ColorRange
 from av.video.stream import VideoStream
 
-from storage.encoder import FALLBACK_TIME_BASE, Encoder
+from storage import sniff
+from storage.encoder import FALLBACK_TIME_BASE
+from storage.limits import DEFAULT, LIMIT_BYTES, REASONS, Limits, Rejected, check_size
+
+__all__ = ["LIMIT_BYTES", "REASONS", "Clock", "Footage", "Limits", "Rejected", "Unsure", "check_size", "open_video"]
 
 # Everything a file may be, and the only protocol it may speak: playlists and concat scripts can name other files
 # and hosts, and FFmpeg follows them unless both lists forbid it.
 FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,ogg,asf,wmv"
 CODECS = "h264,hevc,vp8,vp9,av1,libdav1d,mpeg4,mpeg2video,mpeg1video,mjpeg,prores,wmv1,wmv2,wmv3,msmpeg4v3,theora,flv"
-HELD_BACK = 256  # frames in memory while a rest may still be too short for a clip
-
-REASONS = {
-    "empty": "the file has no bytes",
-    "not_regular_file": "a folder, device, pipe or dangling link",
-    "not_found": "gone between listing and reading",
-    "permission": "may not be read",
-    "source_changed": "other bytes than when it was listed",
-    "not_video": "no known video container",
-    "no_video_stream": "a container without a video stream",
-    "unsupported_codec": "a codec that is not on the list",
-    "truncated": "the file ends before its header says it should",
-    "decode_error": "no frame could be decoded",
-    "corrupt_frames": "too many damaged frames",
-    "bad_timestamps": "frames without usable, increasing times",
-    "too_few_frames": "fewer frames than a clip needs",
-    "too_small": "frames smaller than the limit",
-    "too_many_pixels": "frames larger than the limit",
-    "too_many_frames": "more frames than the limit",
-    "size_change": "the frame size changes within the stream",
-    "timeout": "made no progress within the time limit",
-    "oom": "needed more memory than the limit",
-    "decoder_crash": "the decoder process died",
-}
+OPTIONS = {"format_whitelist": FORMATS, "protocol_whitelist": "file"}
+SEEKABLE = ("mp4", "matroska")  # containers with an index that can be believed
+BACK = (0, 10, 60)  # seconds before the wanted frame, tried in turn until a key frame comes out in time
 
 
-class Rejected(Exception):
-    """A file that cannot be used; ``reason`` is a key of `REASONS`."""
-
-    def __init__(self, reason: str, detail: str = "") -> None:
-        super().__init__(reason, detail)
-        self.reason, self.detail = reason, detail
+NEAR = Fraction(1, 2000)  # seconds: a frame this little before a border is on it, for times that were rounded
 
 
-@dataclass(frozen=True)
-class Limits:
-    """What one file may ask for."""
-
-    max_pixels: int = 4096 * 2304
-    max_frames: int = 1_000_000
-    min_side: int = 16
-    min_frames: int = 4
-    corrupt_share: float = 0.005
-    repaired_share: float = 0.1
+class Unsure(Exception):
+    """After a seek, frames cannot be proven to be those of a decode from the beginning."""
 
 
-@dataclass(frozen=True)
-class Clip:
-    """One cut clip. Times are seconds since the first frame of the source; pts are in its own time base."""
-
-    file: str
-    start: float
-    end: float
-    start_pts: int
-    end_pts: int
-    time_base: str
-    frames: int
-    fps: float
-    width: int
-    height: int
-
-
-def _sniff(path: str) -> None:
-    """Refuses what is not a readable, regular, non-empty file before FFmpeg sees it."""
-    try:
-        found = os.stat(path)
-        if not stat.S_ISREG(found.st_mode):
-            raise Rejected("not_regular_file")
-        if found.st_size == 0:
-            raise Rejected("empty")
-        with open(path, "rb") as file:
-            file.read(1)
-    except PermissionError as error:
-        raise Rejected("permission", str(error)) from error
-    except FileNotFoundError as error:
-        raise Rejected("not_found", str(error)) from error
-
-
-def _open(path: str) -> InputContainer:
-    _sniff(path)
-    options = {"format_whitelist": FORMATS, "protocol_whitelist": "file"}
+def open_video(path: str, limits: Limits = DEFAULT) -> InputContainer:
+    """Opens a video file and nothing else; raises `Rejected`."""
+    sniff.check_file(path, limits)
     try:
         container = av.open(
-            "file:" + os.path.abspath(path), options=options, metadata_errors="ignore", timeout=(10, 10)
+            "file:" + os.path.abspath(path), options=OPTIONS, metadata_errors="ignore", timeout=(10, 10)
         )
     except MemoryError:
         raise
     except (av.error.InvalidDataError, av.error.FFmpegError, ValueError) as error:
         with open(path, "rb") as file:
-            head = file.read(16)
-        known = head[4:8] == b"ftyp" or head[:4] in (b"RIFF", b"\x1aE\xdf\xa3", b"OggS", b"FLV\x01")
-        raise Rejected("truncated" if known else "not_video", str(error)) from error
-    if "mp4" in container.format.name and (box := _open_ended(path)):
-        container.close()
-        raise Rejected("truncated", f"the file ends within its {box} box")
+            raise Rejected(sniff.verdict(file.read(1024)), str(error)) from error
+    if "mp4" in container.format.name:
+        try:
+            sniff.check_boxes(path)
+        except Rejected:
+            container.close()
+            raise
     return container
 
 
-def _open_ended(path: str) -> str:
-    """The name of an MP4's box of media or of its index that reaches beyond the end of the file, or nothing."""
-    with open(path, "rb") as file:
-        end, at = os.fstat(file.fileno()).st_size, 0
-        while at + 8 <= end:
-            file.seek(at)
-            head = file.read(16)
-            size, name = int.from_bytes(head[:4], "big"), head[4:8]
-            if size == 1:  # the size follows in 64 bits
-                size = int.from_bytes(head[8:], "big")
-            if size < 8:  # 0: up to the end; anything else is no box
-                return ""
-            at += size
-            if at > end and name in (b"mdat", b"moov", b"moof"):
-                return name.decode()
-    return ""
-
-
-def _video_stream(container: InputContainer, limits: Limits) -> VideoStream:
+def video_stream(container: InputContainer, limits: Limits) -> VideoStream:
     """The largest real video stream (cover art does not count), set to decode on one thread under limits."""
     streams = [s for s in container.streams.video if not (s.disposition & av.stream.Disposition.attached_pic)]
     if not streams:
@@ -162,26 +81,69 @@ def _video_stream(container: InputContainer, limits: Limits) -> VideoStream:
     return stream
 
 
-def _decode(container: InputContainer, stream: VideoStream, limits: Limits) -> Iterator[av.VideoFrame]:
-    """Yields the frames in order; damaged packets are passed over, counted, and judged at the end."""
-    seen = damaged = 0
-    cut_short = False  # the last packet that has bytes is damaged, and no other
-    shape = None
-    for packet in _packets(container, stream):
-        before = damaged
+def packets(container: InputContainer, stream: VideoStream) -> Iterator[av.Packet]:
+    """The packets of a stream; a container that breaks off in the middle ends like one that is cut there."""
+    found = container.demux(stream)
+    while True:
+        try:
+            yield next(found)
+        except StopIteration:
+            return
+        except av.error.InvalidDataError as error:
+            raise Rejected("truncated", str(error)) from error
+
+
+@dataclass
+class Damage:
+    """Counts frames and damaged packets, and judges them."""
+
+    seen: int = 0
+    damaged: int = 0
+    lost: int = 0  # packets that the container knows to be incomplete
+    cut_short: bool = False  # the last packet that has bytes is damaged, and no other
+
+    def forget(self) -> None:
+        """What came before belongs to another window."""
+        self.seen, self.damaged, self.lost, self.cut_short = 1, 0, 0, False
+
+    def judge(self, limits: Limits, at_end: bool) -> None:
+        if at_end and not self.seen:
+            raise Rejected("decode_error", f"{self.damaged} packets failed")
+        if at_end and self.cut_short:
+            raise Rejected("truncated", f"the last packet is damaged; {self.seen} frames")
+        if self.damaged > limits.corrupt_share * self.seen:
+            raise Rejected("corrupt_frames", f"{self.damaged} of {self.seen}")
+        if self.lost > 1 + limits.corrupt_share * self.seen:
+            raise Rejected("missing_frames", f"{self.lost} packets of {self.seen} frames lost bytes on the way")
+
+
+def decode(
+    container: InputContainer, stream: VideoStream, limits: Limits, damage: Damage, beat: Callable[[], None]
+) -> Iterator[av.VideoFrame]:
+    """Yields the frames in order; damaged packets are passed over and counted. ``beat()`` is called once a packet."""
+    total, shape, arrived = 0, None, False
+    for packet in packets(container, stream):
+        beat()
+        arrived = arrived or packet.size > 0
+        before = damage.damaged
         try:
             frames = packet.decode()
         except MemoryError:
             raise
-        except av.error.FFmpegError:
+        except av.error.FFmpegError as error:
+            if packet.has_sidedata("encryption_info"):
+                raise Rejected("encrypted", "its packets are encrypted") from error
+            _room(stream)
             frames = []
-            damaged += 1
-        damaged += sum(bool(frame.is_corrupt) for frame in frames)
-        if packet.size or damaged > before:
-            cut_short = before == 0 and (packet.is_corrupt or damaged > before)
+            damage.damaged += 1
+        damage.damaged += sum(bool(frame.is_corrupt) for frame in frames)
+        damage.lost += bool(packet.is_corrupt)
+        if packet.size or damage.damaged > before:
+            damage.cut_short = before == 0 and (packet.is_corrupt or damage.damaged > before)
         for frame in frames:
-            seen += 1
-            if seen > limits.max_frames:
+            total += 1
+            damage.seen += 1
+            if total > limits.max_frames:
                 raise Rejected("too_many_frames", f"more than {limits.max_frames}")
             if shape not in (None, (frame.width, frame.height)):
                 raise Rejected("size_change", f"{shape} to {(frame.width, frame.height)}")
@@ -191,24 +153,13 @@ def _decode(container: InputContainer, stream: VideoStream, limits: Limits) -> I
             if min(shape) < limits.min_side:
                 raise Rejected("too_small", f"{frame.width}x{frame.height}")
             yield frame
-    if not seen:
-        raise Rejected("decode_error", f"{damaged} packets failed")
-    if cut_short:
-        raise Rejected("truncated", f"the last packet is damaged; {seen} frames")
-    if damaged > limits.corrupt_share * seen:
-        raise Rejected("corrupt_frames", f"{damaged} of {seen}")
+    if not arrived and not total:
+        raise Rejected("no_frames")
 
 
-def _packets(container: InputContainer, stream: VideoStream) -> Iterator[av.Packet]:
-    """The packets of a stream; a container that breaks off in the middle ends like one that is cut there."""
-    packets = container.demux(stream)
-    while True:
-        try:
-            yield next(packets)
-        except StopIteration:
-            return
-        except av.error.InvalidDataError as error:
-            raise Rejected("truncated", str(error)) from error
+def _room(stream: VideoStream) -> None:
+    """MemoryError where two frames have no room: decoders call that damage, too."""
+    np.empty(2 * 3 * (stream.codec_context.width or 0) * (stream.codec_context.height or 0) // 2, np.uint8)
 
 
 @dataclass
@@ -219,184 +170,155 @@ class Clock:
     limits: Limits
     first: int | None = None
     last: int = -1
+    furthest: int = 0  # the latest time that a frame stated itself
     frames: int = 0
     repaired: int = 0
+    steps: Counter[int] = field(default_factory=Counter)  # times between frames, of a transport stream
 
     def __post_init__(self) -> None:
         self.base = Fraction(self.stream.time_base or FALLBACK_TIME_BASE)
         rate = self.stream.average_rate or self.stream.guessed_rate
         self.rate = Fraction(rate) if rate and 0.1 <= rate <= 1000 else Fraction(25)
         self.tick = max(1, round(1 / (self.rate * self.base)))  # one frame, in pts
+        self.container = cast(InputContainer, self.stream.container)
+        self.lossy = self.container.format.name in ("mpegts", "mpeg")
 
-    def read(self, frame: av.VideoFrame) -> int:
-        """The frame's time in ticks of `base` since the first frame; strictly increasing."""
-        pts = frame.pts
+    def read(self, pts: int | None) -> int:
+        """The time of a frame in ticks of `base` since the first frame; strictly increasing."""
         if self.first is None:
             self.first = pts or 0
         since = None if pts is None else pts - self.first
+        self.furthest = max(self.furthest, since or 0)
         if since is None or since <= self.last:
             # Packed B-frames and missing timestamps: the next regular moment stands in.
             self.repaired += self.frames > 0
             since = self.last + self.tick if self.frames else 0
+        elif self.frames:
+            if (since - self.last) * self.base > self.limits.max_gap:
+                raise Rejected("bad_timestamps", f"a gap of {float((since - self.last) * self.base):.0f} s")
+            if self.lossy and len(self.steps) < 4096:
+                self.steps[since - self.last] += 1
+        if since * self.base > self.limits.max_seconds:
+            raise Rejected("too_long", f"more than {self.limits.max_seconds:g} s")
         self.last = since
         self.frames += 1
         return since
 
-    def check(self) -> None:
-        if self.frames < self.limits.min_frames:
+    def check(self, whole: bool = True) -> None:
+        """Judges the times at the end of the video; ``whole``: all its frames were seen, from the first."""
+        if whole and self.frames < self.limits.min_frames:
             raise Rejected("too_few_frames", str(self.frames))
-        # Packed B-frames (old AVIs) swap the times of every other frame. That is no harm where frames at the regular
-        # rate fill the time that the header states: repaired, each is then within a frame or two of its moment.
-        stated = self.stream.duration or 0
-        regular = stated and abs(self.frames * self.tick - stated) <= max(2 * self.tick, stated // 20)
-        if self.repaired > max(2, self.limits.repaired_share * self.frames) and not regular:
-            raise Rejected("bad_timestamps", f"{self.repaired} of {self.frames} frames")
+        self.check_times()
         header, shown = Fraction(self.stream.duration or 0), self.last + self.tick
-        container = cast(InputContainer, self.stream.container)
-        if not header and len(container.streams) == 1:
+        if not header and len(self.container.streams) == 1:
             # Matroska has this one alone, and counts it from zero.
-            header, shown = (container.duration or 0) / (av.time_base * self.base), shown + max(0, self.first or 0)
+            header = (self.container.duration or 0) / (av.time_base * self.base)
+            shown += max(0, self.first or 0)
         if header and shown < header * 0.95 and (header - shown) * self.base > 0.5:
             raise Rejected("truncated", f"{float(shown * self.base):.2f} s of {float(header * self.base):.2f} s")
 
-
-def probe(path: str, limits: Limits = Limits()) -> dict[str, Any]:
-    """Reads the header only: codec, size, frame rate and duration in seconds, as the file states them."""
-    with _open(path) as container:
-        stream = _video_stream(container, limits)
-        duration = stream.duration * stream.time_base if stream.duration and stream.time_base else None
-        return {
-            "codec": stream.codec_context.name,
-            "width": stream.codec_context.width,
-            "height": stream.codec_context.height,
-            "fps": float(stream.average_rate or 0),
-            "duration": float(duration) if duration else float(container.duration or 0) / av.time_base,
-        }
+    def check_times(self) -> None:
+        """Refuses too many repaired times, and a transport stream that lost frames."""
+        # Packed B-frames (old AVIs) swap the times of every other frame. That is no harm where frames at the regular
+        # rate fill the time that the header or the frames state: repaired, each is within a frame or two of its moment.
+        stated = (self.stream.duration or 0, self.furthest + self.tick if self.furthest else 0)
+        regular = any(t and abs(self.frames * self.tick - t) <= max(2 * self.tick, t // 20) for t in stated)
+        if self.repaired > max(2, self.limits.repaired_share * self.frames) and not regular:
+            raise Rejected("bad_timestamps", f"{self.repaired} of {self.frames} frames")
+        lost = missing(self.steps)
+        if lost > max(1, self.limits.missing_share * self.frames):
+            raise Rejected("missing_frames", f"{lost} of {self.frames + lost}")
 
 
-def _upright(frame: av.VideoFrame, sar: Fraction | None, short_side: int) -> av.VideoFrame:
-    """The frame as it is meant to be seen: rotated, square pixels, the short side at most ``short_side``, even."""
-    width = frame.width * float(sar) if sar and 0.1 < sar < 10 else float(frame.width)
-    scale = min(1.0, short_side / min(width, frame.height))
-    even = [max(2, round(side * scale / 2) * 2) for side in (width, frame.height)]
-    turns = round((frame.rotation or 0) / 90) % 4
-    shape: dict[str, Any] = {"width": even[0], "height": even[1]}
-    if frame.color_range == ColorRange.JPEG:  # our clips are all of limited range
-        shape |= {"src_color_range": ColorRange.JPEG, "dst_color_range": ColorRange.MPEG}
-    if not turns:
-        return frame.reformat(format="yuv420p", **shape)
-    pixels = frame.reformat(format="yuv420p", **shape).to_ndarray(format="rgb24")
-    return av.VideoFrame.from_ndarray(np.ascontiguousarray(np.rot90(pixels, turns), np.uint8), "rgb24")
+def missing(steps: Counter[int]) -> int:
+    """How many frames the gaps of a stream of constant rate have room for; 0 where the rate varies."""
+    if not steps:
+        return 0
+    usual = steps.most_common(1)[0][0]
+    near = sum(n for step, n in steps.items() if abs(step - usual) <= max(1, usual // 20))
+    if usual <= 0 or near < 0.8 * steps.total():
+        return 0
+    return sum(n * (round(step / usual) - 1) for step, n in steps.items() if step > 1.5 * usual)
 
 
-def cut(
-    path: str,
-    folder: str,
-    *,
-    span: float = 10.0,
-    short_side: int = 256,
-    tail: float = 1.0,
-    limits: Limits = Limits(),
-    beat: Any = lambda: None,
-) -> list[dict[str, Any]]:
-    """Decodes a video once and re-encodes it as clips of ``span`` seconds in ``folder``.
+class Footage:
+    """The frames of a file with their times, from ``start`` seconds on; to be iterated once, within ``with``.
 
-    A rest shorter than ``tail`` seconds joins the clip before it: what follows a full clip is held back until it is
-    that long, since not every header says where the video ends. ``beat()`` is called once a frame, so that a watcher
-    can tell slow from stuck. Returns one `Clip` record a clip; raises `Rejected`.
+    With ``seek`` it goes to a key frame at or before the start where the container has an index, and raises `Unsure`
+    as soon as a frame could differ from one decoded from the beginning; the caller then starts over without.
     """
-    clips: list[dict[str, Any]] = []
-    with _open(path) as container:
-        stream = _video_stream(container, limits)
-        clock = Clock(stream, limits)
-        sar = stream.sample_aspect_ratio
-        writer: Encoder | None = None
-        begun = count = since = 0
-        rest: list[tuple[int, av.VideoFrame]] = []
 
-        def finish() -> None:
-            if writer is not None:
-                writer.close()
-                clips.append(_record(clips, writer, clock, begun, since, count))
+    def __init__(
+        self,
+        path: str,
+        limits: Limits,
+        *,
+        start: float = 0.0,
+        seek: bool = True,
+        beat: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.limits, self.beat = limits, beat
+        self.container = open_video(path, limits)
+        try:
+            self.stream = video_stream(self.container, limits)
+        except BaseException:
+            self.container.close()
+            raise
+        self.clock, self.damage = Clock(self.stream, limits), Damage()
+        self.from_tick = math.ceil((Fraction(str(start)) - NEAR) / self.clock.base) if start > 0 else 0
+        kind = self.container.format.name
+        self.sought = seek and self.from_tick > 0 and any(name in kind for name in SEEKABLE)
+        self.begun = self.from_tick == 0  # whether what was seen is ours to judge
+        self.decoded = 0  # frames, those before the start too
 
-        def write_rest() -> None:
-            nonlocal since, count
-            assert writer is not None
-            for when, frame in rest:
-                writer.write(frame, (when - begun) * clock.base)
-            since, count = rest[-1][0], count + len(rest)
-            rest.clear()
+    def __enter__(self) -> Self:
+        return self
 
-        for frame in _decode(container, stream, limits):
-            beat()
-            now = clock.read(frame)
-            rest.append((now, _upright(frame, sar, short_side)))
-            full = writer is not None and rest[0][0] - begun >= span / clock.base
-            if full and len(rest) < HELD_BACK and (now + clock.tick - rest[0][0]) * clock.base < tail:
+    def __exit__(self, *_: object) -> None:
+        self.container.close()
+
+    def __iter__(self) -> Iterator[tuple[int, av.VideoFrame]]:
+        for frame in self._from_key() if self.sought else self._decode():
+            if self.sought and (frame.pts is None or frame.pts - (self.clock.first or 0) <= self.clock.last):
+                raise Unsure("times that need repair")
+            since = self.clock.read(frame.pts)
+            if since < self.from_tick:
                 continue
-            if writer is None or full:
-                finish()
-                upright = rest[0][1]
-                file = Path(folder) / f"{len(clips):06d}.mp4"
-                writer = Encoder(file, upright.width, upright.height, clock.rate, clock.base)
-                begun, count = rest[0][0], 0
-            write_rest()
-        if rest:
-            write_rest()
-        finish()
-        clock.check()
-    return clips
+            if not self.begun:
+                self.begun = True
+                self.damage.forget()
+                self.clock.steps.clear()
+            yield since, frame
 
+    def _decode(self) -> Iterator[av.VideoFrame]:
+        for frame in decode(self.container, self.stream, self.limits, self.damage, self.beat):
+            self.decoded += 1
+            yield frame
 
-def _record(done: list, writer: Encoder, clock: Clock, begun: int, last: int, count: int) -> dict[str, Any]:
-    first = clock.first or 0
-    end = last + clock.tick
-    seconds = float((end - begun) * clock.base)
-    clip = Clip(
-        file=f"{len(done):06d}.mp4",
-        start=float(begun * clock.base),
-        end=float(end * clock.base),
-        start_pts=first + begun,
-        end_pts=first + end,
-        time_base=str(clock.base),
-        frames=count,
-        fps=count / seconds if seconds else 0.0,
-        width=writer.stream.width,
-        height=writer.stream.height,
-    )
-    return asdict(clip)
-
-
-def sample(data: bytes, fps: float | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Decodes a clip of ours and keeps the frames nearest to a regular grid of ``fps`` (None: every frame).
-
-    Returns the kept frames `[T, H, W, 3]` uint8, their times `[T]` and the times of all frames `[N]`, in seconds
-    since the clip's start. Raises `Rejected` when the bytes are damaged.
-    """
-    limits = Limits(min_frames=1)
-    options = {"format_whitelist": "mov,mp4,m4a,3gp,3g2,mj2", "protocol_whitelist": "file"}
-    kept: list[np.ndarray] = []
-    kept_times: list[float] = []
-    times: list[float] = []
-    held: tuple[float, av.VideoFrame] | None = None
-    opened = av.open(io.BytesIO(data), format="mp4", options=options, metadata_errors="ignore")
-    with cast(InputContainer, opened) as container:
-        stream = _video_stream(container, limits)
-        base = stream.time_base or FALLBACK_TIME_BASE
-        for frame in _decode(container, stream, limits):
-            time = float((frame.pts or 0) * base)
-            times.append(time)
-            if fps is None:
-                kept.append(frame.to_ndarray(format="rgb24"))
-                kept_times.append(time)
-                continue
-            # A grid time lies between the held frame and this one: the nearer of the two is its frame.
-            while held is not None and len(kept) / fps <= time:
-                wanted = len(kept) / fps
-                near = held if wanted - held[0] <= time - wanted else (time, frame)
-                kept.append(near[1].to_ndarray(format="rgb24"))
-                kept_times.append(wanted)
-            held = (time, frame)
-    if fps is not None and held is not None and not kept:
-        kept, kept_times = [held[1].to_ndarray(format="rgb24")], [0.0]
-    return np.stack(kept), np.asarray(kept_times), np.asarray(times)
+    def _from_key(self) -> Iterator[av.VideoFrame]:
+        """Seeks, and yields the frames from the start on; those from the key frame to the start are passed over."""
+        opening = next(self._decode(), None)
+        if opening is None or opening.pts is None:
+            raise Unsure("no first time")
+        first = self.clock.first = opening.pts
+        for back in BACK:
+            key = False
+            self.clock.last = -1
+            self.container.seek(max(first, first + self.from_tick - round(back / self.clock.base)), stream=self.stream)
+            frames = self._decode()
+            for frame in frames:
+                if frame.pts is None:
+                    raise Unsure("a frame without a time")
+                key = key or bool(frame.key_frame)
+                if frame.pts - first < self.from_tick:
+                    self.clock.last = max(self.clock.last, frame.pts - first)
+                elif key:
+                    yield frame
+                    yield from frames
+                    return
+                else:
+                    break  # landed late: frames before this one may be missing
+            else:
+                if key:
+                    return  # the video ends before the start
+        raise Unsure("no key frame before the start")

@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 
 from storage import sandbox as sandbox_module
+from storage.encoder import Encoder
 from storage.errors import StoreError
 from storage.sandbox import CHECKOUT, Sandbox, mine
-from storage.video import Encoder, Limits, Rejected
+from storage.video import Limits, Rejected
 
 
 @pytest.fixture(scope="module")

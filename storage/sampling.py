@@ -1,0 +1,112 @@
+"""Frames of a clip at a regular rate, and small pictures of every frame of a file."""
+
+import io
+from collections.abc import Callable, Iterator
+from typing import cast
+
+import av
+import numpy as np
+from av.container import InputContainer
+
+from storage import sniff
+from storage.limits import DEFAULT, Limits, Rejected
+from storage.picture import Upright
+from storage.video import OPTIONS, Clock, Damage, Footage, Unsure, decode, video_stream
+
+CHUNK = 2048  # thumbnails that are handed over at a time
+
+
+def sample(
+    data: bytes, fps: float | None = None, limits: Limits = DEFAULT
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Decodes a clip's bytes (MP4, WebM, Matroska, AVI, MPEG) and keeps the frames nearest to a grid of ``fps``.
+
+    Returns the kept frames `[T, H, W, 3]` uint8, upright and of square pixels, their times `[T]` and the times of
+    all frames `[N]`, in seconds since the clip's start; every frame where ``fps`` is None. Raises `Rejected`.
+    """
+    kept: list[np.ndarray] = []
+    kept_times: list[float] = []
+    times: list[float] = []
+    held: tuple[float, av.VideoFrame] | None = None
+    with _open_bytes(data) as container:
+        stream = video_stream(container, limits)
+        clock, damage = Clock(stream, limits), Damage()
+        upright = Upright(stream.sample_aspect_ratio)
+        for frame in decode(container, stream, limits, damage, lambda: None):
+            time = float(clock.read(frame.pts) * clock.base)
+            times.append(time)
+            if fps is None:
+                kept.append(upright.rgb(frame))
+                kept_times.append(time)
+                continue
+            # A grid time lies between the held frame and this one: the nearer of the two is its frame.
+            while held is not None and len(kept) / fps <= time:
+                wanted = len(kept) / fps
+                near = held if wanted - held[0] <= time - wanted else (time, frame)
+                kept.append(upright.rgb(near[1]))
+                kept_times.append(wanted)
+            held = (time, frame)
+        damage.judge(limits, at_end=True)
+    if fps is not None and held is not None and not kept:
+        kept, kept_times = [upright.rgb(held[1])], [0.0]
+    return np.stack(kept), np.asarray(kept_times), np.asarray(times)
+
+
+def _open_bytes(data: bytes) -> InputContainer:
+    """Opens bytes as the one container that they claim to be: nothing is guessed, so nothing can be a playlist."""
+    head = bytes(data[:1024])
+    kind = sniff.container(head)
+    if not kind:
+        mark = sniff.reference(head)
+        raise Rejected("forbidden_reference" if mark else sniff.verdict(head), "a clip's bytes")
+    try:
+        opened = av.open(io.BytesIO(data), format=kind, options=OPTIONS, metadata_errors="ignore")
+    except MemoryError:
+        raise
+    except (av.error.FFmpegError, ValueError) as error:
+        raise Rejected("truncated", str(error)) from error
+    return cast(InputContainer, opened)
+
+
+def thumbnails(
+    path: str,
+    *,
+    size: tuple[int, int] = (27, 48),
+    window: tuple[float, float | None] | None = None,
+    fps: float | None = None,
+    limits: Limits = DEFAULT,
+    beat: Callable[[], None] = lambda: None,
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yields chunks of (frames `[n, *size, 3]` uint8, times `[n]` in seconds since the first frame), in order.
+
+    Frames are squeezed to ``size`` (height, width). With ``window`` only those of start <= time < end; with ``fps``
+    at most so many a second: the first frame at or after each moment of that grid. Raises `Rejected`.
+    """
+    start, end = window or (0.0, None)
+    for seek in (True, False):
+        frames, times, slot, sent = np.empty((CHUNK, *size, 3), np.uint8), np.empty(CHUNK), -1, False
+        count = 0
+        try:
+            with Footage(path, limits, start=start, seek=seek and not sent, beat=beat) as footage:
+                upright = Upright(footage.stream.sample_aspect_ratio, size=size)
+                for now, frame in footage:
+                    time = float(now * footage.clock.base)
+                    if end is not None and time >= end - 0.0005:
+                        break
+                    if fps is not None:
+                        if int((time + 0.0005) * fps) <= slot:
+                            continue
+                        slot = int((time + 0.0005) * fps)
+                    frames[count], times[count] = upright.rgb(frame), time
+                    count += 1
+                    if count == CHUNK:
+                        yield frames.copy(), times.copy()
+                        count = 0
+                else:
+                    footage.clock.check(whole=start <= 0)
+                if footage.begun:
+                    footage.damage.judge(limits, at_end=False)
+            yield frames[:count].copy(), times[:count].copy()
+            return
+        except Unsure:
+            continue
