@@ -5,12 +5,13 @@ from typing import Annotated, Any
 from prefect import flow
 from pydantic import Field
 
+from storage.plans import Limits
 from tasks.checks import opened
 from tasks.extract import extract
 from tasks.forms import explained
 from tasks.label import label
 from tasks.listing import list_archive
-from tasks.shard import shard
+from tasks.shard import Cutting, Splitting, recipe, shard
 from tasks.summary import prepared
 from tasks.volumes import volumes
 
@@ -27,7 +28,12 @@ def prepare(
     classes: Annotated[list[str], Field(description="If given, the only class names that labels may use.")] = [],  # noqa: B006
     span: Annotated[float, Field(description="Seconds of video per clip.", ge=1)] = 10.0,
     short_side: Annotated[int, Field(description="Pixels of a clip's short side, at most.", ge=16)] = 256,
+    splitting: Annotated[
+        Splitting, Field(description="Where clips begin: every span, or also at shots, found by content or learned.")
+    ] = "span",
+    cutting: Annotated[Cutting, Field(description="Re-encode exactly, or copy the stream from key frames.")] = "exact",
     per_part: Annotated[int, Field(description="Sources per part, about.", ge=4)] = 64,
+    part_bytes: Annotated[int, Field(description="Bytes of sources per part, at most.", ge=1 << 20)] = 1 << 30,
     held_out: Annotated[float, Field(description="Share of segment-labelled videos held out.", ge=0, le=1)] = 0.3,
     failure_budget: Annotated[
         float, Field(description="Share of quarantined files that fails the run.", ge=0, le=1)
@@ -44,8 +50,10 @@ def prepare(
     Only what is missing is done: unchanged files are not decoded again, a changed one rebuilds the part it is in.
     """
     root = opened(root)
-    plan, listed = list_archive(root, name, archive, labels, classes, held_out, per_part, span, short_side)
-    dataset, sharded = shard(root, name, plan, span, short_side, failure_budget, listed)
+    cut = recipe(span, short_side, splitting, cutting)
+    limits = Limits(units=per_part * 3 // 2, bytes=part_bytes)
+    plan, listed = list_archive(root, name, archive, labels, classes, held_out, limits, cut)
+    dataset, sharded = shard(root, name, plan, cut, failure_budget, listed)
     features, extracted = extract(root, dataset, model, pretrained, feature_fps)
     pseudo_labels, _ = label(root, dataset)
     sheets = volumes(root, dataset, pseudo_labels, augmentation, materialise, seed)

@@ -90,6 +90,16 @@ def tally(entries: Iterable[Entry]) -> Report:
     return report
 
 
+def total(root: str, step: str, names: list[str], shown: int) -> tuple[Report, list[Entry]]:
+    """The counts over many ledgers of a step, and up to ``shown`` of the quarantined entries."""
+    report, bad = Report(), []
+    for name in names:
+        entries = read(root, step, name)
+        report += tally(entries)
+        bad += [entry for entry in entries if entry.verdict == "quarantined"][: shown - len(bad)]
+    return report, bad
+
+
 def batch(rows: list[dict[str, Any]]) -> pa.RecordBatch:
     """Rows with some of the fields as a batch of the ledger; the others are blank."""
     blank = {"detail": "", "clips": 0, "error": "", "scores": [], "thresholds": [], "seconds": 0.0}

@@ -43,10 +43,11 @@ INDEX = pa.schema(
         ("labelled", pa.string()),  # none | video | segments
         ("labels", pa.list_(LABEL)),
         ("member", pa.string()),  # the clip's name in the tar
+        ("identity", pa.string()),  # of the source, as the plan has it
         ("metadata", pa.string()),  # what else the archive's list said of the source, a JSON object
     ]
 )
-ADDED = ("member", "metadata")  # since schema 1
+ADDED = ("member", "identity", "metadata")  # since schema 1
 
 Data = bytes  # `Part` has a field of that name
 
@@ -106,6 +107,8 @@ def _current(table: pa.Table, columns: list[str] | None) -> pa.Table:
     names = table.column_names
     if "member" not in names and "key" in names:
         table = table.append_column("member", pa.array([f"{key}.mp4" for key in table["key"].to_pylist()], pa.string()))
+    if "identity" not in names:
+        table = table.append_column("identity", pa.array([""] * table.num_rows, pa.string()))
     if "metadata" not in names:
         table = table.append_column("metadata", pa.array(["{}"] * table.num_rows, pa.string()))
     wanted = INDEX.names if columns is None else columns
@@ -140,7 +143,7 @@ def write_tar(rows: list[dict[str, Any]], media: list[Path], path: Path) -> list
     with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
         for row, file in zip(rows, media, strict=True):
             data = file.read_bytes()
-            row = {"metadata": "{}", **row, "member": f"{row['key']}.mp4"}
+            row = {"metadata": "{}", "identity": "", **row, "member": f"{row['key']}.mp4"}
             offset = _add(tar, row["member"], data)
             row |= {"offset": offset, "size": len(data), "sha256": files.digest(data)}
             beside = {name: row[name] for name in SIDECAR} | {"metadata": json.loads(row["metadata"])}

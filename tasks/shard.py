@@ -1,34 +1,36 @@
 """Cut the sources of a part into clips and commit them as one WebDataset part."""
 
 import time
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from storage import datasets, files, ledger, parts
-from storage.archive import Draft, Member, Source
-from storage.errors import BudgetExceeded, Incomplete
+from storage import datasets, files, inflight, ledger, parts, plans, sandbox, sources
+from storage.errors import BudgetExceeded, Damaged, Incomplete
 from storage.ledger import Entry, Report
-from storage.sandbox import mine
-from storage.video import Rejected
-from tasks import report
-from tasks.listing import load_plan
+from storage.limits import Rejected, check_size
+from storage.parts import Part
+from storage.plans import Draft, Member
+from tasks import report, shots
 from tasks.stage import cover
 
 BUDGET_FROM = 20  # bad items; below that a share says little
+SHOWN = 1000  # quarantined files that the table of a run lists
+
+Splitting = Literal["span", "content", "learned"]
+Cutting = Literal["exact", "copy"]
 
 
-def _local(source: Source, folder: Path) -> str:
-    """A local path of a source's bytes; remote ones are fetched."""
-    fs, path = files.locate(source.url)
-    if "file" in fs.protocol or "local" in fs.protocol:
-        return path
-    target = folder / "source"
-    fs.get_file(path, str(target))
-    return str(target)
+def recipe(span: float, short_side: int, splitting: Splitting, cutting: Cutting) -> dict[str, Any]:
+    """What decides which clips a source gives: part of every part's identity."""
+    found: dict[str, Any] = {"span": span, "short_side": short_side, "cutting": cutting}
+    if splitting != "span":
+        found["shots"] = shots.describe(splitting)
+    return found
 
 
 def _labels_within(member: Member, start: float, end: float) -> list[dict[str, Any]]:
@@ -41,116 +43,179 @@ def _labels_within(member: Member, start: float, end: float) -> list[dict[str, A
     ]
 
 
-def _rows(member: Member, clips: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    shared = {
+def _row(member: Member, content: str, clip: dict[str, Any]) -> dict[str, Any]:
+    """The index row of a clip: where it comes from is the member's to say, what it is the clip's."""
+    return {
+        **{name: clip[name] for name in parts.INDEX.names if name in clip},
+        "key": f"{content[:20]}-{round(clip['start'] * 1000):09d}",
         "source": member.source.url,
         "path": member.source.path,
-        "content_id": member.content_id,
+        "identity": member.identity,
+        "content_id": content,
+        "duration": clip["end"] - clip["start"],
         "split": member.split,
         "labelled": member.labelled,
+        "labels": _labels_within(member, clip["start"], clip["end"]),
+        "metadata": member.source.metadata,
     }
-    return [
-        {
-            **shared,
-            **{name: value for name, value in clip.items() if name != "file"},
-            "key": f"{member.content_id[:20]}-{round(clip['start'] * 1000):09d}",
-            "duration": clip["end"] - clip["start"],
-            "labels": _labels_within(member, clip["start"], clip["end"]),
-        }
-        for clip in clips
-    ]
 
 
-def _cut(
-    member: Member, folder: Path, *, span: float, short_side: int
-) -> tuple[Entry, list[dict[str, Any]], list[Path]]:
-    """Cuts one source in the sandbox; a bad one comes back as a quarantined entry and no clips."""
-    folder.mkdir()
-    try:
-        path = _local(member.source, folder)
-        if files.digest_file(path) != member.content_id:
+class _Cutter:
+    """Makes the clips of one part: takes those that another part has, and cuts the others in the sandbox."""
+
+    def __init__(self, root: str, draft: Draft, recipe: dict[str, Any], folder: Path) -> None:
+        self.root, self.draft, self.recipe, self.folder = root, draft, recipe, folder
+        self.local: tuple[str, str] = ("", "")  # URL and path of the source fetched last: its windows lie together
+        self.decoded = 0
+
+    def entries(self, members: list[Member], suspects: set[str]) -> Iterator[tuple[Entry, list[Any], list[Path]]]:
+        for number, member in enumerate(members):
+            began = time.monotonic()
+            folder = self.folder / str(number)
+            folder.mkdir()
+            if (taken := self._taken(member, folder)) is not None:
+                yield self._entry(member, began, taken, f"clips taken from part {member.was}")
+                continue
+            inflight.begin(self.root, self.draft.id, member.name, suspects)
+            try:
+                done = self._cut(member, folder, alone=member.name in suspects)
+            except Rejected as error:
+                detail = error.detail.replace(str(self.folder), "").strip()
+                cause = type(error.__cause__).__name__ if error.__cause__ else "Rejected"
+                spent = time.monotonic() - began
+                entry = Entry(member.name, "quarantined", error.reason, detail, error=cause, seconds=spent)
+                yield entry, [], []
+            else:
+                yield self._entry(member, began, done)
+
+    def _entry(
+        self, member: Member, began: float, done: tuple[list[Any], list[Path]], detail: str = ""
+    ) -> tuple[Entry, list[Any], list[Path]]:
+        rows, media = done
+        duration = sum(row["end"] - row["start"] for row in rows)
+        content = rows[0]["content_id"] if rows else member.content_id
+        spent = time.monotonic() - began
+        entry = Entry(member.name, "kept", "", detail, content, len(rows), duration, seconds=spent)
+        return entry, rows, media
+
+    def _taken(self, member: Member, folder: Path) -> tuple[list[Any], list[Path]] | None:
+        """The clips of a member out of the part that it was in before; None where they have to be cut."""
+        try:
+            part = parts.find(self.root, member.was) if member.was else None
+            rows = [row for row in part.rows() if _holds(member, row)] if part else []
+            if part is None or not rows:
+                return None
+            media = []
+            for _, data in part.clips(rows):
+                media.append(folder / f"{len(media):06d}.mp4")
+                media[-1].write_bytes(data)
+        except Damaged:
+            return None
+        return [_row(member, row["content_id"], row) for row in rows], media
+
+    def _cut(self, member: Member, folder: Path, *, alone: bool) -> tuple[list[Any], list[Path]]:
+        check_size(member.source.size)
+        path, content = self._fetch(member), member.content_id
+        if sources.fingerprint_file(path) != member.identity[:32]:
             raise Rejected("source_changed", "other bytes than when it was listed; the next run takes it up")
-        clips = mine().cut(path, folder, span=span, short_side=short_side)
-    except FileNotFoundError as error:
-        rejected = Rejected("not_found", str(error))
-    except PermissionError as error:
-        rejected = Rejected("permission", str(error))
-    except Rejected as error:
-        rejected = error
-    else:
-        seconds = sum(clip["end"] - clip["start"] for clip in clips)
-        entry = Entry(member.source.path, "kept", "", "", member.content_id, len(clips), seconds)
-        return entry, _rows(member, clips), [folder / clip["file"] for clip in clips]
-    detail = rejected.detail.replace(str(folder), "").strip()
-    return Entry(member.source.path, "quarantined", rejected.reason, detail, member.content_id), [], []
+        if not content:
+            content = files.digest_file(path)
+        window = None if member.whole else (member.start, member.end)
+        box = sandbox.mine()
+        bounds = None
+        if "shots" in self.recipe:
+            bounds = _bounds(*box.thumbnails(path, window=window), member, self.recipe["shots"])
+        options = {name: self.recipe[name] for name in ("span", "short_side")} | {"mode": self.recipe["cutting"]}
+        options |= {"window": window, "bounds": bounds}
+        self.decoded += 1
+        clips = sandbox.cut_alone(path, folder, **options) if alone else box.cut(path, folder, **options)
+        return [_row(member, content, clip) for clip in clips], [folder / clip["file"] for clip in clips]
+
+    def _fetch(self, member: Member) -> str:
+        place = f"{member.source.url}@{member.source.offset}"
+        if self.local[0] != place:
+            for old in self.folder.glob("fetched/*"):
+                old.unlink()
+            (self.folder / "fetched").mkdir(exist_ok=True)
+            self.local = (place, sources.fetch(member.source, str(self.folder / "fetched")))
+        return self.local[1]
 
 
-def shard_part(draft: Draft, *, root: str, span: float, short_side: int) -> Report:
-    """Makes and commits one part: cut every member, write the ledger, publish the tar, then the index."""
+def _holds(member: Member, row: dict[str, Any]) -> bool:
+    within = row["start"] >= member.start and (member.end is None or row["start"] < member.end)
+    return bool(row["identity"] == member.identity and within)
+
+
+def _bounds(frames: Any, times: Any, member: Member, given: dict[str, Any]) -> list[float]:
+    """Where shots begin, on the source clock; the ends of a window are bounds too, so that windows meet."""
+    found = shots.find(frames, times, given["method"], given["threshold"], given["shortest"])
+    first = float(times[0]) if len(times) else 0.0
+    edges = [edge for edge in (member.start, member.end) if edge]
+    return sorted({*(first + bound for bound in found), *edges})
+
+
+def shard_part(draft: Draft, *, root: str, recipe: dict[str, Any]) -> Report:
+    """Makes and commits one part: clips of every member, the ledger, the tar, then the index."""
     began = time.monotonic()
     entries: list[Entry] = []
     rows: list[dict[str, Any]] = []
     media: list[Path] = []
+    suspects = inflight.suspects(root, draft.id)
     with files.scratch() as folder:
-        for number, member in enumerate(draft.members):
-            entry, cut_rows, cut_media = _cut(member, folder / str(number), span=span, short_side=short_side)
+        cutter = _Cutter(root, draft, recipe, folder)
+        for entry, some, clips in cutter.entries(plans.members(draft), suspects):
             entries.append(entry)
-            rows += cut_rows
-            media += cut_media
+            rows += some
+            media += clips
         if not parts.committed(root, draft.id):  # a faster worker's account stays with its part
             ledger.write(root, "shard", draft.id, entries)
         part = parts.commit(root, draft.id, rows, media, folder)
+    inflight.end(root, draft.id)
     done = ledger.tally(entries)
-    done.decoded, done.bytes, done.seconds = len(draft.members), part.bytes, time.monotonic() - began
+    done.decoded, done.bytes, done.seconds = cutter.decoded, part.bytes, time.monotonic() - began
     return done
 
 
 def shard_archive(
-    root: str, name: str, plan: str, *, span: float, short_side: int, failure_budget: float, listed: Report
-) -> tuple[datasets.Dataset, Report]:
-    """Makes the parts of a plan that are missing and freezes the dataset.
+    root: str, name: str, plan: str, *, recipe: dict[str, Any], failure_budget: float, listed: Report
+) -> tuple[list[Part], Report]:
+    """Makes the parts of a plan that are missing.
 
-    Returns the dataset and the counts over all parts, old and new; ``decoded`` counts the new ones alone.
+    Returns all its parts and the counts over them, old and new; ``decoded`` counts the new ones alone.
     Raises `BudgetExceeded`, after committing the good ones, where too many sources were quarantined.
     """
-    drafts = load_plan(root, name, plan)
+    drafts = plans.drafts(root, name, plan)
     done = cover(
-        "shard",
-        drafts,
-        partial(shard_part, root=root, span=span, short_side=short_side),
-        lambda draft: parts.committed(root, draft.id),
+        "shard", drafts, partial(shard_part, root=root, recipe=recipe), lambda draft: parts.committed(root, draft.id)
     )
-    entries = [entry for draft in drafts for entry in ledger.read(root, "shard", draft.id)]
-    total = ledger.tally(entries)
+    inflight.sweep(root, [draft.id for draft in drafts])
+    total, bad = ledger.total(root, "shard", [draft.id for draft in drafts], SHOWN)
     total.decoded, total.seconds, total.bytes = done.decoded, done.seconds, done.bytes
-    if total.items != listed.kept or not total.balanced:
-        raise Incomplete(f"shard: {listed.kept} sources were listed, {total.items} are in the ledger")
-    bad = [entry for entry in entries if entry.verdict == "quarantined"]
-    listed_bad = listed.quarantined.total()
+    if total.items != sum(draft.units for draft in drafts) or not total.balanced:
+        raise Incomplete(f"shard: {sum(d.units for d in drafts)} sources were planned, {total.items} are in the ledger")
     found = [part for draft in drafts if (part := parts.find(root, draft.id))]
-    _tables(found, bad)
-    if (count := len(bad) + listed_bad) >= BUDGET_FROM and count > failure_budget * listed.items:
+    _tables(found, bad, total.quarantined.total())
+    count = total.quarantined.total() + listed.quarantined.total()
+    if count >= BUDGET_FROM and count > failure_budget * listed.items:
         reasons = ", ".join(f"{n} {reason}" for reason, n in (total.quarantined + listed.quarantined).most_common())
         raise BudgetExceeded(
             f"{count} of {listed.items} files are quarantined ({reasons}), more than --failure-budget "
             f"{failure_budget:g}; the good ones are committed, see the ledger under {root}/ledger/shard"
         )
-    about = {"span": span, "short_side": short_side}
-    return datasets.freeze(root, name, found, about), total
+    return found, total
 
 
-def _tables(found: list[parts.Part], bad: list[Entry]) -> None:
+def _tables(found: list[Part], bad: list[Entry], count: int) -> None:
     rows = [{"part": p.id, "clips": p.samples, "bytes": p.bytes, "split": p.split} for p in found]
     report.table("parts", rows, f"{len(found)} parts")
     quarantine = [{"file": report.escape(e.item), "reason": e.reason, "detail": report.escape(e.detail)} for e in bad]
-    report.table("quarantine", quarantine, f"{len(bad)} quarantined files")
+    report.table("quarantine", quarantine, f"{count} quarantined files")
 
 
 @task(task_run_name="shard · {name}", cache_policy=NO_CACHE)
 def shard(
-    root: str, name: str, plan: str, span: float, short_side: int, failure_budget: float, listed: Report
+    root: str, name: str, plan: str, recipe: dict[str, Any], failure_budget: float, listed: Report
 ) -> tuple[datasets.Dataset, Report]:
-    """Cuts and shards what is missing of a plan; see `shard_archive`."""
-    return shard_archive(
-        root, name, plan, span=span, short_side=short_side, failure_budget=failure_budget, listed=listed
-    )
+    """Cuts and shards what is missing of a plan, and freezes the dataset; see `shard_archive`."""
+    found, total = shard_archive(root, name, plan, recipe=recipe, failure_budget=failure_budget, listed=listed)
+    return datasets.freeze(root, name, found, {"recipe": recipe}), total
