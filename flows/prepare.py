@@ -5,7 +5,6 @@ from typing import Annotated, Any
 from prefect import flow
 from pydantic import Field
 
-from storage.plans import Limits
 from tasks.checks import opened
 from tasks.extract import extract
 from tasks.forms import explained
@@ -51,8 +50,7 @@ def prepare(
     """
     root = opened(root)
     cut = recipe(span, short_side, splitting, cutting)
-    limits = Limits(units=per_part * 3 // 2, bytes=part_bytes)
-    plan, listed = list_archive(root, name, archive, labels, classes, held_out, limits, cut)
+    plan, listed = list_archive(root, name, archive, labels, classes, held_out, per_part, part_bytes, cut)
     dataset, sharded = shard(root, name, plan, cut, failure_budget, listed)
     features, extracted = extract(root, dataset, model, pretrained, feature_fps)
     pseudo_labels, _ = label(root, dataset)

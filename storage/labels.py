@@ -55,7 +55,9 @@ def read_labels(url: str) -> dict[str, Labels]:
 def _rows(url: str) -> Iterator[dict[str, Any]]:
     empty = True
     for row in lists.rows(url):
-        missing = [name for name, found in (("label", "label" in row), ("path", {"path", "url"} & row.keys())) if not found]
+        missing = [
+            name for name, found in (("label", "label" in row), ("path", {"path", "url"} & row.keys())) if not found
+        ]
         if empty and missing:
             raise InputError(f"{url}: no column {' or '.join(missing)}; columns are path,label or path,start,end,label")
         empty = False

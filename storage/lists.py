@@ -1,4 +1,4 @@
-"""An archive given as a list: CSV, Parquet or JSON lines with a column ``path`` or ``url``, labels and anything else."""
+"""An archive given as a list: CSV, Parquet or JSON lines with a column ``path`` or ``url``, and any others."""
 
 import csv
 import io

@@ -14,7 +14,7 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
-from storage import files, ledger, plans, tables
+from storage import ledger, plans, tables
 from storage.labels import Labels, split_of
 from storage.ledger import Report
 from storage.plans import PLAN, WINDOW_BITS, Limits
@@ -26,9 +26,7 @@ LISTED = pa.schema(
     [(name, pa.string()) for name in ("path", "url", "stamp", "problem", "metadata", "labels", "split", "kind")]
     + [("size", pa.int64()), ("offset", pa.int64()), ("place", pa.uint64()), ("video", pa.bool_())]
 )
-FOUND = pa.schema(
-    [(name, pa.string()) for name in ("path", "identity", "content_id", "facts", "problem", "detail")]
-)
+FOUND = pa.schema([(name, pa.string()) for name in ("path", "identity", "content_id", "facts", "problem", "detail")])
 
 
 def batches(rows: Iterable[Any]) -> Iterator[list[Any]]:
@@ -147,7 +145,8 @@ class Planning:
         """Divides long videos into windows of ``window`` seconds and all units into parts; returns how many parts."""
         self.db.execute(f"""
             CREATE TABLE units AS SELECT row_number() OVER (ORDER BY split, kind, place, path, start) - 1 AS id, *
-            FROM (SELECT * REPLACE ((place::HUGEINT * {1 << WINDOW_BITS} + i)::UBIGINT AS place), i * {window}::DOUBLE AS start,
+            FROM (SELECT * REPLACE ((place::HUGEINT * {1 << WINDOW_BITS} + i)::UBIGINT AS place),
+                i * {window}::DOUBLE AS start,
                 CASE WHEN i + 1 < n THEN (i + 1) * {window}::DOUBLE END AS "end", duration / n AS seconds
               FROM (SELECT s.*, f.identity, f.content_id, f.facts, d.duration,
                       greatest(1, floor(d.duration / {window}))::BIGINT AS n, unnest(range(n)) AS i
@@ -177,7 +176,9 @@ class Planning:
 
     def moved(self) -> list[str]:
         """The parts of the plan before that are in this one no longer."""
-        rows = self.db.execute("SELECT DISTINCT part FROM known WHERE part != '' AND part NOT IN (SELECT part FROM placed)")
+        rows = self.db.execute(
+            "SELECT DISTINCT part FROM known WHERE part != '' AND part NOT IN (SELECT part FROM placed)"
+        )
         return sorted(part for (part,) in rows.fetchall())
 
     def write(self, recipe: dict[str, Any], committed: list[str]) -> Path:
@@ -200,7 +201,7 @@ class Planning:
         return path
 
     def account(self) -> tuple[Path, Report]:
-        """Writes the ledger of the listing as a local file, and counts it: every file is kept, dropped or quarantined."""
+        """Writes the ledger of the listing as a local file, and counts it: every file has one verdict."""
         self.db.execute("""
             CREATE TABLE accounts AS SELECT s.path AS item, coalesce(f.content_id, '') AS content_id,
             CASE WHEN NOT s.video THEN 'dropped' WHEN s.problem || coalesce(f.problem, '') != '' THEN 'quarantined'
@@ -215,7 +216,9 @@ class Planning:
         for verdict, reason, count in self.db.execute(
             "SELECT verdict, reason, count(*) FROM accounts GROUP BY ALL"
         ).fetchall():
-            report += Report(items=count, **({"kept": count} if verdict == "kept" else {verdict: Counter({reason: count})}))
+            report += Report(
+                items=count, **({"kept": count} if verdict == "kept" else {verdict: Counter({reason: count})})
+            )
         path = self.folder / "ledger.parquet"
         rows = ({"step": "list", **row} for row in self._rows("SELECT * FROM accounts ORDER BY item"))
         tables.write(path, (ledger.batch(some) for some in batches(rows)), ledger.SCHEMA)

@@ -97,7 +97,7 @@ def _unreadable(error: OSError) -> None:
 
 
 def _local_files(top: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Paths with what fsspec's ``find`` says of them, but an unreadable folder is an error, and a link is its target."""
+    """Paths with what fsspec's ``find`` says of them; an unreadable folder is an error, a link is its target."""
     if os.path.isfile(top):
         yield top, _facts(top)
     for folder, folders, names in os.walk(top, onerror=_unreadable):

@@ -58,7 +58,9 @@ def about(url: str) -> dict[str, Any]:
     return found
 
 
-def write(path: Path, batches: Iterable[pa.RecordBatch], schema: pa.Schema, about: dict[str, Any] | None = None) -> None:
+def write(
+    path: Path, batches: Iterable[pa.RecordBatch], schema: pa.Schema, about: dict[str, Any] | None = None
+) -> None:
     """Writes batches to a local Parquet file as they come; the bytes follow from the rows, not from their batches."""
     schema = _described(schema, about)
     with pq.ParquetWriter(path, schema, compression="zstd", write_page_checksum=True) as writer:

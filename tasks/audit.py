@@ -8,11 +8,10 @@ import numpy as np
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from storage import columns, datasets, files, ledger
+from storage import columns, datasets, files, ledger, plans
 from storage.checkpoints import describe
 from storage.datasets import Dataset
 from tasks import predict, report, tracking
-from tasks.listing import load_plan
 
 SAMPLE = 2000  # vectors that uniformity is measured on
 
@@ -28,14 +27,12 @@ def freshness(root: str, dataset: Dataset) -> dict[str, Any]:
 
 def losses(root: str, dataset: Dataset) -> dict[str, dict[str, int]]:
     """Dropped and quarantined items by step and reason."""
-    plan = files.read_json(files.join(root, "plans", dataset.name, "latest.json"))["plan"]
-    drafts = {draft.id for draft in load_plan(root, dataset.name, plan)}
+    parts = [draft.id for draft in plans.drafts(root, dataset.name, plans.latest(root, dataset.name))]
     found: Counter = Counter()
-    for step, names in (("list", [dataset.name]), ("shard", sorted(drafts))):
-        for name in names:
-            for entry in ledger.read(root, step, name):
-                if entry.verdict != "kept":
-                    found[f"{entry.verdict}: {entry.reason}"] += 1
+    for step, names in (("list", [dataset.name]), ("shard", parts)):
+        counts, _ = ledger.total(root, step, names, 0)
+        for verdict in ("dropped", "quarantined"):
+            found.update({f"{verdict}: {reason}": n for reason, n in getattr(counts, verdict).items()})
     return {"by_reason": dict(found.most_common())}
 
 

@@ -4,8 +4,10 @@ import os
 from typing import Any
 
 from storage import datasets, files
-from storage.archive import check_labels, is_video, listing, read_labels
 from storage.errors import InputError
+from storage.labels import check_paths
+from storage.sources import named_as_video
+from tasks.listing import labels_of, listing
 
 
 def opened(root: str) -> str:
@@ -15,13 +17,18 @@ def opened(root: str) -> str:
 
 def prepare(root: str, archive: str, labels: str | None, classes: list[str], **_: Any) -> None:
     """The archive exists and holds videos, labels fit it, the root can be written."""
-    sources = list(listing(archive))
-    if not sources:
+    named = set(labels_of(archive, labels, classes))
+    count, video = 0, False
+    for source in listing(archive):
+        count, video = count + 1, video or named_as_video(source.path)
+        named.discard(source.path)
+        if video and not named:
+            break
+    if not count:
         raise InputError(f"{archive}: the archive is empty; put videos there or give another --archive")
-    if not any(is_video(source) for source in sources):
-        raise InputError(f"{archive}: {len(sources)} files, none with the name of a video")
-    if labels:
-        check_labels(read_labels(labels), sources, labels, classes)
+    if not video:
+        raise InputError(f"{archive}: {count} files, none with the name of a video")
+    check_paths(named, labels or archive)
     _writable(root)
 
 

@@ -22,6 +22,7 @@ from tasks import pool
 from tasks.report import progress, say
 
 SIDE_BY_SIDE = 16  # sources read at once for their fingerprints: it is waiting, not work
+USUAL = Limits()
 CHUNK = 64  # sources probed in one call of the pool
 HEADER = 1 << 20  # bytes of a remote file's head and tail that its header is looked for in
 
@@ -48,7 +49,7 @@ def plan_archive(
     classes: list[str],
     held_out: float,
     recipe: dict[str, Any],
-    limits: Limits = Limits(),
+    limits: Limits = USUAL,
     unit: float = 600.0,
 ) -> tuple[str, Report]:
     """Lists, identifies and groups the sources; returns the plan's digest and the counts.
@@ -192,10 +193,10 @@ def list_archive(
     labels: str | None,
     classes: list[str],
     held_out: float,
-    limits: Limits,
+    per_part: int,
+    part_bytes: int,
     recipe: dict[str, Any],
 ) -> tuple[str, Report]:
-    """Lists the archive and plans its parts; see `plan_archive`."""
-    return plan_archive(
-        root, name, archive, labels, classes=classes, held_out=held_out, recipe=recipe, limits=limits
-    )
+    """Lists the archive and plans its parts of about ``per_part`` sources; see `plan_archive`."""
+    limits = Limits(units=per_part * 3 // 2, bytes=part_bytes)
+    return plan_archive(root, name, archive, labels, classes=classes, held_out=held_out, recipe=recipe, limits=limits)

@@ -20,12 +20,11 @@ from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
 from prefect.settings import Settings
 
-from storage import files, synthetic
+from storage import datasets, files, synthetic
 from storage.errors import InputError
-from tasks import serve, tracking
+from tasks import serve, shard, tracking
 from tasks.gate import PROMOTED
 from tasks.listing import plan_archive
-from tasks.shard import shard_archive
 
 CHECKOUT = Path(__file__).parent.parent
 
@@ -62,9 +61,10 @@ def root(tmp_path_factory) -> str:
     root = files.open_root(str(folder))
     rows = [row for s in synthetic.scripts(0, 4, 2, 0.5) for row in synthetic.render(s, folder / "archive")]
     synthetic.write_labels(rows, folder / "labels.csv")
-    where, config = (str(folder / "archive"), str(folder / "labels.csv")), {"span": 10.0, "short_side": 64}
-    plan, listed = plan_archive(root, "demo", *where, classes=[], held_out=0.5, per_part=64, config=config)
-    shard_archive(root, "demo", plan, **config, failure_budget=1.0, listed=listed)
+    where, recipe = (str(folder / "archive"), str(folder / "labels.csv")), shard.recipe(10.0, 64, "span", "exact")
+    plan, listed = plan_archive(root, "demo", *where, classes=[], held_out=0.5, recipe=recipe)
+    found, _ = shard.shard_archive(root, "demo", plan, recipe=recipe, failure_budget=1.0, listed=listed)
+    datasets.freeze(root, "demo", found, {"recipe": recipe})
     return root
 
 

