@@ -13,6 +13,7 @@ from storage import sniff
 from storage.limits import LIMIT_BYTES, REASONS, Limits, Rejected, check_size
 from storage.sandbox import Sandbox
 
+FRAMES = {15: 60, 18: 60, 19: 60, 23: 60, 26: 60, 45: 40, 47: 40, 48: 40, 49: 60, 60: 60, 63: 40, 66: 8, 86: 60}
 IN_ACCESS, IN_OPEN = 0x1, 0x20
 
 
@@ -79,6 +80,8 @@ def test_every_case_has_its_verdict(case, tmp_path, box, listener, sibling):
     try:
         clips = box.cut(str(path), folder, span=10.0, short_side=64)
         found = OK
+        assert sum(clip["frames"] for clip in clips) == FRAMES.get(case.number, clips and clips[0]["frames"])
+        assert abs(box.probe(str(path))["frames"] - sum(clip["frames"] for clip in clips)) <= 1
         assert clips and all((folder / clip["file"]).stat().st_size for clip in clips)
     except Rejected as rejected:
         found = rejected.reason
