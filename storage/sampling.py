@@ -11,9 +11,9 @@ from av.container import InputContainer
 from storage import sniff
 from storage.limits import DEFAULT, Limits, Rejected
 from storage.picture import Upright
-from storage.video import OPTIONS, Clock, Damage, Footage, Unsure, decode, video_stream
+from storage.video import NEAR, OPTIONS, Clock, Damage, Footage, Unsure, decode, video_stream
 
-CHUNK = 2048  # thumbnails that are handed over at a time
+CHUNK = 8 << 20  # bytes of thumbnails that are handed over at a time
 
 
 def sample(
@@ -83,25 +83,26 @@ def thumbnails(
     at most so many a second: the first frame at or after each moment of that grid. Raises `Rejected`.
     """
     start, end = window or (0.0, None)
+    room = max(1, CHUNK // (size[0] * size[1] * 3))
+    last = -1.0  # the time of the latest picture that was handed over
     for seek in (True, False):
-        frames, times, slot, sent = np.empty((CHUNK, *size, 3), np.uint8), np.empty(CHUNK), -1, False
-        count = 0
+        frames, times = np.empty((room, *size, 3), np.uint8), np.empty(room)
+        count, slot = 0, -1
         try:
-            with Footage(path, limits, start=start, seek=seek and not sent, beat=beat) as footage:
+            with Footage(path, limits, start=start, seek=seek, beat=beat) as footage:
                 upright = Upright(footage.stream.sample_aspect_ratio, size=size)
                 for now, frame in footage:
                     time = float(now * footage.clock.base)
-                    if end is not None and time >= end - 0.0005:
+                    if end is not None and time >= end - float(NEAR):
                         break
-                    if fps is not None:
-                        if int((time + 0.0005) * fps) <= slot:
-                            continue
-                        slot = int((time + 0.0005) * fps)
+                    before, slot = slot, int((time + float(NEAR)) * fps) if fps else slot + 1
+                    if slot == before or time <= last:
+                        continue
                     frames[count], times[count] = upright.rgb(frame), time
                     count += 1
-                    if count == CHUNK:
+                    if count == room:
                         yield frames.copy(), times.copy()
-                        count = 0
+                        last, count = time, 0
                 else:
                     footage.clock.check(whole=start <= 0)
                 if footage.begun:

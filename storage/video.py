@@ -26,7 +26,7 @@ __all__ = ["LIMIT_BYTES", "REASONS", "Clock", "Footage", "Limits", "Rejected", "
 # Everything a file may be, and the only protocol it may speak: playlists and concat scripts can name other files
 # and hosts, and FFmpeg follows them unless both lists forbid it.
 FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,ogg,asf,wmv"
-CODECS = "h264,hevc,vp8,vp9,av1,libdav1d,mpeg4,mpeg2video,mpeg1video,mjpeg,prores,wmv1,wmv2,wmv3,msmpeg4v3,theora,flv"
+CODECS = "h264,hevc,vp8,vp9,av1,libdav1d,mpeg4,mpeg2video,mpeg1video,mjpeg,prores,wmv1,wmv2,wmv3,msmpeg4,msmpeg4v3,msmpeg4v2,theora,flv"
 OPTIONS = {"format_whitelist": FORMATS, "protocol_whitelist": "file"}
 SEEKABLE = ("mp4", "matroska")  # containers with an index that can be believed
 BACK = (0, 10, 60)  # seconds before the wanted frame, tried in turn until a key frame comes out in time
@@ -65,10 +65,11 @@ def video_stream(container: InputContainer, limits: Limits) -> VideoStream:
     streams = [s for s in container.streams.video if not (s.disposition & av.stream.Disposition.attached_pic)]
     if not streams:
         raise Rejected("no_video_stream")
-    stream = max(streams, key=lambda s: (s.width or 0) * (s.height or 0))
+    known = [s for s in streams if s.codec_context is not None]
+    if not known:
+        raise Rejected("unsupported_codec", "no codec of that name")
+    stream = max(known, key=lambda s: (s.width or 0) * (s.height or 0))
     context = stream.codec_context
-    if context is None:
-        raise Rejected("unsupported_codec")
     if context.name not in CODECS.split(","):
         raise Rejected("unsupported_codec", context.name)
     context.thread_count = 1
@@ -178,7 +179,7 @@ class Clock:
     def __post_init__(self) -> None:
         self.base = Fraction(self.stream.time_base or FALLBACK_TIME_BASE)
         rate = self.stream.average_rate or self.stream.guessed_rate
-        self.rate = Fraction(rate) if rate and 0.1 <= rate <= 1000 else Fraction(25)
+        self.rate = Fraction(rate) if rate and Fraction(1, 1000) <= rate <= 1000 else Fraction(25)
         self.tick = max(1, round(1 / (self.rate * self.base)))  # one frame, in pts
         self.container = cast(InputContainer, self.stream.container)
         self.lossy = self.container.format.name in ("mpegts", "mpeg")
@@ -219,26 +220,24 @@ class Clock:
 
     def check_times(self) -> None:
         """Refuses too many repaired times, and a transport stream that lost frames."""
+        lost = self._missing()
+        if lost > max(1, self.limits.missing_share * self.frames):
+            raise Rejected("missing_frames", f"{lost} of {self.frames + lost}")
         # Packed B-frames (old AVIs) swap the times of every other frame. That is no harm where frames at the regular
         # rate fill the time that the header or the frames state: repaired, each is within a frame or two of its moment.
         stated = (self.stream.duration or 0, self.furthest + self.tick if self.furthest else 0)
         regular = any(t and abs(self.frames * self.tick - t) <= max(2 * self.tick, t // 20) for t in stated)
         if self.repaired > max(2, self.limits.repaired_share * self.frames) and not regular:
             raise Rejected("bad_timestamps", f"{self.repaired} of {self.frames} frames")
-        lost = missing(self.steps)
-        if lost > max(1, self.limits.missing_share * self.frames):
-            raise Rejected("missing_frames", f"{lost} of {self.frames + lost}")
 
-
-def missing(steps: Counter[int]) -> int:
-    """How many frames the gaps of a stream of constant rate have room for; 0 where the rate varies."""
-    if not steps:
-        return 0
-    usual = steps.most_common(1)[0][0]
-    near = sum(n for step, n in steps.items() if abs(step - usual) <= max(1, usual // 20))
-    if usual <= 0 or near < 0.8 * steps.total():
-        return 0
-    return sum(n * (round(step / usual) - 1) for step, n in steps.items() if step > 1.5 * usual)
+    def _missing(self) -> int:
+        """How many more frames a transport stream of constant rate has room for; 0 where the rate varies."""
+        if not self.steps:
+            return 0
+        usual = self.steps.most_common(1)[0][0]
+        near = sum(n for step, n in self.steps.items() if abs(step - usual) <= max(1, usual // 20))
+        steady = near >= 0.8 * self.steps.total()
+        return round(self.furthest / usual) + 1 - self.frames if steady else 0
 
 
 class Footage:
@@ -287,7 +286,6 @@ class Footage:
             if not self.begun:
                 self.begun = True
                 self.damage.forget()
-                self.clock.steps.clear()
             yield since, frame
 
     def _decode(self) -> Iterator[av.VideoFrame]:
