@@ -211,12 +211,27 @@ def swap(data: bytes, url: str, tag: str) -> bool:
         with lease.held(root_of(url)):
             return _swap_held(data, url, tag)
     condition = {"IfMatch": tag} if tag else {"IfNoneMatch": "*"}
-    request = {**bucket_and_key(fs, path), "Body": data, **condition}
+    mark = _mark()
+    request = {**bucket_and_key(fs, path), "Body": data, **condition, **mark}
     try:
         done, _ = unless_refused(lambda: ask(fs, "call_s3", "put_object", **request, size=len(data)))
     except FileNotFoundError:
         return False  # the object was removed
-    return done or read_tagged(url)[0] == data  # our own, where its reply was lost and it was sent again
+    return done or _ours(fs, path, mark)
+
+
+def _mark() -> dict[str, Any]:
+    """What tells a put from every other one, also of the same bytes; it is kept beside them."""
+    return {"Metadata": {"put": uuid.uuid4().hex}}
+
+
+def _ours(fs: Any, path: str, mark: dict[str, Any]) -> bool:
+    """Whether the object is ours after all: where the reply to a put is lost, it is sent again and then refused."""
+    try:
+        found = ask(fs, "call_s3", "head_object", **bucket_and_key(fs, path))
+    except FileNotFoundError:
+        return False
+    return found.get("Metadata") == mark["Metadata"]
 
 
 def _swap_held(data: bytes, url: str, tag: str) -> bool:

@@ -124,7 +124,7 @@ def ask(fs: fsspec.AbstractFileSystem, method: str, *args: Any, size: int = 0, *
     Raises OSError of the store's own kind, or `StoreError` where it did not answer.
     """
     with answered(f"{method} {args[0] if args else kwargs.get('Key', '')}"):
-        if not isinstance(fs, AsyncFileSystem):
+        if not isinstance(fs, AsyncFileSystem) or not hasattr(fs, f"_{method}"):
             return getattr(fs, method)(*args, **kwargs)
         return within(fs, lambda: getattr(fs, f"_{method}")(*args, **kwargs), size)
 
