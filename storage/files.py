@@ -25,6 +25,7 @@ from storage.stores import (
     _system,
     absolute,
     ask,
+    for_ranges,
     is_local,
     join,
     locate,
@@ -55,6 +56,8 @@ def read(url: str, start: int | None = None, end: int | None = None) -> bytes:
     fs, path = locate(url)
     if start is not None and end is not None and end <= start:
         return b""  # S3 would give the whole object
+    if start is not None or end is not None:
+        fs = for_ranges(fs)
     size = UNKNOWN if end is None else end - (start or 0)
     for attempt in (1, 2):
         try:

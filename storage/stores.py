@@ -44,19 +44,25 @@ def absolute(url: str) -> str:
     return url if "://" in url else os.path.abspath(url)
 
 
-def _system(protocol: str) -> fsspec.AbstractFileSystem:
-    return _system_of(
-        protocol, os.getpid(), os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-    )
+def _system(protocol: str, ranges: bool = False) -> fsspec.AbstractFileSystem:
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    return _system_of(protocol, os.getpid(), endpoint, ranges)
+
+
+def for_ranges(fs: fsspec.AbstractFileSystem) -> fsspec.AbstractFileSystem:
+    """The file system to read a range with: some servers send the checksum of the whole object along with a range."""
+    return _system("s3", ranges=True) if is_s3(fs) else fs
 
 
 @lru_cache(maxsize=64)
-def _system_of(protocol: str, process: int, endpoint: str | None) -> fsspec.AbstractFileSystem:
+def _system_of(protocol: str, process: int, endpoint: str | None, ranges: bool) -> fsspec.AbstractFileSystem:
     """One per process, as connections do not survive a fork, and per server."""
     # Another writer's object must be seen at once, so no listing is ever cached.
     options: dict[str, Any] = {"use_listings_cache": False}
     if protocol in ("s3", "s3a"):
         options["config_kwargs"] = _s3_settings()
+        if ranges:
+            options["config_kwargs"] |= {"response_checksum_validation": "when_required"}
         if endpoint and "endpoint_url" not in fsspec.config.conf.get("s3", {}):
             options["endpoint_url"] = endpoint
     fs = fsspec.filesystem(protocol, **options)

@@ -113,7 +113,7 @@ def test_an_upload_in_more_than_two_parts_does_not_replace(root, source, monkeyp
 
 def test_of_racing_writers_exactly_one_creates(root):
     """PR04: everybody else goes on with what the first one wrote."""
-    for turn in range(4):
+    for turn in range(2):
         url = f"{root}/object{turn}"
         won = together(6, lambda n, url=url: files.publish_bytes(bytes([n]) * 9000, url, same=False))
         assert won.count(True) == 1 and files.read(url) == bytes([won.index(True)]) * 9000
@@ -121,7 +121,7 @@ def test_of_racing_writers_exactly_one_creates(root):
 
 def test_of_racing_writers_exactly_one_swaps(root):
     url = f"{root}/pointer"
-    for turn in range(4):
+    for turn in range(2):
         old, tag = files.read_tagged(url)
         assert (old is None) == (turn == 0)
         won = together(6, lambda n, turn=turn, tag=tag: files.swap(f"{turn} {n}".encode(), url, tag))
@@ -378,7 +378,7 @@ def test_a_lease_is_renewed_while_its_holder_lives(place, monkeypatch):
     fs, path = files.locate(f"{root}/writers/{mine}")
     before, state = fs.modified(path), lease._state_of(root).read_bytes()
     time.sleep(1.3)
-    assert fs.modified(path) > before and lease._state_of(root).read_bytes() > state
+    assert fs.modified(path) > before and lease._state_of(root).read_bytes() != state
     lease.release(root)
 
 
