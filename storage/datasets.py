@@ -38,7 +38,7 @@ def freeze(root: str, name: str, parts: list[Part], about: dict[str, Any]) -> Da
     version = _version(listing)
     url = files.join(root, "datasets", name, f"{version}.json")
     files.publish_bytes(json.dumps(listing, sort_keys=True, indent=1).encode(), url, same=False)
-    files.replace_json({"version": version}, files.join(root, "datasets", name, "latest.json"))
+    files.point({"version": version}, files.join(root, "datasets", name, "latest.json"))
     return Dataset(name, version, kept, about)
 
 

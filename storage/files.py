@@ -7,88 +7,78 @@ is there yet. A kill at any moment leaves either no object or the whole one.
 import errno
 import hashlib
 import json
-import os
+import random
 import tempfile
+import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import lru_cache
 from pathlib import Path
-from threading import Lock
 from typing import Any
-from urllib.parse import quote, unquote_to_bytes
 
-import fsspec
-from fsspec.implementations.local import LocalFileSystem
-
+from storage import conditions
+from storage.conditions import MARKER, announce, read_tagged
 from storage.errors import Conflict, Damaged, InputError, RootError, StoreError
+from storage.stores import (
+    LOCALHOST,
+    UNKNOWN,
+    _system,
+    absolute,
+    ask,
+    for_ranges,
+    is_local,
+    join,
+    locate,
+    percent,
+)
+
+__all__ = ["LOCALHOST", "MARKER", "_system", "absolute", "join", "locate", "percent", "read_tagged"]  # and all below
 
 SCHEMA = 2  # of everything below a root; a newer one is refused, see `open_root`
 READS = (1, 2)  # schemas of roots that are still read; 2 added members and metadata to the index, hosts to the ledger
-MARKER = "reelmill.json"
-LOCALHOST = "file://localhost/"  # before a percent-encoded path, for names that are not text
-_creating = Lock()  # fsspec's memory file system looks and then writes
-
-
-def join(url: str, *parts: str) -> str:
-    """Appends path parts to a URL."""
-    return "/".join([url.rstrip("/"), *parts])
-
-
-def absolute(url: str) -> str:
-    """A URL as it is, a bare local path made absolute."""
-    return url if "://" in url else os.path.abspath(url)
-
-
-@lru_cache(maxsize=64)
-def _system(protocol: str) -> fsspec.AbstractFileSystem:
-    # Another writer's object must be seen at once, so no listing is ever cached.
-    return fsspec.filesystem(protocol, use_listings_cache=False)
-
-
-def locate(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """The file system of a URL and the path on it. Chained URLs (``a::b``) are refused."""
-    if url.startswith(LOCALHOST):
-        return _system("file"), os.fsdecode(unquote_to_bytes(url[len(LOCALHOST) - 1 :]))
-    if url.startswith("/"):  # whatever a local name may hold, it is no URL
-        return _system("file"), url.rstrip("/") or "/"
-    protocol = fsspec.utils.get_protocol(url)
-    try:
-        if url.startswith(f"{protocol}::"):
-            raise ValueError("chained URLs are not supported")
-        fs = _system(protocol)
-    except (ValueError, ImportError, TypeError, OSError) as error:
-        raise RootError(
-            f"{url}: unknown kind of URL ({error}); give a plain path, file://, s3:// or memory:// URL"
-        ) from error
-    return fs, fs._strip_protocol(url)
-
-
-def percent(path: str) -> str:
-    """A local path that need not be text, percent-encoded; `LOCALHOST` and this make a URL."""
-    return quote(os.fsencode(path), safe="/")
+SWAPS = 1000  # losing that often is no race any more
 
 
 def exists(url: str) -> bool:
     """Whether an object is there; a store that does not answer raises."""
     fs, path = locate(url)
     try:
-        return fs.info(path)["type"] == "file"
+        return ask(fs, "info", path)["type"] == "file"
     except (FileNotFoundError, NotADirectoryError):
         return False
 
 
 def read(url: str, start: int | None = None, end: int | None = None) -> bytes:
-    """The bytes of an object, or those from ``start`` up to ``end``; fewer where the object ends before."""
+    """The bytes of an object, or those from ``start`` up to ``end``; fewer where the object ends before.
+
+    Bytes that arrive with a wrong checksum are asked for once more; raises `Damaged` where they are wrong again.
+    """
     fs, path = locate(url)
     if start is not None and end is not None and end <= start:
         return b""  # S3 would give the whole object
-    try:
-        return bytes(fs.cat_file(path, start=start, end=end))
-    except OSError as error:
-        if error.errno == errno.EINVAL and start is not None and start >= fs.info(path)["size"]:
-            return b""  # S3 refuses a range that begins past the end
-        raise
+    if start is not None or end is not None:
+        fs = for_ranges(fs)
+    size = UNKNOWN if end is None else end - (start or 0)
+    for attempt in (1, 2):
+        try:
+            return bytes(ask(fs, "cat_file", path, start=start, end=end, size=size))
+        except Damaged:
+            if attempt == 2:
+                raise
+        except OSError as error:
+            if error.errno == errno.EINVAL and start is not None and start >= ask(fs, "info", path)["size"]:
+                return b""  # S3 refuses a range that begins past the end
+            raise
+    raise AssertionError("unreachable")
+
+
+def read_verified(url: str, sha256: str, start: int | None = None, end: int | None = None) -> bytes:
+    """`read`, checked against a digest; asked for once more where it differs, then raises `Damaged`."""
+    for _ in range(2):
+        data = read(url, start, end)
+        if digest(data) == sha256:
+            return data
+    raise Damaged(f"{url}: bytes {start or 0} to {'the end' if end is None else end} differ from their digest")
 
 
 def read_json(url: str) -> Any:
@@ -102,7 +92,7 @@ def names(url: str, suffix: str = "") -> list[str]:
     """The names of the objects directly under a URL that end in ``suffix``, sorted; none where nothing is."""
     fs, path = locate(url)
     try:
-        found = fs.ls(path, detail=False, **({} if isinstance(fs, LocalFileSystem) else {"refresh": True}))
+        found = ask(fs, "ls", path, detail=False, size=UNKNOWN, **({} if is_local(fs) else {"refresh": True}))
     except (FileNotFoundError, NotADirectoryError):
         return []
     bare = (str(entry).rstrip("/").rsplit("/", 1)[-1] for entry in found)
@@ -130,62 +120,14 @@ def scratch() -> Iterator[Path]:
         yield Path(folder)
 
 
-def _sync(path: str) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-@contextmanager
-def _beside(source: str | Path, path: str) -> Iterator[str]:
-    """A fully written, synced temporary copy of ``source`` in the folder of ``path``."""
-    folder, name = os.path.split(path)
-    os.makedirs(folder, exist_ok=True)
-    temporary = os.path.join(folder, f".{name}.{uuid.uuid4().hex}.tmp")
-    try:
-        with open(source, "rb") as data, open(temporary, "xb") as out:
-            while block := data.read(1 << 22):
-                out.write(block)
-            out.flush()
-            os.fsync(out.fileno())
-        yield temporary
-        _sync(folder)
-    finally:
-        if os.path.exists(temporary):
-            os.unlink(temporary)
-
-
-def _create(source: str | Path, url: str) -> bool:
-    """Puts a local file at a URL if nothing is there; whether it did."""
-    fs, path = locate(url)
-    try:
-        if isinstance(fs, LocalFileSystem):
-            with _beside(source, path) as temporary:
-                os.link(temporary, path)
-        elif hasattr(fs, "s3_additional_kwargs"):
-            fs.put_file(str(source), path, mode="create")
-        else:
-            with _creating:
-                fs.pipe_file(path, Path(source).read_bytes(), mode="create")
-    except FileExistsError:
-        return False
-    except OSError as error:
-        # A lost conditional put is EINVAL on some S3 servers; a lost reply to our own put looks the same.
-        if error.errno == errno.EINVAL and fs.exists(path):
-            return False
-        raise
-    return True
-
-
 def publish(source: str | Path, url: str, *, same: bool = True) -> bool:
     """Puts a complete local file at a URL if nothing is there yet; whether this call created it.
 
     With ``same`` the object that was there already must have the same bytes, else `Conflict`; without it the
     first writer wins and the caller goes on with what is there.
     """
-    created = _create(source, url)
+    with _permitted(url):
+        created = conditions.create(source, url)
     if not created and same and digest(read(url)) != digest_file(source):
         raise Conflict(f"{url} exists with other bytes")
     return created
@@ -200,24 +142,59 @@ def publish_bytes(data: bytes, url: str, *, same: bool = True) -> bool:
 
 def replace(data: bytes, url: str) -> None:
     """Replaces an object whole: a reader sees the old or the new bytes, never a part."""
-    fs, path = locate(url)
-    if isinstance(fs, LocalFileSystem):
-        with scratch() as folder:
-            (folder / "object").write_bytes(data)
-            with _beside(folder / "object", path) as temporary:
-                os.replace(temporary, path)
-    else:
-        fs.pipe_file(path, data)
+    with _permitted(url):
+        conditions.overwrite(data, url)
 
 
 def replace_json(value: Any, url: str) -> None:
-    replace(json.dumps(value, indent=1, sort_keys=True).encode(), url)
+    replace(_json(value), url)
+
+
+def swap(data: bytes, url: str, tag: str) -> bool:
+    """Replaces an object if it still has the tag of `read_tagged` ("" for none); whether these bytes are there now."""
+    with _permitted(url):
+        return conditions.swap(data, url, tag)
+
+
+def update(url: str, change: Callable[[bytes | None], bytes]) -> bytes:
+    """Replaces an object by what ``change`` makes of it, again on top of whoever came between; returns that.
+
+    ``change`` is given None where nothing is, and may be called many times.
+    """
+    for attempt in range(SWAPS):
+        old, tag = read_tagged(url)
+        new = change(old)
+        if new == old or swap(new, url, tag):
+            return new
+        time.sleep(random.uniform(0, 0.01) * min(attempt, 20))
+    raise StoreError(f"{url}: {SWAPS} times another writer was faster; is something stuck in a loop?")
+
+
+def point(value: Any, url: str) -> None:
+    """Moves a pointer (a small JSON object) by compare and swap."""
+    update(url, lambda _: _json(value))
 
 
 def remove(url: str) -> None:
+    """Removes an object; one that is not there is no error."""
     fs, path = locate(url)
-    if fs.exists(path):
-        fs.rm_file(path)
+    with _permitted(url):
+        conditions.admit(url)
+        if ask(fs, "exists", path):
+            ask(fs, "rm_file", path)
+
+
+def _json(value: Any) -> bytes:
+    return json.dumps(value, indent=1, sort_keys=True).encode()
+
+
+@contextmanager
+def _permitted(url: str) -> Iterator[None]:
+    """A store that forbids writing is a matter for the person who called: no second try helps."""
+    try:
+        yield
+    except PermissionError as error:
+        raise RootError(f"{url}: no permission to write ({error}); mend its rights or the credentials") from error
 
 
 def open_root(root: str) -> str:
@@ -225,6 +202,7 @@ def open_root(root: str) -> str:
     root = absolute(root)
     marker = join(root, MARKER)
     try:
+        announce(root)
         if not exists(marker):
             publish_bytes(json.dumps({"schema": SCHEMA}).encode(), marker, same=False)
         found = read_json(marker)

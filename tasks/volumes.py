@@ -69,7 +69,8 @@ def _settings(mode: str, fps: float, length: int, size: int, seed: int) -> dict[
     return {"step": "volumes", "mode": mode, "fps": fps, "frames": length, "size": size, "seed": seed}
 
 
-def _volume_id(part: Part, settings: dict[str, Any]) -> str:
+def volume_id(part: Part, settings: dict[str, Any]) -> str:
+    """The id of the part that holds the volumes made from a part with these settings."""
     return files.digest_of({"from": part.digest, **settings})[:16]
 
 
@@ -80,7 +81,7 @@ def materialise_part(part: Part, *, root: str, labels: str, classes: list[str], 
     seed = int(files.digest_of([part.id, settings])[:8], 16)
     video, truth = _batch(clips, list(range(len(clips))), length, seed)
     video, truth = augment(video, truth, torch.Generator().manual_seed(seed), mode=settings["mode"])
-    made = _volume_id(part, settings)
+    made = volume_id(part, settings)
     rows, media = [], []
     with files.scratch() as folder:
         for i, item in enumerate(clips.items):
@@ -135,7 +136,7 @@ def volumes(root: str, dataset: Dataset, labels: str, mode: str, materialise: bo
         work = partial(materialise_part, root=root, labels=labels, classes=classes, settings=settings)
 
         def done(part: Part) -> bool:
-            return columns.has(root, COLUMN, mode, _volume_id(part, settings))
+            return columns.has(root, COLUMN, mode, volume_id(part, settings))
 
         made = cover("volumes", chosen, work, done)
     return {"sheet": sheet, "materialised": made.kept}

@@ -219,7 +219,7 @@ def test_materialised_volumes_are_a_part_with_its_label_curves(done):
     settings = volumes._settings("joint_single", 8.0, 16, 64, 0)
     classes = ["blink", "down", "grow", "left", "right", "shrink", "spin", "up"]
     volumes.materialise_part(part, root=str(root), labels=version, classes=classes, settings=settings)
-    made = parts.find(str(root), volumes._volume_id(part, settings))
+    made = parts.find(str(root), volumes.volume_id(part, settings))
     made.verify()
     curves = columns.read(str(root), "volume_labels", "joint_single", made).to_pylist()
     assert made.samples == part.samples and len(curves[0]["labels"]) == 16

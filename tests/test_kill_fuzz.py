@@ -1,0 +1,142 @@
+"""Writers killed at any moment, two at a time on the same parts: nothing committed is lost, nothing is there twice.
+
+PR02, PR03, PR04, PR05 and row 1: after every kill every committed part verifies; at the end all are there, with the
+same bytes as in a run that nobody disturbed, and garbage collection leaves no trace of the kills.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+import uuid
+
+import pytest
+
+from storage import datasets, files, inventory, ledger, parts
+from tasks import gc
+
+FUZZ = """
+import json, os, random, signal, sys, time
+import pyarrow as pa
+from storage import columns, datasets, files, ledger, parts, tables
+from storage.ledger import Entry
+
+root, calm, seed, units, kills, reach, size = sys.argv[1], sys.argv[2], *map(float, sys.argv[3:])
+units, kills, draw = int(units), int(kills), random.Random(int(seed))
+KEYS = {"source": "s", "path": "p", "content_id": "c", "time_base": "1/20", "split": "train", "labelled": "none"}
+
+
+def name(unit):
+    return files.digest_of(["unit", unit])[:16]
+
+
+def work(root, order):
+    # What a stage does, with made-up clips: the part, its account, a column, and a dataset of it.
+    for unit in order:
+        id = name(unit)
+        if not parts.committed(root, id):
+            with files.scratch() as folder:
+                rows, media = [], []
+                for number in range(3):
+                    media.append(folder / str(number))
+                    media[-1].write_bytes(random.Random(f"{unit} {number}").randbytes(int(size)))
+                    row = dict.fromkeys(parts.INDEX.names) | KEYS | {"key": f"{id}-{number}", "labels": []}
+                    rows.append(row | {"start": 0.0, "end": 1.0, "metadata": "{}"})
+                ledger.write(root, "shard", id, [Entry(f"{unit}", "kept", clips=3)])
+                parts.commit(root, id, rows, media, folder)
+        part = parts.find(root, id)
+        if not columns.has(root, "features", "v1", part):
+            keys = part.table(["key"]).column("key")
+            columns.write(root, "features", "v1", part, pa.table({"key": keys}), {"unit": unit})
+        datasets.freeze(root, f"d{unit}", [part], {})
+
+
+def start(root, order):
+    child = os.fork()
+    if child:
+        return child
+    try:
+        work(root, order)
+        os._exit(0)
+    except BaseException:
+        import traceback
+        traceback.print_exc()
+        os._exit(1)
+
+
+def end(child):
+    os.kill(child, signal.SIGKILL)
+    status = os.waitpid(child, 0)[1]
+    assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0, "a writer failed by itself"
+    return os.WIFSIGNALED(status)
+
+
+assert os.waitpid(start(calm, range(units)), 0)[1] == 0  # what it looks like undisturbed
+done = {"kills": 0, "rounds": 0, "half": 0}
+while done["kills"] < kills:
+    ahead = [unit for unit in range(units) if not files.exists(f"{root}/datasets/d{unit}/latest.json")]
+    orders = [random.Random(draw.random()).sample(ahead, len(ahead)) for _ in (1, 2)]
+    if draw.random() < 0.5:
+        orders[1] = list(orders[0])  # both at the same part
+    children = [start(root, order) for order in orders]
+    time.sleep(draw.uniform(0, reach))
+    done["kills"] += end(children[0])
+    for unit in range(units):
+        if (part := parts.find(root, name(unit))) is not None:
+            part.verify()
+            assert len(part.rows()) == 3
+    time.sleep(draw.uniform(0, reach) / 4)
+    done["kills"] += end(children[1])
+    done["rounds"] += 1
+    done["half"] += 0 < len(ahead) < units
+    if not ahead:
+        done["early"] = True
+        break
+assert os.waitpid(start(root, range(units)), 0)[1] == 0
+print(json.dumps(done))
+"""
+
+
+def fuzz(root, calm, *, seed, units, kills, reach, size):
+    """Runs the writers and their killer in a process of their own, and compares the two roots."""
+    arguments = [root, calm, *map(str, (seed, units, kills, reach, size))]
+    done = subprocess.run([sys.executable, "-c", FUZZ, *arguments], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-3000:]
+    said = json.loads(done.stdout)
+    left = content(root)
+    gc.gc(root, grace_hours=0, dry_run=False, force=True)
+    swept, wanted = content(root), content(calm)
+    assert swept.keys() == wanted.keys()
+    for name, data in wanted.items():
+        assert swept[name] == data or name.startswith("ledger/"), f"{name} differs from that of a calm run"
+    for unit in range(units):
+        [part] = datasets.load(root, f"d{unit}").parts
+        part.verify()
+        assert [entry.clips for entry in ledger.read(root, "shard", part.id)] == [3]
+    indexed = [parts.find(root, name.removesuffix(".parquet")) for name in files.names(f"{root}/parts", ".parquet")]
+    assert len(indexed) == units and len({part.digest for part in indexed}) == units
+    return said, left.keys() - swept.keys()
+
+
+def content(root):
+    return {item.name: files.read(files.join(root, item.name)) for item in inventory.walk(root)}
+
+
+def test_two_hundred_kills_on_a_local_disk_lose_nothing_and_double_nothing(tmp_path):
+    began, kills, rounds, litter, seed = time.monotonic(), 0, 0, set(), 0
+    while kills < 210:
+        roots = [files.open_root(str(tmp_path / f"{kind}{seed}")) for kind in ("root", "calm")]
+        said, left = fuzz(*roots, seed=seed, units=60, kills=210 - kills, reach=0.06, size=60_000)
+        kills, rounds, litter, seed = kills + said["kills"], rounds + said["rounds"], litter | left, seed + 1
+    print(f"{kills} kills in {rounds} rounds on {seed} roots, {time.monotonic() - began:.0f} s, {len(litter)} swept")
+    assert any(name.endswith(".tmp") for name in litter), "the kills must fall into writes"
+
+
+def test_kills_on_object_storage_lose_nothing_and_double_nothing(at, seaweed):
+    roots = [files.open_root(at(seaweed)) for _ in range(2)]
+    said, _ = fuzz(*roots, seed=1, units=40, kills=24, reach=0.8, size=20_000)
+    assert said["kills"] >= 12 and said["half"] >= 3, said
+
+
+assert pytest and os and uuid

@@ -1,0 +1,403 @@
+"""What every store has to hold, on a local disk, in memory and on three S3 servers, one of which ignores conditions.
+
+Atomic visibility, exclusive creation, reading what was written, and nothing that hangs on a listing.
+"""
+
+import os
+import random
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from pathlib import Path
+
+import pytest
+
+from storage import conditions, datasets, files, lease, parts
+from storage.errors import Conflict, InputError, StoreError
+
+STORES = ["local", "memory", "moto", "seaweed", "rclone"]
+REMOTE = ["moto", "seaweed", "rclone"]
+HONEST = ["local", "memory", "moto", "seaweed"]
+
+
+@pytest.fixture
+def place(request, tmp_path, at):
+    """Makes the URL of an empty place on a kind of store."""
+
+    def make(kind):
+        if kind == "local":
+            return str(tmp_path / uuid.uuid4().hex)
+        if kind == "memory":
+            return f"memory://{uuid.uuid4().hex}"
+        if kind == "moto":
+            return f"{request.getfixturevalue('s3')}/{uuid.uuid4().hex}"
+        return at(request.getfixturevalue(kind))
+
+    return make
+
+
+@pytest.fixture(params=STORES)
+def kind(request):
+    return request.param
+
+
+@pytest.fixture
+def root(kind, place):
+    """A new root on each kind of store."""
+    url = files.open_root(place(kind))
+    yield url
+    lease.release(url)
+
+
+@pytest.fixture
+def source(tmp_path):
+    def make(data):
+        path = tmp_path / uuid.uuid4().hex
+        path.write_bytes(data)
+        return path
+
+    return make
+
+
+def together(count, work):
+    """Runs work(number) in that many threads that start at once; what they returned."""
+    gate, done = threading.Barrier(count), {}
+
+    def run(number):
+        gate.wait()
+        done[number] = work(number)
+
+    threads = [threading.Thread(target=run, args=(n,)) for n in range(count)]
+    [thread.start() for thread in threads]
+    [thread.join() for thread in threads]
+    return [done[n] for n in range(count)]
+
+
+def test_what_was_created_is_read_at_once_and_stays(root, source):
+    assert files.publish(source(b"one"), f"{root}/a/object") and files.read(f"{root}/a/object") == b"one"
+    assert not files.publish(source(b"one"), f"{root}/a/object")
+    with pytest.raises(Conflict, match="object"):
+        files.publish(source(b"two"), f"{root}/a/object")
+    assert files.read(f"{root}/a/object") == b"one"
+
+
+def test_an_object_appears_whole_or_not_at_all(root, source, monkeypatch):
+    """PR02: a reader that looks all the time sees nothing or all of it, also of one that is uploaded in parts."""
+    monkeypatch.setattr(conditions, "CHUNK", 5 << 20)
+    data = random.Random(1).randbytes(12 << 20)
+    writer = threading.Thread(target=files.publish, args=(source(data), f"{root}/object"))
+    writer.start()
+    seen = set()
+    while writer.is_alive():
+        try:
+            seen.add(len(files.read(f"{root}/object")))
+        except FileNotFoundError:
+            seen.add(0)
+        time.sleep(0.01)
+    writer.join()
+    assert seen <= {0, len(data)} and files.read(f"{root}/object") == data
+
+
+def test_an_upload_in_more_than_two_parts_does_not_replace(root, source, monkeypatch):
+    """Row 21: the condition holds for uploads in parts, too."""
+    monkeypatch.setattr(conditions, "CHUNK", 5 << 20)
+    one, two = (random.Random(seed).randbytes(13 << 20) for seed in (1, 2))
+    assert files.publish(source(one), f"{root}/large")
+    assert not files.publish(source(one), f"{root}/large")
+    with pytest.raises(Conflict):
+        files.publish(source(two), f"{root}/large")
+    assert files.read(f"{root}/large") == one
+
+
+def test_of_racing_writers_exactly_one_creates(root):
+    """PR04: everybody else goes on with what the first one wrote."""
+    for turn in range(2):
+        url = f"{root}/object{turn}"
+        won = together(6, lambda n, url=url: files.publish_bytes(bytes([n]) * 9000, url, same=False))
+        assert won.count(True) == 1 and files.read(url) == bytes([won.index(True)]) * 9000
+
+
+def test_of_racing_writers_exactly_one_swaps(root):
+    url = f"{root}/pointer"
+    for turn in range(2):
+        old, tag = files.read_tagged(url)
+        assert (old is None) == (turn == 0)
+        won = together(6, lambda n, turn=turn, tag=tag: files.swap(f"{turn} {n}".encode(), url, tag))
+        assert won.count(True) == 1 and files.read(url) == f"{turn} {won.index(True)}".encode()
+
+
+def test_a_swap_with_an_old_tag_changes_nothing(root):
+    url = f"{root}/pointer"
+    assert files.swap(b"one", url, "") and not files.swap(b"two", url, "")
+    _, tag = files.read_tagged(url)
+    assert files.swap(b"two", url, tag) and not files.swap(b"three", url, tag)
+    files.remove(url)
+    assert not files.swap(b"four", url, tag) and not files.exists(url)
+
+
+def test_no_update_of_racing_threads_is_lost(root):
+    """Row 23 for pointers: each adds one to what it read, as often as it takes."""
+    url = f"{root}/count"
+
+    def add(_):
+        for _ in range(5):
+            files.update(url, lambda old: str(int(old or 0) + 1).encode())
+
+    together(4, add)
+    assert files.read(url) == b"20"
+
+
+ADD = """
+import sys
+from storage import files
+root, times = sys.argv[1], int(sys.argv[2])
+won = 0
+for turn in range(times):
+    files.update(f"{root}/count", lambda old: str(int(old or 0) + 1).encode())
+    won += files.publish_bytes(sys.argv[3].encode(), f"{root}/object{turn}", same=False)
+print(won)
+"""
+
+
+@pytest.mark.parametrize("kind", ["local", *REMOTE])
+def test_no_update_of_racing_processes_is_lost(kind, root):
+    """Where the store ignores conditions, the children of the one writer share its lease."""
+    add = [sys.executable, "-c", ADD, root, "12"]
+    writers = [subprocess.Popen([*add, name], stdout=subprocess.PIPE, text=True) for name in ("one", "two")]
+    won = [int(writer.communicate()[0]) for writer in writers]
+    assert [writer.returncode for writer in writers] == [0, 0]
+    assert files.read(f"{root}/count") == b"24" and sum(won) == 12
+
+
+def test_ranges_are_those_of_a_slice(root):
+    files.replace(b"0123456789", f"{root}/object")
+    for start, end in [(0, 10), (3, 5), (0, 0), (9, 12), (10, 12), (50, 60), (4, None)]:
+        assert files.read(f"{root}/object", start, end) == b"0123456789"[start:end]
+
+
+@pytest.mark.parametrize(
+    "name", ["a b", "a+b", "ü🎬", "50%25 off", "a?b", "a#b", "a*[x]", "$(x);", "a&b<c>", "a'b", "a:b", "~x", "x" * 255]
+)
+def test_odd_names_are_kept(root, name):
+    url = f"{root}/odd/{name}"
+    assert files.publish_bytes(b"one", url) and not files.publish_bytes(b"one", url)
+    _, tag = files.read_tagged(url)
+    assert files.swap(b"two", url, tag) and files.read(url, 1, 3) == b"wo"
+    assert files.names(f"{root}/odd") == [name]
+    files.remove(url)
+    assert not files.exists(url)
+
+
+def test_a_folder_of_more_objects_than_one_answer_lists_is_listed_whole(kind, root, monkeypatch):
+    """S3 lists a thousand at a time; moto is told to list forty."""
+    monkeypatch.setenv("MOTO_S3_DEFAULT_MAX_KEYS", "40")
+    fs, path = files.locate(f"{root}/many")
+    wanted = [f"{n:04d}" for n in range(50 if kind == "moto" else 1050)]
+    fs.makedirs(path, exist_ok=True)
+    fs.pipe({f"{path}/{name}": b"" for name in wanted})
+    assert files.names(f"{root}/many") == wanted
+
+
+def _clips(folder, seed=0):
+    media = folder / f"clip{seed}"
+    media.write_bytes(random.Random(seed).randbytes(5000))
+    keys = {"source": "s", "path": "p", "content_id": "c", "time_base": "1/20", "split": "train", "labelled": "none"}
+    row = (
+        dict.fromkeys(parts.INDEX.names)
+        | keys
+        | {"key": f"key{seed}", "start": 0.0, "end": 1.0, "labels": [], "metadata": "{}"}
+    )
+    return [row], [media]
+
+
+def test_nothing_hangs_on_a_listing(root, tmp_path, monkeypatch):
+    """Row 23: a store whose listings are stale, here for ever empty, changes nothing about what is committed."""
+    fs, _ = files.locate(root)
+    for name in ("ls", "_ls", "find", "_find"):
+        if hasattr(type(fs), name):
+            monkeypatch.setattr(type(fs), name, lambda *_, **__: [])
+    rows, media = _clips(tmp_path)
+    part = parts.commit(root, "p1", rows, media, tmp_path)
+    part.verify()
+    assert parts.find(root, "p1") == part and parts.committed(root, "p1")
+    frozen = datasets.freeze(root, "d", [part], {})
+    assert datasets.load(root, "d").version == frozen.version
+
+
+def test_two_writers_of_one_part_and_one_dataset_end_with_the_same(root, tmp_path):
+    """PR04: one tar, one index, one list and one pointer, whoever wrote which."""
+
+    def write(number):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        rows, media = _clips(folder)
+        part = parts.commit(root, "p1", rows, media, folder)
+        return part, datasets.freeze(root, "d", [part], {"by": "x"})
+
+    (one, first), (two, second) = together(2, write)
+    assert one == two and first == second and datasets.load(root, "d") == first
+    assert files.names(f"{root}/parts") == ["p1.parquet", "p1.tar"]
+    assert files.names(f"{root}/datasets/d") == sorted([f"{first.version}.json", "latest.json"])
+
+
+def test_racing_datasets_leave_a_pointer_to_one_of_them(root, tmp_path):
+    found = []
+    for seed in range(4):
+        rows, media = _clips(tmp_path, seed)
+        found.append(parts.commit(root, f"p{seed}", rows, media, tmp_path))
+    frozen = together(4, lambda n: datasets.freeze(root, "d", [found[n]], {}))
+    assert datasets.load(root, "d") in frozen
+    assert [datasets.load(root, "d", one.version) for one in frozen] == frozen
+
+
+@pytest.mark.parametrize("kind", HONEST)
+def test_a_store_with_conditions_needs_no_lease(kind, root, capfd):
+    assert conditions.honoured(f"{root}/object") and files.names(f"{root}/writers") == []
+    assert capfd.readouterr().err == ""
+
+
+def test_a_store_that_ignores_conditions_is_found_out_and_said(place, capfd):
+    root = files.open_root(place("rclone"))
+    files.open_root(root)
+    assert not conditions.honoured(f"{root}/object")
+    said = capfd.readouterr().err.strip().splitlines()
+    assert len(said) == 1 and "ignores conditions on a put" in said[0] and root in said[0]
+    assert len(files.names(f"{root}/writers")) == 1
+    assert not [name for name in files.locate(root)[0].ls(root, refresh=True) if ".write-" in str(name)]
+    lease.release(root)
+    assert files.names(f"{root}/writers") == []
+
+
+def test_a_store_that_ignores_only_uploads_in_parts_is_found_out(place, monkeypatch):
+    root = place("moto")
+    refused = conditions._refused
+    monkeypatch.setattr(conditions, "_honoured", {})
+    monkeypatch.setattr(
+        conditions, "_refused", lambda fs, method, **r: method == "put_object" and refused(fs, method, **r)
+    )
+    files.open_root(root)
+    assert not conditions.honoured(root)
+    lease.release(root)
+
+
+WRITE = """
+import sys
+from storage import files, lease
+lease.TRIES, lease.EXPIRY, lease.BEAT = int(sys.argv[3]), float(sys.argv[4]), 0.2
+try:
+    if sys.argv[2] == "open":
+        files.open_root(sys.argv[1])
+    files.replace(b"x", f"{sys.argv[1]}/by/{sys.argv[2]}")
+    print("wrote", flush=True)
+    sys.stdin.read()
+except Exception as error:
+    print(type(error).__name__, error, flush=True)
+"""
+
+
+@pytest.fixture
+def stranger():
+    """Starts a process that does not know of our lease, writes, and stays until its input ends."""
+    started = []
+
+    def start(root, how="open", tries=2, expiry=60.0):
+        env = {name: value for name, value in os.environ.items() if name != lease.SHARED}
+        command = [sys.executable, "-c", WRITE, root, how, str(tries), str(expiry)]
+        child = subprocess.Popen(command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        started.append(child)
+        return child
+
+    yield start
+    for child in started:
+        child.kill()
+        child.communicate()
+
+
+@pytest.mark.parametrize("how", ["open", "worker"])
+def test_a_second_process_is_refused_by_name(place, stranger, how):
+    """A Dask worker, which opens no root, as well as a second command: reading goes on, writing does not."""
+    root = files.open_root(place("rclone"))
+    said = stranger(root, how).communicate("")[0]
+    assert said.startswith("InputError") and f"process {os.getpid()} on " in said and "s ago" in said
+    assert not files.exists(f"{root}/by/{how}") and len(files.names(f"{root}/writers")) == 1
+    files.replace(b"x", f"{root}/still")
+    lease.release(root)
+    assert stranger(root, how).communicate("")[0] == "wrote\n"
+
+
+def test_of_two_that_come_at_once_never_both_write(place, stranger):
+    root = place("rclone")
+    two = [stranger(root, tries=4), stranger(root, tries=4)]
+    said = [child.stdout.readline().split()[0] for child in two]
+    assert said.count("wrote") <= 1 and set(said) <= {"wrote", "InputError"}
+    assert len(files.names(f"{root}/writers")) == said.count("wrote")
+
+
+def test_a_killed_writer_of_this_machine_is_known_to_be_gone(place, stranger):
+    root = place("rclone")
+    first = stranger(root)
+    assert first.stdout.readline() == "wrote\n" and len(files.names(f"{root}/writers")) == 1
+    first.kill()
+    first.wait()
+    assert files.open_root(root) and len(files.names(f"{root}/writers")) == 1
+    lease.release(root)
+
+
+def test_a_writer_elsewhere_is_dead_when_its_time_is_over_on_the_stores_clock(place, monkeypatch):
+    """Row 15: this machine's clock is a year ahead, and says nothing about the other's age."""
+    monkeypatch.setattr(lease, "TRIES", 1)
+    root, now = place("rclone"), time.time()
+    other = f"{root}/writers/other.json"
+    lease._put(other, {"host": "elsewhere", "pid": 1, "machine": "another"})
+    monkeypatch.setattr(time, "time", lambda: now + 3e7)
+    with pytest.raises(InputError, match="process 1 on elsewhere"):
+        files.open_root(root)
+    monkeypatch.setattr(lease, "EXPIRY", 1.0)
+    time.sleep(2.1)
+    assert files.open_root(root) and not files.exists(other)
+    lease.release(root)
+
+
+def test_a_writer_that_could_not_renew_stops_by_itself(place, monkeypatch):
+    root = files.open_root(place("rclone"))
+    files.replace(b"x", f"{root}/object")
+    monkeypatch.setattr(lease, "_clock", lambda clock=lease._clock: clock() + lease.EXPIRY / 2)
+    for write in (files.replace, lambda data, url: files.publish_bytes(data, url, same=False)):
+        with pytest.raises(StoreError, match="was not renewed"):
+            write(b"y", f"{root}/object2")
+    assert files.read(f"{root}/object") == b"x" and not files.exists(f"{root}/object2")
+    lease.release(root)
+
+
+def test_a_lease_is_renewed_while_its_holder_lives(place, monkeypatch):
+    monkeypatch.setattr(lease, "BEAT", 0.1)
+    root = files.open_root(place("rclone"))
+    [mine] = files.names(f"{root}/writers")
+    fs, path = files.locate(f"{root}/writers/{mine}")
+    before, state = fs.modified(path), lease._state_of(root).read_bytes()
+    time.sleep(1.3)
+    assert fs.modified(path) > before and lease._state_of(root).read_bytes() != state
+    lease.release(root)
+
+
+def test_an_object_below_no_root_is_refused_where_conditions_are_ignored(place):
+    with pytest.raises(StoreError, match="below no Reelmill root"):
+        files.publish_bytes(b"x", f"{place('rclone')}/object")
+
+
+def test_a_lock_on_a_network_file_system_is_a_hidden_file(tmp_path, monkeypatch):
+    import fcntl
+
+    flock = fcntl.flock
+
+    def refuse(handle, how):
+        if Path(f"/proc/self/fd/{handle if isinstance(handle, int) else handle.fileno()}").is_dir():
+            raise OSError(9, "Bad file descriptor")
+        flock(handle, how)
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    url = str(tmp_path / "count")
+    together(4, lambda _: [files.update(url, lambda old: str(int(old or 0) + 1).encode()) for _ in range(10)])
+    assert files.read(url) == b"40" and files.names(str(tmp_path)) == ["count"]
