@@ -112,3 +112,24 @@ def curves(series: dict[str, list[tuple[int, float]]], path: Path) -> Path:
     axes.legend(fontsize=8, frameon=False)
     axes.grid(alpha=0.25)
     return _save(figure, path)
+
+
+def shots_sheet(frames: np.ndarray, times: np.ndarray, boundaries: list[float], path: Path) -> Path:
+    """Draws a row for every shot: its first, middle and last frame, and when it begins and ends.
+
+    ``frames`` `[T, H, W, 3]` uint8 at ``times`` `[T]`; ``boundaries`` in seconds since the first frame.
+    """
+    since = np.asarray(times, float) - times[0]
+    # Half a millisecond: a boundary is the time of a frame, rounded somewhere on its way.
+    begins = [0, *np.searchsorted(since, np.asarray(boundaries, float) - 5e-4).tolist(), len(since)]
+    figure = Figure(figsize=(7.2, 1.25 * (len(begins) - 1) + 0.5), layout="constrained")
+    axes = figure.subplots(len(begins) - 1, 3, squeeze=False)
+    for number, (begin, end) in enumerate(zip(begins, begins[1:], strict=False)):
+        for axis, at in zip(axes[number], (begin, (begin + end - 1) // 2, end - 1), strict=True):
+            axis.imshow(frames[at])
+            axis.set(xticks=[], yticks=[])
+            axis.set_xlabel(f"{since[at]:.2f} s", fontsize=8, labelpad=2)
+        axes[number][0].set_ylabel(f"shot {number + 1}\n{since[end - 1] - since[begin]:.1f} s", fontsize=8)
+    for axis, title in zip(axes[0], ("first", "middle", "last"), strict=True):
+        axis.set_title(title, fontsize=9)
+    return _save(figure, path)

@@ -3,6 +3,7 @@
 Both look at thumbnails of consecutive frames, which a sandbox decodes, and at nothing else.
 """
 
+from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
 from typing import Any, Literal, Protocol
@@ -19,11 +20,25 @@ FASTEST = 35.0  # frames per second; both detectors were made for 24 to 30
 LEAST_CHANGE = 15.0  # PySceneDetect's: mean change of hue, saturation and brightness, of 255
 
 
+BRIEF = 6  # frames; a picture that comes back within so many was a flash
+ALIKE = 8.0  # of 255: mean difference of two frames' corners and middles that show the same
+
+
+@dataclass(frozen=True)
+class Change:
+    """Frames `first` … `last` lead from one shot to the next, which begins at frame `cut`."""
+
+    first: int
+    last: int
+    cut: int
+    sure: float
+
+
 class Detector(Protocol):
-    """Reads frames in order; knows at the end which of them begin a shot, and how sure it is."""
+    """Reads frames in order and knows the changes at the end."""
 
     def add(self, frames: np.ndarray) -> None: ...
-    def end(self) -> list[tuple[int, float]]: ...
+    def end(self) -> list[Change]: ...
 
 
 def describe(method: str, threshold: float | None = None, shortest: float = SHORTEST) -> dict[str, Any]:
@@ -57,8 +72,8 @@ class ByContent:
         from scenedetect import AdaptiveDetector
 
         self.detector = AdaptiveDetector(threshold, min_scene_len=1, min_content_val=LEAST_CHANGE)
-        self.threshold, self.count = threshold, 0
-        self.found: list[tuple[int, float]] = []
+        self.count = 0
+        self.found: list[Change] = []
 
     def add(self, frames: np.ndarray) -> None:
         from scenedetect import FrameTimecode
@@ -66,10 +81,10 @@ class ByContent:
         for frame in frames:
             # Only the order counts here: times are kept outside, since they need not be even.
             cuts = self.detector.process_frame(FrameTimecode(self.count, 25.0), frame[..., ::-1].copy())
-            self.found += [(cut.frame_num, 1.0) for cut in cuts]
+            self.found += [Change(cut.frame_num - 1, cut.frame_num - 1, cut.frame_num, 1.0) for cut in cuts]
             self.count += 1
 
-    def end(self) -> list[tuple[int, float]]:
+    def end(self) -> list[Change]:
         return self.found
 
 
@@ -88,13 +103,13 @@ class ByLearning:
 
         self.scores.append(self.scorer.add(torch.from_numpy(np.ascontiguousarray(frames))))
 
-    def end(self) -> list[tuple[int, float]]:
+    def end(self) -> list[Change]:
         import torch
 
         from models.shots import transitions
 
         scores = torch.cat([*self.scores, self.scorer.end()])
-        return [(found.cut, found.score) for found in transitions(scores, self.threshold)]
+        return [Change(t.start, t.end, t.cut, t.score) for t in transitions(scores, self.threshold)]
 
 
 class Finder:
@@ -110,6 +125,7 @@ class Finder:
         self.detector: Detector = made[method](given["threshold"])
         self.shortest = shortest
         self.times: list[float] = []
+        self.small: list[np.ndarray] = []  # 4 x 6 pixels of each frame
         self.end = 0.0
 
     def add(self, frames: np.ndarray, times: np.ndarray) -> None:
@@ -125,27 +141,49 @@ class Finder:
             self.end = max(self.end, time)
         if wanted:
             self.detector.add(frames[wanted])
+            self.small.append(_small(frames[wanted]))
 
     def boundaries(self) -> list[float]:
         """When shots begin after the first, in seconds since the first frame, at least ``shortest`` apart.
 
-        Of two that are closer the surer one stays, and none is that close to the beginning or the end. To be
-        called once, after the last window.
+        What is closer is one change: a fade through black, or the surer of two cuts. A picture that is back after a
+        few frames was a flash. To be called once, after the last window.
         """
         if not self.times:
             return []
-        begin = self.times[0]
-        kept: list[tuple[float, float]] = []
-        for number, sure in self.detector.end():
-            at = self.times[number] - begin
-            if at < self.shortest or self.end - begin - at < self.shortest:
+        small, kept = np.concatenate(self.small).astype(float), list[Change]()
+        for change in self.detector.end():
+            if _flash(small, change):
                 continue
-            if kept and at - kept[-1][0] < self.shortest:
-                if sure > kept[-1][1]:
-                    kept[-1] = (at, sure)
-                continue
-            kept.append((at, sure))
-        return [at for at, _ in kept]
+            if kept and self._seconds(kept[-1].last, change.first) < self.shortest:
+                change = _joined(kept.pop(), change)
+            kept.append(change)
+        found = [self._seconds(0, change.cut) for change in kept]
+        return [at for at in found if self.shortest <= at <= self.end - self.times[0] - self.shortest]
+
+    def _seconds(self, first: int, last: int) -> float:
+        return self.times[last] - self.times[first]
+
+
+def _small(frames: np.ndarray) -> np.ndarray:
+    """Means of 4 x 6 tiles: uint8 `[T, 27, 48, 3]` -> uint8 `[T, 4, 6, 3]`."""
+    tiles = frames[:, :24].reshape(len(frames), 4, 6, 6, 8, 3)
+    return tiles.mean((2, 4)).astype(np.uint8)
+
+
+def _flash(small: np.ndarray, change: Change) -> bool:
+    """Whether the picture from before the change is back soon after it, or that from after was there soon before."""
+    first, last = max(0, change.first - 1), min(len(small) - 1, change.last + 2)
+    before, after = small[max(0, first - BRIEF) : first + 1], small[last : last + BRIEF + 1]
+    back, there = np.abs(after - before[-1]), np.abs(before - after[0])
+    return min(back.mean((1, 2, 3)).min(), there.mean((1, 2, 3)).min()) < ALIKE
+
+
+def _joined(one: Change, two: Change) -> Change:
+    """One change for two with next to nothing between them: a fade through black, or the surer of two cuts."""
+    if one.first == one.last and two.first == two.last:
+        return max(one, two, key=lambda change: change.sure)
+    return Change(one.first, two.last, (one.first + two.last) // 2 + 1, max(one.sure, two.sure))
 
 
 def find(
