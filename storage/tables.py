@@ -90,7 +90,11 @@ def _table(data: bytes, columns: list[str] | None) -> pa.Table:
 
 
 def _about(data: bytes) -> dict[str, Any]:
-    stored = pq.read_schema(io.BytesIO(data)).metadata
+    return parse_about(pq.read_schema(io.BytesIO(data)).metadata)
+
+
+def parse_about(stored: dict[bytes, bytes]) -> dict[str, Any]:
+    """What `pack` put beside a table, from the metadata of its schema; ValueError or KeyError where it is altered."""
     if files.digest(stored[b"reelmill"]).encode() != stored[b"reelmill.sha256"]:
         raise ValueError("its metadata differ from their digest")
     return json.loads(stored[b"reelmill"])
