@@ -307,19 +307,20 @@ def group(members: Iterable[Member]) -> list[Sample]:
     """
     found: list[Sample] = []
     places: dict[str, list[int]] = {}
+    last = -1  # place of the sample that the next member may belong to; members with a flaw do not come between
     for member in members:
         match = KEY.match(member.name)
         if member.flaw or match is None:
             found.append(Sample(member.name, {"": member}, member.flaw or "no_key"))
             continue
         key, extension = match.groups()
-        if not found or found[-1].key != key or "" in found[-1].members:
-            places.setdefault(key, []).append(len(found))
+        if last < 0 or found[last].key != key:
+            last = len(found)
+            places.setdefault(key, []).append(last)
             found.append(Sample(key, {}))
-        last = found[-1]
-        if extension.lower() in {known.lower() for known in last.members}:
-            found[-1] = replace(last, flaw="duplicate")
-        last.members[extension] = member
+        if extension.lower() in {known.lower() for known in found[last].members}:
+            found[last] = replace(found[last], flaw="duplicate")
+        found[last].members[extension] = member
     for several in places.values():
         if len(several) > 1:
             names = [e.lower() for place in several for e in found[place].members]

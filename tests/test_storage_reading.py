@@ -91,7 +91,7 @@ DAMAGE = {
     "second tar behind": lambda d: d + d,
     "zero bytes": lambda d: b"",
     "a flipped bit in a clip": lambda d: d[:600] + bytes([d[600] ^ 1]) + d[601:],
-    "a flipped bit beside the clips": lambda d: d[: _edge(d) + 600] + bytes([d[_edge(d) + 600] ^ 1]) + d[_edge(d) + 601 :],
+    "a flipped bit beside the clips": lambda d: d[: (at := _edge(d) + 600)] + bytes([d[at] ^ 1]) + d[at + 1 :],
     "a page of HTML": lambda d: b"<html>404</html>" * 999,
 }  # fmt: skip
 
