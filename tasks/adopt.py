@@ -9,7 +9,7 @@ import numpy as np
 from fsspec.implementations.local import LocalFileSystem
 from pydantic import Field
 
-from storage import adoption, datasets, files, ledger, parts, shards
+from storage import adoption, datasets, files, ledger, parts, records, shards
 from storage.adoption import BadSidecar, Shard
 from storage.archive import Labels, Source, read_labels, split_of
 from storage.errors import BudgetExceeded, Damaged, InputError, StoreError
@@ -148,10 +148,29 @@ def adopt_shard(shard: Shard, *, root: str, options: dict[str, Any], given: dict
         raise StoreError(f"{shard.url} changed while it was read; adopt it again when it is whole")
     ledger.write(root, STEP, marker.rpartition("/")[2].removesuffix(".json"), entries)
     about = {"shard": shard.url, "stamp": shard.stamp, "digest": digest, "parts": made, "refused": refused}
-    files.replace_json(about, marker)
+    files.replace_json(records.seal(about), marker)
     done = ledger.tally(entries)
     done.decoded, done.bytes = len(entries), size
     return done
+
+
+def _record(marker: str) -> dict[str, Any]:
+    found = files.read_json(marker)
+    if not records.fits(found):
+        raise Damaged(f"{marker} differs from the digest in it; remove it and adopt again")
+    return found
+
+
+def _members(root: str, found: list[dict[str, Any]]) -> dict[str, parts.Part]:
+    """The parts of adopted shards; raises `Damaged` where one is gone."""
+    members = {}
+    for record in found:
+        for name in record["parts"]:
+            part = parts.find(root, name)
+            if part is None:
+                raise Damaged(f"part {name} of {record['shard']} is gone; remove {root}/adopted and adopt again")
+            members[name] = part
+    return members
 
 
 def _strangers(given: dict[str, Labels], entries: list[Entry], url: str) -> None:
@@ -181,7 +200,7 @@ def adopt_shards(
     work = partial(adopt_shard, root=root, options=options, given=given)
     done = cover(STEP, found, work, lambda shard: files.exists(_marker(root, shard, options)), unit="shards")
     markers = [_marker(root, shard, options) for shard in found]
-    records = [files.read_json(marker) for marker in markers]
+    found_records = [_record(marker) for marker in markers]
     ids = [marker.rpartition("/")[2].removesuffix(".json") for marker in markers]
     entries = [entry for number in ids for entry in ledger.read(root, STEP, number)]
     _strangers(given, entries, labels or "")
@@ -194,12 +213,12 @@ def adopt_shards(
             f"{bad} of {total.items} samples are quarantined ({reasons}), more than --failure-budget "
             f"{failure_budget:g}; see the ledger under {root}/ledger/{STEP}"
         )
-    members = {part.id: part for record in records for number in record["parts"] if (part := parts.find(root, number))}
+    members = _members(root, found_records)
     if add:
         before = datasets.load(root, name)
         ids = sorted({*before.about.get("adopted", ()), *ids})
         members |= {part.id: part for part in before.parts}
-    refused = [record["refused"] for record in records if record["refused"]]
+    refused = [record["refused"] for record in found_records if record["refused"]]
     say(f"  {STEP:<12} {total.items} samples: {total.kept} kept, {total.dropped.total()} dropped, {bad} quarantined")
     if not members:
         raise InputError(f"nothing to adopt: {'; '.join(refused[:3]) or reasons or 'no shard holds a video'}")
