@@ -9,7 +9,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from storage import files
+from storage import files, records
 from storage.errors import Damaged
 
 WEIGHTS, STATE, MANIFEST = "weights.safetensors", "state.pt", "manifest.json"
@@ -56,7 +56,7 @@ def save(
         "about": about,
         "digests": {WEIGHTS: files.digest(packed), STATE: files.digest(buffer.getvalue())},
     }
-    files.replace_json(manifest, files.join(url, MANIFEST))
+    files.replace_json(records.seal(manifest), files.join(url, MANIFEST))
     return Checkpoint(url, step, final, manifest["digests"][WEIGHTS], about)
 
 

@@ -4,7 +4,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from storage import files
+from storage import files, records
 from storage.errors import InputError
 from storage.parts import Part, as_record, from_record
 
@@ -37,7 +37,7 @@ def freeze(root: str, name: str, parts: list[Part], about: dict[str, Any]) -> Da
     listing = {"schema": files.SCHEMA, "name": name, "parts": [as_record(p) for p in kept], "about": about}
     version = _version(listing)
     url = files.join(root, "datasets", name, f"{version}.json")
-    files.publish_bytes(json.dumps(listing, sort_keys=True, indent=1).encode(), url, same=False)
+    files.publish_bytes(json.dumps(records.seal(listing), sort_keys=True, indent=1).encode(), url, same=False)
     files.point({"version": version}, files.join(root, "datasets", name, "latest.json"))
     return Dataset(name, version, kept, about)
 

@@ -1,4 +1,8 @@
-"""Parquet objects: written with a checksum on every page, checked when read, and named when they are damaged."""
+"""Parquet objects: written with a seal over every byte, checked when read, and named when they are damaged.
+
+Pages have checksums, but a footer has none: a flipped bit in it may rename a field or change a statistic. So the
+digest of all other bytes lies between the last page and the footer, where every Parquet reader passes over it.
+"""
 
 import io
 import json
@@ -14,48 +18,96 @@ from storage.errors import Damaged
 
 # What Arrow raises over altered bytes; FileNotFoundError never gets here, the bytes are read before.
 BROKEN = (pa.ArrowException, OSError, ValueError, KeyError, TypeError)
+MAGIC, TAIL = b"PAR1", 8  # the end of a Parquet file: length of the footer (4 bytes), magic
+SEAL = b"reelmill-seal:\0\0"
+SEALED = b"reelmill.sealed"
 
 
 GROUP = 16_384  # rows of a row group in what is written as a stream
 
 
 def _described(schema: pa.Schema, about: dict[str, Any] | None) -> pa.Schema:
-    if about is None:
-        return schema
-    text = json.dumps(about, sort_keys=True)
-    return schema.with_metadata({"reelmill": text, "reelmill.sha256": files.digest(text.encode())})
+    """The schema with what goes into its metadata: that there is a seal, and ``about`` with its digest."""
+    metadata = {**(schema.metadata or {}), SEALED: b"1"}
+    if about is not None:
+        text = json.dumps(about, sort_keys=True)
+        metadata = {SEALED: b"1", b"reelmill": text.encode(), b"reelmill.sha256": files.digest(text.encode()).encode()}
+    return schema.with_metadata(metadata)
 
 
-def pack(table: pa.Table, about: dict[str, Any] | None = None) -> bytes:
-    """The table as the bytes of a Parquet file; ``about`` goes with it as JSON."""
+def pack(table: pa.Table, about: dict[str, Any] | None = None, *, group: int | None = None) -> bytes:
+    """The table as the bytes of a Parquet file; ``about`` goes with it as JSON. ``group`` is in rows."""
     table = table.replace_schema_metadata(_described(table.schema, about).metadata)
     sink = io.BytesIO()
-    pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
-    return sink.getvalue()
+    pq.write_table(table, sink, compression="zstd", write_page_checksum=True, row_group_size=group)
+    return _seal(sink.getvalue())
+
+
+def _footer(data: bytes) -> int:
+    """Where the footer begins; ValueError where there is none."""
+    length = int.from_bytes(data[-TAIL:-4], "little")
+    if data[:4] != MAGIC or data[-4:] != MAGIC or not 0 < length <= len(data) - TAIL - 4:
+        raise ValueError("it does not end like a Parquet file")
+    return len(data) - TAIL - length
+
+
+def _seal(data: bytes) -> bytes:
+    footer = _footer(data)
+    return data[:footer] + SEAL + bytes.fromhex(files.digest(data)) + data[footer:]
+
+
+def check(data: bytes) -> bool:
+    """Whether the bytes have a seal and fit it; ValueError where they do not fit, False for a table without one."""
+    footer = _footer(data)
+    began = footer - len(SEAL) - 32
+    if began < 4 or data[began : began + len(SEAL)] != SEAL:
+        if SEALED in (pq.read_schema(io.BytesIO(data)).metadata or {}):
+            raise ValueError("its seal is gone")
+        return False
+    if bytes.fromhex(files.digest(data[:began] + data[footer:])) != data[footer - 32 : footer]:
+        raise ValueError("its bytes differ from their seal")
+    return True
 
 
 def read(url: str, columns: list[str] | None = None) -> pa.Table:
     """Reads a table (or some of its columns); raises `Damaged` where its bytes are not what was written."""
-    data = files.read(url)
-    try:
-        table = pq.read_table(io.BytesIO(data), columns=columns, page_checksum_verification=True)
-        table.validate(full=True)
-    except BROKEN as error:
-        raise Damaged(f"{url} cannot be read ({error}); restore it from a copy or remove it") from error
-    return table
+    return _parsed(url, lambda data: _table(data, columns))
 
 
 def about(url: str) -> dict[str, Any]:
     """The JSON that `pack` put beside the table."""
+    return _parsed(url, _about)
+
+
+def both(url: str) -> tuple[pa.Table, dict[str, Any]]:
+    """`read` and `about` of one object, fetched once."""
+    return _parsed(url, lambda data: (_table(data, None), _about(data)))
+
+
+def _parsed(url: str, parse: Any) -> Any:
     data = files.read(url)
     try:
-        stored = pq.read_schema(io.BytesIO(data)).metadata
-        if files.digest(stored[b"reelmill"]).encode() != stored[b"reelmill.sha256"]:
-            raise ValueError("its metadata differ from their digest")
-        found = json.loads(stored[b"reelmill"])
+        check(data)
+        return parse(data)
     except BROKEN as error:
         raise Damaged(f"{url} cannot be read ({error}); restore it from a copy or remove it") from error
-    return found
+
+
+def _table(data: bytes, columns: list[str] | None) -> pa.Table:
+    table = pq.read_table(io.BytesIO(data), columns=columns, page_checksum_verification=True)
+    table.validate(full=True)
+    return table
+
+
+def _about(data: bytes) -> dict[str, Any]:
+    return parse_about(pq.read_schema(io.BytesIO(data)).metadata)
+
+
+def parse_about(stored: dict[bytes, bytes]) -> dict[str, Any]:
+    """What `pack` put beside a table, from the metadata of its schema; ValueError or KeyError where it is altered."""
+    if files.digest(stored[b"reelmill"]).encode() != stored[b"reelmill.sha256"]:
+        raise ValueError("its metadata differ from their digest")
+    return json.loads(stored[b"reelmill"])
 
 
 def write(
@@ -76,3 +128,15 @@ def write(
             rows += batch.num_rows
         if rows:
             writer.write_table(pa.Table.from_batches(held).cast(schema), row_group_size=GROUP)
+    _seal_file(path)
+
+
+def _seal_file(path: Path) -> None:
+    digest = bytes.fromhex(files.digest_file(path))
+    with open(path, "r+b") as file:
+        file.seek(-TAIL, io.SEEK_END)
+        length = int.from_bytes(file.read(4), "little") + TAIL
+        at = file.seek(-length, io.SEEK_END)
+        footer = file.read()
+        file.seek(at)
+        file.write(SEAL + digest + footer)

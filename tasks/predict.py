@@ -1,7 +1,6 @@
 """Batch inference: a checkpoint over committed parts, into a predictions column and a table of segments."""
 
 import io
-import json
 from functools import lru_cache, partial
 from typing import Any
 
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 
 import models
 from models.x3d import normalise
-from storage import checkpoints, columns, datasets, files
+from storage import checkpoints, columns, datasets, files, tables
 from storage.checkpoints import Checkpoint
 from storage.errors import Damaged, InputError
 from storage.ledger import Report
@@ -138,10 +137,8 @@ def predict_part(part: Part, *, root: str, checkpoint: str) -> Report:
         "classes": about["classes"],
         "clock": "source seconds",
     }
-    sink = io.BytesIO()
-    table = pa.Table.from_pylist(runs, schema=SEGMENTS).replace_schema_metadata({"reelmill": json.dumps(made)})
-    pq.write_table(table, sink, compression="zstd")
-    files.publish_bytes(sink.getvalue(), _segments_url(root, name, part.id), same=False)
+    packed = tables.pack(pa.Table.from_pylist(runs, schema=SEGMENTS), made)
+    files.publish_bytes(packed, _segments_url(root, name, part.id), same=False)
     columns.write(root, COLUMN, name, part, _as_table(rows, len(about["classes"])), made)
     return Report(items=part.samples, kept=part.samples, decoded=part.samples)
 

@@ -1,0 +1,191 @@
+"""What an adopted shard says of its clips: the labels and metadata beside each video, and an index over a tar that
+stays where it is.
+"""
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+from fsspec.implementations.local import LocalFileSystem
+
+from storage import files, parts, tables
+from storage.archive import Labels
+from storage.errors import InputError
+from storage.parts import Part
+from storage.reading import VIDEOS
+from storage.shards import Member, Sample
+
+SIDECARS = ("json", "cls", "label", "txt")
+LABEL_KEYS = ("label", "class", "class_name", "category")
+LARGEST_SIDECAR = 1 << 20  # bytes
+SPLITS = {
+    "train": "train", "heldout": "heldout", "held_out": "heldout", "val": "heldout", "valid": "heldout",
+    "validation": "heldout", "test": "heldout", "unlabelled": "unlabelled",
+}  # fmt: skip
+
+
+class BadSidecar(ValueError):
+    """What lies beside a video cannot be understood."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A tar to adopt. ``stamp`` changes when its bytes may have changed."""
+
+    url: str
+    stamp: str
+
+    @property
+    def id(self) -> str:
+        return self.url
+
+
+def find(patterns: list[str]) -> list[Shard]:
+    """The shards of URLs, globs, folders and ``{000..012}`` ranges, sorted; raises `InputError` for none."""
+    from braceexpand import braceexpand
+
+    found: dict[str, Shard] = {}
+    for pattern in patterns:
+        some = [shard for url in braceexpand(pattern) for shard in _matching(files.absolute(url))]
+        if not some:
+            raise InputError(f"{pattern}: no shards there; give tars, a folder of tars or a glob")
+        found |= {shard.url: shard for shard in some}
+    if not found:
+        raise InputError("--shards is empty; give tars, a folder of tars or a glob")
+    return [found[url] for url in sorted(found)]
+
+
+def _matching(url: str) -> Iterator[Shard]:
+    fs, path = files.locate(url)
+    local = isinstance(fs, LocalFileSystem)
+    if fs.isfile(path):
+        matched = {path: fs.info(path)}
+    elif fs.isdir(path):
+        matched = {p: i for p, i in fs.find(path, detail=True).items() if p.endswith((".tar", ".tar.gz", ".tgz"))}
+    else:
+        matched = {p: i for p, i in fs.glob(path, detail=True).items() if i["type"] == "file"}
+    for where, info in matched.items():
+        yield Shard(where if local else fs.unstrip_protocol(where), stamp(info))
+
+
+def stamp(info: dict[str, Any]) -> str:
+    return f"{info.get('size')}:{info.get('ETag') or info.get('mtime') or info.get('created') or ''}"
+
+
+def videos(sample: Sample) -> list[tuple[Member, dict[str, Member]]]:
+    """The videos of a sample, each with its sidecars by kind: those of its own stem, else those of the key alone."""
+    found = []
+    for extension, member in sample.members.items():
+        stem, _, last = extension.rpartition(".")
+        if last.lower() not in VIDEOS:
+            continue
+        beside: dict[str, Member] = {}
+        for wanted in dict.fromkeys(("", stem)):
+            for other, side in sample.members.items():
+                before, _, kind = other.rpartition(".")
+                if before == wanted and kind.lower() in SIDECARS:
+                    beside[kind.lower()] = side
+        found.append((member, beside))
+    return found
+
+
+def describe(beside: dict[str, bytes], text: str) -> tuple[Labels | None, dict[str, Any]]:
+    """Labels (None: nothing is said) and metadata of a video from its sidecars.
+
+    ``text`` says what a .txt is: ``caption`` or ``label``. Raises `BadSidecar`.
+    """
+    metadata: dict[str, Any] = {}
+    rows: list[tuple[float | None, float | None, str]] = []
+    said, split = False, ""
+    if "json" in beside:
+        metadata = _json(beside["json"])
+        given = [metadata.pop(key) for key in LABEL_KEYS if key in metadata]
+        for value in (*given, *([metadata.pop("labels")] if "labels" in metadata else ())):
+            said, found = True, _label_rows(value)
+            rows += found
+        named = metadata.pop("split", "")
+        if named and (not isinstance(named, str) or named not in SPLITS):
+            raise BadSidecar(f"split {named!r} is none of {', '.join(SPLITS)}")
+        split = SPLITS.get(named, "")
+    for kind in ("cls", "label", "txt"):
+        if kind in beside:
+            value = _text(beside[kind], kind)
+            if kind == "txt" and text == "caption":
+                metadata.setdefault("caption", value)
+            elif value:
+                said = True
+                rows.append((None, None, value))
+    rows = list(dict.fromkeys(rows))
+    if len({start is None for start, _, _ in rows}) > 1:
+        raise BadSidecar("labels with and without times")
+    return (Labels(tuple(sorted(rows, key=str)), split) if said else None), metadata
+
+
+def _text(data: bytes, kind: str) -> str:
+    try:
+        return data.decode("utf-8-sig").strip()
+    except UnicodeDecodeError as error:
+        raise BadSidecar(f".{kind} is not UTF-8") from error
+
+
+def _json(data: bytes) -> dict[str, Any]:
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len(dict(pairs)) < len(pairs):
+            raise BadSidecar("a key comes twice in .json")
+        return dict(pairs)
+
+    def constant(name: str) -> float:
+        raise BadSidecar(f"{name} in .json")
+
+    try:
+        found = json.loads(data, object_pairs_hook=once, parse_constant=constant)
+    except BadSidecar:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise BadSidecar(f".json is not JSON ({error})") from error
+    if not isinstance(found, dict):
+        raise BadSidecar(".json is no object")
+    return found
+
+
+def _label_rows(value: Any) -> list[tuple[float | None, float | None, str]]:
+    """A name, a number, a segment, or a list of these."""
+    if value is None:
+        return []
+    if isinstance(value, list):
+        return [row for entry in value for row in _label_rows(entry)]
+    if isinstance(value, str | int) and not isinstance(value, bool) and str(value).strip():
+        return [(None, None, str(value).strip())]
+    if isinstance(value, dict):
+        names = [value[key] for key in LABEL_KEYS if key in value]
+        start, end = value.get("start"), value.get("end")
+        if len(names) == 1 and isinstance(names[0], str | int) and not isinstance(names[0], bool):
+            if start is None and end is None:
+                return [(None, None, str(names[0]))]
+            if _seconds(start) and _seconds(end) and 0 <= start < end:
+                return [(float(start), float(end), str(names[0]))]
+            raise BadSidecar(f"a segment needs 0 <= start < end, got {start!r} to {end!r}")
+    raise BadSidecar(f"{str(value)[:80]!r} is no label; give a name, or start, end and label")
+
+
+def _seconds(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def commit(root: str, media: str, size: int, digest: str, rows: list[dict[str, Any]]) -> Part:
+    """Commits an index over clips of a tar elsewhere, all of one split and one kind of labels; returns its part.
+
+    The id follows from the tar and the rows: a tar that changed, or other labels, make another part.
+    """
+    rows = sorted(rows, key=lambda row: row["offset"])
+    part = files.digest_of({"schema": files.SCHEMA, "adopted": media, "digest": digest, "rows": rows})[:16]
+    facts = {"id": part, "media": media, "samples": len(rows), "bytes": size, "digest": digest}
+    facts |= {"split": rows[0]["split"], "labelled": rows[0]["labelled"]}
+    index = parts.part_urls(root, part)[1]
+    files.publish_bytes(tables.pack(pa.Table.from_pylist(rows, schema=parts.INDEX), facts), index, same=False)
+    found = parts.find(root, part)
+    assert found is not None, index
+    return found

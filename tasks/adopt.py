@@ -1,0 +1,267 @@
+"""Adopt shards that somebody else made: index the clips where they are, and list them as a dataset."""
+
+import json
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from fsspec.implementations.local import LocalFileSystem
+from pydantic import Field
+
+from storage import adoption, datasets, files, ledger, parts, records, shards
+from storage.adoption import BadSidecar, Shard
+from storage.archive import Labels, Source, read_labels, split_of
+from storage.errors import BudgetExceeded, Damaged, InputError, StoreError
+from storage.ledger import Entry, Report
+from storage.sandbox import mine
+from storage.video import Rejected
+from tasks.report import say
+from tasks.stage import cover
+
+STEP = "adopt"
+BUDGET_FROM = 20  # bad samples; below that a share says little
+LARGEST = 1 << 30  # bytes of a clip
+FIRST_FRAME = 1e-6  # frames per second: one frame is kept, all are decoded and counted
+NOT_IN_PLACE = {b"\x1aE\xdf\xa3": "Matroska or WebM", b"RIFF": "AVI"}
+
+
+def _marker(root: str, shard: Shard, options: dict[str, Any]) -> str:
+    """Where it is written that a shard, as it was then, has been adopted with these options."""
+    name = files.digest_of({"schema": files.SCHEMA, "url": shard.url, "stamp": shard.stamp, "options": options})[:16]
+    return files.join(root, "adopted", f"{name}.json")
+
+
+def _probe(data: bytes) -> dict[str, Any]:
+    """Decodes a clip in the sandbox: its frames, size, rate and seconds. Raises `Rejected`."""
+    if len(data) > LARGEST:
+        raise Rejected("too_large", f"{len(data)} bytes")
+    try:
+        frames, _, times = mine().sample(data, FIRST_FRAME)
+    except Rejected as rejected:
+        if rejected.reason != "decoder_crash":
+            kind = NOT_IN_PLACE.get(data[:4])
+            if kind and rejected.reason == "decode_error":
+                detail = f"{kind} clips are not read in place; unpack them and run `reelmill prepare`"
+                raise Rejected("unsupported_container", detail) from rejected
+            raise
+        frames, _, times = mine().sample(data, FIRST_FRAME)
+    step = float(np.median(np.diff(times))) if len(times) > 1 else 0.04
+    duration = float(times[-1] - times[0]) + step
+    if not (np.diff(times) > 0).all() or not 0 < duration < 1e6:
+        raise Rejected("bad_timestamps", f"{len(times)} frames in {duration:g} s")
+    shape = {"frames": len(times), "fps": len(times) / duration, "height": frames.shape[1], "width": frames.shape[2]}
+    ends = {"start": 0.0, "end": duration, "duration": duration, "start_pts": 0, "end_pts": round(duration * 1e6)}
+    return {**shape, **ends, "time_base": "1/1000000"}
+
+
+def _row(
+    shard: Shard, member: shards.Member, data: bytes, said: Labels | None, metadata: dict[str, Any], options: dict
+) -> dict[str, Any]:
+    """The index row of a clip in a shard; raises `Rejected`."""
+    content = files.digest(data)
+    source = f"{shard.url}#{member.name}"
+    labels = said.rows if said else ()
+    split = options["split"]
+    if split == "auto":
+        split = split_of(Source(source, source, len(data), ""), said, options["held_out"])
+    return {
+        "key": f"{content[:20]}-{files.digest(source.encode())[:12]}",
+        "offset": member.offset,
+        "size": member.size,
+        "sha256": content,
+        "source": source,
+        "path": member.name.rpartition(".")[0],
+        "content_id": content,
+        **_probe(data),
+        "split": split,
+        "labelled": said.kind if said else "none",
+        "labels": [{"start": start, "end": end, "label": label} for start, end, label in labels],
+        "member": member.name,
+        "metadata": json.dumps(metadata, sort_keys=True),
+    }
+
+
+def _examine(
+    shard: Shard, path: str, options: dict[str, Any], given: dict[str, Labels]
+) -> tuple[list[Entry], list[dict[str, Any]]]:
+    """Every sample of a tar, kept or not and why, and the rows of the kept; raises `shards.Refused`."""
+    entries: list[Entry] = []
+    rows: list[dict[str, Any]] = []
+
+    def refuse(item: str, reason: str, detail: str = "", verdict: str = "quarantined") -> None:
+        entries.append(Entry(f"{shard.url}#{item}", verdict, reason, detail))
+
+    with open(path, "rb") as file:
+        members = list(shards.walk(file, name=shard.url, strict=False, open_end=options["open_end"]))
+
+        def content(member: shards.Member) -> bytes:
+            file.seek(member.offset)
+            return file.read(member.size)
+
+        for sample in shards.group(members):
+            if sample.flaw:
+                for member in sample.members.values():
+                    refuse(member.name, sample.flaw, shards.FLAWS[sample.flaw])
+                continue
+            found = adoption.videos(sample)
+            if not found:
+                refuse(sample.key, "no_video", f"only {', '.join(sorted(sample.members))}", "dropped")
+            for member, beside in found:
+                try:
+                    if large := [m.name for m in beside.values() if m.size > adoption.LARGEST_SIDECAR]:
+                        raise BadSidecar(f"{large[0]} is larger than {adoption.LARGEST_SIDECAR} bytes")
+                    said, metadata = adoption.describe({k: content(m) for k, m in beside.items()}, options["text"])
+                    said = given.get(member.name, given.get(member.name.rpartition(".")[0], said))
+                    row = _row(shard, member, content(member), said, metadata, options)
+                except BadSidecar as error:
+                    refuse(member.name, "bad_sidecar", str(error))
+                except Rejected as error:
+                    refuse(member.name, error.reason, error.detail)
+                else:
+                    rows.append(row)
+                    item, seconds = f"{shard.url}#{member.name}", row["duration"]
+                    entries.append(Entry(item, "kept", content_id=row["content_id"], clips=1, duration=seconds))
+    return entries, rows
+
+
+def adopt_shard(shard: Shard, *, root: str, options: dict[str, Any], given: dict[str, Labels]) -> Report:
+    """Indexes one tar where it is; a damaged one is written down as refused, with no part."""
+    marker = _marker(root, shard, options)
+    refused, made, size, digest = "", [], 0, ""
+    with files.scratch() as folder:
+        fs, path = files.locate(shard.url)
+        if not isinstance(fs, LocalFileSystem):
+            fs.get_file(path, str(folder / "shard.tar"))
+            path = str(folder / "shard.tar")
+        try:
+            entries, rows = _examine(shard, path, options, given)
+            size, digest = Path(path).stat().st_size, files.digest_file(path)
+            for kind in sorted({(row["split"], row["labelled"]) for row in rows}):
+                chosen = [row for row in rows if (row["split"], row["labelled"]) == kind]
+                made.append(adoption.commit(root, shard.url, size, digest, chosen).id)
+        except shards.Refused as error:
+            refused = str(error)
+            entries = [Entry(shard.url, "quarantined", error.reason, error.detail, error="Refused")]
+    fs, path = files.locate(shard.url)
+    if adoption.stamp(fs.info(path)) != shard.stamp:
+        raise StoreError(f"{shard.url} changed while it was read; adopt it again when it is whole")
+    ledger.write(root, STEP, marker.rpartition("/")[2].removesuffix(".json"), entries)
+    about = {"shard": shard.url, "stamp": shard.stamp, "digest": digest, "parts": made, "refused": refused}
+    files.replace_json(records.seal(about), marker)
+    done = ledger.tally(entries)
+    done.decoded, done.bytes = len(entries), size
+    return done
+
+
+def _record(marker: str) -> dict[str, Any]:
+    found = files.read_json(marker)
+    if not records.fits(found):
+        raise Damaged(f"{marker} differs from the digest in it; remove it and adopt again")
+    return found
+
+
+def _members(root: str, found: list[dict[str, Any]]) -> dict[str, parts.Part]:
+    """The parts of adopted shards; raises `Damaged` where one is gone."""
+    members = {}
+    for record in found:
+        for name in record["parts"]:
+            part = parts.find(root, name)
+            if part is None:
+                raise Damaged(f"part {name} of {record['shard']} is gone; remove {root}/adopted and adopt again")
+            members[name] = part
+    return members
+
+
+def _strangers(given: dict[str, Labels], entries: list[Entry], url: str) -> None:
+    names = {entry.item.rpartition("#")[2] for entry in entries}
+    names |= {name.rpartition(".")[0] for name in names}
+    if unknown := sorted(given.keys() - names):
+        raise InputError(f"{url} names {len(unknown)} members that no shard has ({', '.join(unknown[:3])})")
+
+
+def adopt_shards(
+    root: str,
+    name: str,
+    found: list[Shard],
+    *,
+    labels: str | None,
+    options: dict[str, Any],
+    failure_budget: float,
+    add: bool,
+) -> tuple[datasets.Dataset, Report]:
+    """Adopts what is not adopted yet and freezes the dataset; returns it with the counts over all shards.
+
+    Raises `BudgetExceeded` where too many samples were quarantined, and `Damaged`, which names them, where shards
+    were refused: the good ones are committed by then, and listed in the dataset.
+    """
+    given = read_labels(labels) if labels else {}
+    options = {**options, "labels": files.digest_of(sorted((k, v.rows, v.split) for k, v in given.items()))}
+    work = partial(adopt_shard, root=root, options=options, given=given)
+    done = cover(STEP, found, work, lambda shard: files.exists(_marker(root, shard, options)), unit="shards")
+    markers = [_marker(root, shard, options) for shard in found]
+    found_records = [_record(marker) for marker in markers]
+    ids = [marker.rpartition("/")[2].removesuffix(".json") for marker in markers]
+    entries = [entry for number in ids for entry in ledger.read(root, STEP, number)]
+    _strangers(given, entries, labels or "")
+    total = ledger.tally(entries)
+    total.decoded, total.bytes = done.decoded, done.bytes
+    bad = total.quarantined.total()
+    reasons = ", ".join(f"{count} {reason}" for reason, count in total.quarantined.most_common())
+    if bad >= BUDGET_FROM and bad > failure_budget * total.items:
+        raise BudgetExceeded(
+            f"{bad} of {total.items} samples are quarantined ({reasons}), more than --failure-budget "
+            f"{failure_budget:g}; see the ledger under {root}/ledger/{STEP}"
+        )
+    members = _members(root, found_records)
+    if add:
+        before = datasets.load(root, name)
+        ids = sorted({*before.about.get("adopted", ()), *ids})
+        members |= {part.id: part for part in before.parts}
+    refused = [record["refused"] for record in found_records if record["refused"]]
+    say(f"  {STEP:<12} {total.items} samples: {total.kept} kept, {total.dropped.total()} dropped, {bad} quarantined")
+    if not members:
+        raise InputError(f"nothing to adopt: {'; '.join(refused[:3]) or reasons or 'no shard holds a video'}")
+    dataset = datasets.freeze(root, name, list(members.values()), {"adopted": ids})
+    if refused:
+        more = f"; and {len(refused) - 3} more" if len(refused) > 3 else ""
+        raise Damaged(
+            f"{len(refused)} of {len(found)} shards were refused, the others adopted: {'; '.join(refused[:3])}{more}"
+        )
+    return dataset, total
+
+
+def adopt(
+    root: Annotated[str, Field(description="Folder or URL that the index is written under.")],
+    shards: Annotated[list[str], Field(description="WebDataset tars: URLs, globs, folders, {000..012} ranges.")],
+    name: Annotated[str, Field(description="Name of the dataset.")] = "adopted",
+    labels: Annotated[
+        str | None, Field(description="CSV, Parquet or JSON lines; path is a member's name, with or without extension.")
+    ] = None,
+    split: Annotated[
+        Literal["auto", "train", "heldout", "unlabelled"],
+        Field(description="Split of all clips; auto: as the sidecars say, else by a hash as in `prepare`."),
+    ] = "auto",
+    held_out: Annotated[float, Field(description="Share of segment-labelled clips held out.", ge=0, le=1)] = 0.3,
+    text: Annotated[Literal["caption", "label"], Field(description="What a .txt beside a video is.")] = "caption",
+    open_end: Annotated[bool, Field(description="Accept tars without end blocks, which may have been cut.")] = False,
+    add: Annotated[bool, Field(description="Keep what the dataset already lists.")] = False,
+    failure_budget: Annotated[
+        float, Field(description="Share of quarantined samples that fails the run.", ge=0, le=1)
+    ] = 0.05,
+) -> str:
+    """Make a dataset of WebDataset tars that exist: media stay where they are, every clip is decoded once and indexed.
+
+    Nothing is extracted or unpickled. A second run adopts only shards that are new or changed.
+    """
+    found = adoption.find(shards)
+    root = files.open_root(root)
+    options = {"split": split, "held_out": held_out, "text": text, "open_end": open_end}
+    dataset, total = adopt_shards(
+        root, name, found, labels=labels, options=options, failure_budget=failure_budget, add=add
+    )
+    lost = ", ".join(f"{n} {reason}" for reason, n in total.quarantined.most_common()) or "none"
+    return (
+        f"dataset {name} {dataset.version}: {dataset.clips} clips in {len(dataset.parts)} parts over {len(found)} "
+        f"shards; quarantined: {lost}"
+    )

@@ -1,0 +1,184 @@
+"""`reelmill verify`: what is altered anywhere under a root is found and named, and nothing is said of a sound one."""
+
+import random
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from click.testing import CliRunner
+from test_storage_reading import make
+
+from flows.__main__ import main
+from storage import catalogue, checkpoints, columns, datasets, files, ledger, soundness, tables
+from storage.errors import Damaged
+from storage.ledger import Entry
+from tasks.verify import examine, verify
+
+
+def furnished(root):
+    """A root with every kind of object."""
+    root = files.open_root(root)
+    data = make(root, count=3)
+    for part in data.parts:
+        keys = part.table(["key"])["key"]
+        values = pa.array(np.random.default_rng(0).random((part.samples, 4)).tolist(), pa.list_(pa.float32()))
+        columns.write(root, "features", "f1", part, pa.table({"key": keys, "embedding": values}), {"model": "m"})
+        files.publish_bytes(tables.pack(pa.table({"key": keys}), {"m": 1}), f"{root}/segments/s1/{part.id}.parquet")
+        ledger.write(root, "shard", part.id, [Entry(f"{key}.mp4", "kept", clips=1) for key in keys.to_pylist()])
+    plan = tables.pack(pa.table({"path": ["a", "b"], "part": ["part0", "part1"]}))
+    name = files.digest(plan)[:16]
+    files.publish_bytes(plan, f"{root}/plans/d/{name}.parquet")
+    files.replace_json({"plan": name}, f"{root}/plans/d/latest.json")
+    checkpoints.save(root, "run", 3, {"w": torch.ones(3)}, {"step": 3}, {"spec": 1}, True)
+    catalogue.build(root, data)
+    return root
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory):
+    return furnished(str(tmp_path_factory.mktemp("sound") / "root"))
+
+
+@pytest.fixture
+def broken(sound, tmp_path):
+    import shutil
+
+    return files.absolute(str(shutil.copytree(sound, tmp_path / "root")))
+
+
+def found(root, **options):
+    return examine(root, options.get("dataset"), options.get("sample", 1.0), options.get("seed", 0))[0]
+
+
+def test_a_sound_root_is_sound(sound):
+    said = verify(sound)
+    assert said.startswith("nothing is damaged: ") and "3 parts" in said and " 0 by name" in said
+    assert {unit.kind for unit in soundness.units(sound)} == set(soundness.KINDS) - {"adopted"}
+
+
+def test_a_sound_root_on_s3_is_sound_and_damage_there_is_found(s3):
+    root = furnished(f"{s3}/verify")
+    assert verify(root).startswith("nothing is damaged")
+    part = datasets.load(root, "d").parts[1]
+    data = files.read(part.media)
+    files.replace(data[:700] + b"?" + data[701:], part.media)
+    files.remove(columns.url(root, "features", "f1", "part0"))  # not there is not damaged
+    files.remove(datasets.load(root, "d").parts[2].media)
+    assert [(f.url, f.problem.split(":")[0]) for f in found(root)] == [
+        (part.media, "1 of 5 clips differ from the index"),
+        (datasets.load(root, "d").parts[2].media, "it is gone"),
+    ]
+
+
+def _objects(root):
+    kinds = {}
+    for path in sorted(Path(root).rglob("*")):
+        if path.is_file():
+            kind = path.relative_to(root).parts[0] + path.suffix + ("!" if path.name == "latest.json" else "")
+            kinds.setdefault(kind, path)
+    return kinds
+
+
+KINDS = [
+    "parts.tar", "parts.parquet", "columns.parquet", "segments.parquet", "ledger.parquet", "plans.parquet",
+    "catalogues.parquet", "plans.json!", "datasets.json!", "datasets.json", "checkpoints.json",
+    "checkpoints.safetensors", "checkpoints.pt", "reelmill.json.json",
+]  # fmt: skip
+
+
+def test_every_kind_of_object_is_tried(sound):
+    assert sorted(_objects(sound)) == sorted(KINDS)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_flipped_byte_anywhere_is_found(kind, broken):
+    """PR01: first and last bytes, and random places in between, of every kind of object."""
+    path = _objects(broken)[kind]
+    data = path.read_bytes()
+    dice = random.Random(kind)
+    footer = range(max(0, len(data) - 700), len(data))
+    places = {0, len(data) - 1, *dice.sample(range(len(data)), min(len(data), 12))}
+    places |= set(dice.sample(footer, min(len(footer), 12)))
+    own = [u for u in soundness.units(broken) if _same(u, path, broken)]
+    assert own and not [f for unit in own for f in soundness.check(unit, broken)]
+    for at in sorted(places):
+        altered = bytearray(data)
+        altered[at] ^= 1 << dice.randrange(8)
+        path.write_bytes(altered)
+        findings = [f for unit in own for f in soundness.check(unit, broken)]
+        assert findings and all(f.problem and f.remedy for f in findings), (at, data[max(0, at - 10) : at + 10])
+    for cut in (0, len(data) // 2, len(data) - 1):
+        path.write_bytes(data[:cut])
+        assert [f for unit in own for f in soundness.check(unit, broken)], cut
+
+
+def _same(unit, path, root):
+    """The unit that answers for a file."""
+    if path.suffix in (".tar", ".safetensors", ".pt"):
+        beside = path.with_suffix(".parquet") if path.suffix == ".tar" else path.parent / "manifest.json"
+        return unit.url == str(beside)
+    return unit.url == str(path)
+
+
+def test_what_was_put_under_a_wrong_name_is_found(broken):
+    one, two = (Path(broken, "columns", "features", "f1", f"part{i}.parquet") for i in (0, 1))
+    swapped = one.read_bytes(), two.read_bytes()
+    two.write_bytes(swapped[0])
+    one.write_bytes(swapped[1])
+    Path(broken, "parts", "part0.parquet").write_bytes(Path(broken, "parts", "part2.parquet").read_bytes())
+    problems = {(f.kind, f.url.rpartition("/")[2], f.problem) for f in found(broken)}
+    assert {(kind, name) for kind, name, _ in problems} >= {("columns", "part1.parquet"), ("parts", "part0.parquet")}
+    assert any("index is of part part2" in problem for _, _, problem in problems)
+
+
+def test_a_part_that_is_gone_is_named_with_its_dataset(broken):
+    for suffix in ("tar", "parquet"):
+        Path(broken, "parts", f"part1.{suffix}").unlink()
+    assert any(f.kind == "datasets" and "part1" in f.problem for f in found(broken))
+    assert {f.url.rpartition("/")[2] for f in found(broken, dataset="d")} >= {"part1.parquet"}
+
+
+def test_a_sample_reads_a_share_of_everything_and_sizes_of_the_rest(broken, monkeypatch):
+    part = datasets.load(broken, "d").parts[0]
+    data = Path(part.media).read_bytes()
+    Path(part.media).write_bytes(data[:700] + b"?" + data[701:])
+    seen = [bool(found(broken, sample=0.0, seed=seed)) for seed in range(20)]
+    assert any(seen) and not all(seen)
+    Path(part.media).write_bytes(data[:-1])
+    assert all(found(broken, sample=0.0, seed=seed) for seed in range(5))
+
+
+def test_the_command_says_what_to_do_and_exits_with_one(broken):
+    said = CliRunner().invoke(main, ["verify", "--root", broken, "--dataset", "d"])
+    assert said.exit_code == 0 and "nothing is damaged" in said.output
+    path = Path(broken, "parts", "part1.tar")
+    path.write_bytes(path.read_bytes()[:-512] + bytes(511) + b"?")
+    said = CliRunner().invoke(main, ["verify", "--root", broken])
+    assert said.exit_code == 1 and "part1.tar" in said.stderr and "remedy:  remove it and its index" in said.stdout
+    assert CliRunner().invoke(main, ["verify", "--root", broken, "--dataset", "nope"]).exit_code == 2
+
+
+def test_the_seal_leaves_tables_readable_for_others(sound):
+    import duckdb
+    import pyarrow.parquet as pq
+
+    url = str(Path(sound, "columns", "features", "f1", "part0.parquet"))
+    assert tables.check(Path(url).read_bytes())
+    assert pq.read_table(url).num_rows == duckdb.sql(f"select count(*) from '{url}'").fetchall()[0][0] == 5
+
+
+def test_a_table_without_a_seal_is_still_read(tmp_path):
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.table({"key": ["a"]}), tmp_path / "old.parquet", write_page_checksum=True)
+    assert tables.read(str(tmp_path / "old.parquet"))["key"].to_pylist() == ["a"]
+
+
+def test_a_removed_seal_is_noticed(sound, tmp_path):
+    data = Path(sound, "parts", "part0.parquet").read_bytes()
+    at = data.index(tables.SEAL)
+    (tmp_path / "x.parquet").write_bytes(data[:at] + b"x" * len(tables.SEAL) + data[at + len(tables.SEAL) :])
+    with pytest.raises(Damaged, match="seal is gone"):
+        tables.read(str(tmp_path / "x.parquet"))
