@@ -12,8 +12,8 @@ import pyarrow as pa
 from fsspec.implementations.local import LocalFileSystem
 
 from storage import files, parts, tables
-from storage.archive import Labels
 from storage.errors import InputError
+from storage.labels import Labels
 from storage.parts import Part
 from storage.reading import VIDEOS
 from storage.shards import Member, Sample

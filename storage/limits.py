@@ -9,6 +9,8 @@ REASONS = {
     "not_regular_file": "a folder, device, pipe or link that leads nowhere",
     "not_found": "gone between listing and reading",
     "permission": "may not be read",
+    "bad_shard": "a tar that is cut short, damaged or compressed",
+    "bad_member": "a link, an unsafe or doubled name in a tar, or unreadable labels beside it",
     "file_too_large": "more bytes than the limit",
     "source_changed": "other bytes than when it was listed",
     "not_video": "no known video container",

@@ -66,7 +66,11 @@ class Planning:
     def listed(self, sources: Iterable[Source], labels: dict[str, Labels], held_out: float) -> int:
         """Takes the listing in and returns how many files it has; of rows with one path the first counts."""
         for some in batches(sources):
-            self._insert("listed", [_listed(source, labels.get(source.path), held_out) for source in some], LISTED)
+            self._insert(
+                "listed",
+                [_listed(source, labels.get(source.path) or source.labels, held_out) for source in some],
+                LISTED,
+            )
         self.db.execute("CREATE TABLE sources AS SELECT DISTINCT ON (path) * FROM listed ORDER BY path, url")
         return int(self._one("SELECT count(*) FROM sources"))
 
@@ -233,7 +237,7 @@ def _listed(source: Source, labels: Labels | None, held_out: float) -> dict[str,
         "split": split_of(source.path, labels, held_out),
         "kind": labels.kind if labels else "none",
         "place": plans.place(source.path),
-        "video": named_as_video(source.path),
+        "video": named_as_video(source.path) or source.problem in ("bad_shard", "bad_member"),
     }
 
 

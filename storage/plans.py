@@ -181,5 +181,5 @@ def save(root: str, name: str, path: Path) -> str:
     """Puts a written plan into the store, makes it the newest, and returns its digest."""
     digest = files.digest_file(path)[:16]
     files.publish(path, url(root, name, digest), same=False)
-    files.replace_json({"plan": digest}, files.join(root, "plans", name, "latest.json"))
+    files.point({"plan": digest}, files.join(root, "plans", name, "latest.json"))
     return digest

@@ -6,11 +6,12 @@ one folder, or one page of a bucket, in memory.
 
 import errno
 import hashlib
+import json
 import os
 import re
 import stat
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, BinaryIO
 
 import fsspec
@@ -45,6 +46,7 @@ class Source:
     offset: int = -1
     problem: str = ""
     metadata: str = "{}"
+    labels: Any = None  # `storage.labels.Labels` that lie beside it in its tar
 
 
 def listing(archive: str) -> Iterator[Source]:
@@ -62,7 +64,7 @@ def listing(archive: str) -> Iterator[Source]:
         raise InputError(f"{base}: a file; give the folder or URL that holds the videos, or a list of them")
     for source in _everything(fs, top, base):
         if wanted is None or wanted.match(source.path):
-            yield source
+            yield from _inside(source) if source.path.endswith(TAR) and not source.problem else [source]
 
 
 def _split_glob(archive: str) -> tuple[str, re.Pattern[str] | None]:
@@ -89,6 +91,31 @@ def _everything(fs: fsspec.AbstractFileSystem, top: str, base: str) -> Iterator[
             below, url = files.percent(below), files.LOCALHOST + files.percent(path[1:])
             problem = problem or ("not_regular_file" if os.path.lexists(prefix + below) else "")
         yield Source(below, url, size, f"{size}:{stamp}", problem=problem)
+
+
+def _inside(tar: Source) -> Iterator[Source]:
+    """The videos of a WebDataset shard, with what lies beside them; the shard itself where something is wrong."""
+    from storage import adoption, shards
+
+    try:
+        samples = shards.group(shards.walk(tar.url, strict=False, open_end=True))
+    except shards.Refused:
+        yield replace(tar, problem="bad_shard")
+        return
+    for sample in samples:
+        found = adoption.videos(sample) if not sample.flaw else [(m, {}) for m in sample.members.values()]
+        for video, beside in found:
+            name = f"{tar.path}/{video.name}"
+            place = {"size": video.size, "offset": video.offset, "stamp": f"{tar.stamp}:{video.offset}"}
+            try:
+                if sample.flaw or any(member.size > adoption.LARGEST_SIDECAR for member in beside.values()):
+                    raise adoption.BadSidecar
+                read = {kind: files.read(tar.url, m.offset, m.offset + m.size) for kind, m in beside.items()}
+                labels, metadata = adoption.describe(read, "caption")
+            except adoption.BadSidecar:
+                yield Source(name, tar.url, **place, problem="bad_member")
+            else:
+                yield Source(name, tar.url, **place, metadata=json.dumps(metadata, sort_keys=True), labels=labels)
 
 
 def _unreadable(error: OSError) -> None:

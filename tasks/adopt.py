@@ -11,8 +11,8 @@ from pydantic import Field
 
 from storage import adoption, datasets, files, ledger, parts, records, shards
 from storage.adoption import BadSidecar, Shard
-from storage.archive import Labels, Source, read_labels, split_of
 from storage.errors import BudgetExceeded, Damaged, InputError, StoreError
+from storage.labels import Labels, read_labels, split_of
 from storage.ledger import Entry, Report
 from storage.sandbox import mine
 from storage.video import Rejected
@@ -64,7 +64,7 @@ def _row(
     labels = said.rows if said else ()
     split = options["split"]
     if split == "auto":
-        split = split_of(Source(source, source, len(data), ""), said, options["held_out"])
+        split = split_of(source, said, options["held_out"])
     return {
         "key": f"{content[:20]}-{files.digest(source.encode())[:12]}",
         "offset": member.offset,

@@ -199,6 +199,43 @@ def test_a_list_of_urls_without_labels_is_an_archive(home):
     assert sorted(row["source"] for part in data.parts for row in part.rows()) == [f"file://{path}" for path in paths]
 
 
+def test_webdataset_tars_are_an_archive(home, clips, tmp_path):
+    """Rows 109–112 of the corpus: links, unsafe and doubled names are quarantined, pickles never opened."""
+    import io
+    import tarfile
+
+    def add(tar, name, data):
+        info = tarfile.TarInfo(name)
+        info.size = len(data)
+        tar.addfile(info, io.BytesIO(data))
+
+    (tmp_path / "shards").mkdir()
+    with tarfile.open(tmp_path / "shards" / "0.tar", "w") as tar:
+        for number, clip in enumerate(clips[:3]):
+            add(tar, f"s{number}.json", json.dumps({"label": "wave", "city": number}).encode())
+            add(tar, f"s{number}.mp4", clip.read_bytes())
+            add(tar, f"s{number}.pkl", b"cos\nsystem\n(S'touch /tmp/pwned'\ntR.")
+        add(tar, "../out.mp4", clips[3].read_bytes())
+        link = tarfile.TarInfo("link.mp4")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        tar.addfile(link)
+        add(tar, "twice.mp4", clips[4].read_bytes())
+        add(tar, "other.mp4", clips[5].read_bytes())
+        add(tar, "twice.mp4", clips[6].read_bytes())
+    (tmp_path / "shards" / "1.tar").write_bytes((tmp_path / "shards" / "0.tar").read_bytes()[:20_000])
+    data, report = prepare(str(tmp_path / "tarred"), str(tmp_path / "shards"))
+    rows = {row["path"]: row for part in data.parts for row in part.rows()}
+    assert set(rows) == {"0.tar/s0.mp4", "0.tar/s1.mp4", "0.tar/s2.mp4", "0.tar/other.mp4"}
+    assert rows["0.tar/s1.mp4"]["content_id"] == files.digest_file(clips[1])
+    assert json.loads(rows["0.tar/s1.mp4"]["metadata"]) == {"city": 1}
+    assert rows["0.tar/s1.mp4"]["labels"][0]["label"] == "wave" and rows["0.tar/other.mp4"]["labels"] == []
+    entries = {e.item: e.reason for e in ledger.read(str(tmp_path / "tarred"), "list", "a") if e.verdict != "kept"}
+    assert entries.pop("1.tar") == "bad_shard" and set(entries.values()) == {"bad_member"}
+    assert {name.removeprefix("0.tar/") for name in entries} == {"../out.mp4", "link.mp4", "twice.mp4"}
+    _, report = prepare(str(tmp_path / "tarred"), str(tmp_path / "shards"))
+    assert report.decoded == 0
+
+
 @pytest.mark.parametrize(
     "text, message",
     [("path,x\n,1\n", "row 1: neither path nor url"), ("path\na.mp4,x\n", "row 1: not a row"), ("", "is empty")],
