@@ -23,6 +23,7 @@ COMMANDS = {  # name: (what runs, its check before anything starts, one line of 
     "audit": ("flows.audit:audit", "tasks.checks:audit", "What is stale, dropped, drifting or behind."),
     "adopt": ("tasks.adopt:adopt", None, "Make a dataset of WebDataset tars that exist, where they are."),
     "verify": ("tasks.verify:verify", None, "Check every byte of a root, or a sample of it."),
+    "drill": ("tasks.drill:drill", None, "Kill and damage things in a scratch archive; say what was lost."),
     "gc": ("tasks.gc:gc", None, "Remove what no dataset and no plan refers to."),
     "serve": ("tasks.serve:serve", None, "Prefect, a worker and MLflow on this machine, with all deployments."),
     "render": ("tasks.render:render", None, "Render a labelled archive of H.264 files."),
