@@ -18,6 +18,7 @@ from storage.video import Clock, Footage, open_video, packets, video_stream
 CODECS = ("h264", "hevc", "av1", "libdav1d", "mpeg4", "vp9", "mpeg2video")  # that MP4 holds and its readers know
 HELD_BACK = 1024  # packets in memory while a rest may still be too short for a clip
 LONGEST = 4  # spans that a clip may last for want of a key frame, or a minute if that is more
+IDR = 5  # the type of an H.264 unit that nothing before it is needed for
 LOOK = 4  # packets after a key frame that are asked whether they come before it in time
 
 
@@ -79,8 +80,28 @@ def _groups(found: Iterator[av.Packet], limits: Limits, beat: Callable[[], None]
                 raise Rejected("no_frames")
             return
         packet = queue.pop(0)
-        closed = packet.is_keyframe and all(cast(int, p.pts) > cast(int, packet.pts) for p in queue)
+        closed = _clean(packet) and all(cast(int, p.pts) > cast(int, packet.pts) for p in queue)
         yield packet, closed
+
+
+def _clean(packet: av.Packet) -> bool:
+    """Whether a decoder may begin here. H.264 calls more a key frame than what lets go of all that was before."""
+    context = cast(VideoStream, packet.stream).codec_context
+    if not packet.is_keyframe or context.name != "h264":
+        return bool(packet.is_keyframe)
+    data, extra = memoryview(packet), context.extradata or b""  # type: ignore[arg-type]
+    if extra[:1] != b"\1":  # start codes
+        found, at = bytes(data), -1
+        while (at := found.find(b"\0\0\1", at + 1)) >= 0:
+            if at + 3 < len(found) and found[at + 3] & 31 == IDR:
+                return True
+        return False
+    width, at = (extra[4] & 3) + 1, 0
+    while at + width < len(data):
+        if data[at + width] & 31 == IDR:
+            return True
+        at += width + int.from_bytes(data[at : at + width], "big")
+    return False
 
 
 def _check(packet: av.Packet) -> None:
