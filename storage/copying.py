@@ -127,6 +127,7 @@ class _Copier:
         self.writer: _Writer | None = None
         self.place: Place | None = None  # of the latest place of the plan that a clip began for
         self.held: Place | None = None
+        self.longest = round(max(LONGEST * plan.span, 60 / clock.base))
         self.rest: list[av.Packet] = []
 
     def run(self, found: Iterator[tuple[av.Packet, bool]]) -> list[dict[str, Any]]:
@@ -165,10 +166,8 @@ class _Copier:
         since = pts - clock.first
         if since < 0:
             raise Rejected("needs_reencode", "frames before the first key frame in time")
-        if (since - clock.last) * clock.base > clock.limits.max_gap and clock.frames:
-            raise Rejected("bad_timestamps", f"a gap of {float((since - clock.last) * clock.base):.0f} s")
-        if since * clock.base > clock.limits.max_seconds:
-            raise Rejected("too_long", f"more than {clock.limits.max_seconds:g} s")
+        if clock.frames:
+            clock.bound(since)
         clock.last = max(clock.last, since)
         clock.frames += 1
         return since
@@ -197,8 +196,7 @@ class _Copier:
         assert self.writer
         for packet in self.rest:
             self.writer.write(packet)
-            longest = max(LONGEST * self.plan.span, 60 / self.clock.base)
-            if self.writer.last - self.writer.begun > longest:
+            if self.writer.last - self.writer.begun > self.longest:
                 raise Rejected("needs_reencode", "key frames that are too far apart")
         self.rest.clear()
 
@@ -237,12 +235,10 @@ class _Writer:
         if not self.decode_time < time <= since:
             raise Rejected("needs_reencode", "packets in no order that MP4 can hold")
         self.decode_time = time
-        copied = av.Packet(bytes(packet))
-        copied.stream, copied.time_base = self.stream, self.clock.base
-        copied.pts, copied.dts, copied.is_keyframe = since, time, packet.is_keyframe
-        copied.duration = packet.duration or self.clock.tick
+        packet.duration = packet.duration or self.clock.tick
+        packet.stream, packet.time_base, packet.pts, packet.dts = self.stream, self.clock.base, since, time
         with ours():
-            self.container.mux(copied)
+            self.container.mux(packet)
         self.last, self.count = max(self.last, self.begun + since), self.count + 1
 
     def close(self) -> None:

@@ -184,6 +184,8 @@ class Clock:
         rate = self.stream.average_rate or self.stream.guessed_rate
         self.rate = Fraction(rate) if rate and Fraction(1, 1000) <= rate <= 1000 else Fraction(25)
         self.tick = max(1, round(1 / (self.rate * self.base)))  # one frame, in pts
+        self.longest_gap = round(self.limits.max_gap / self.base)
+        self.longest = round(self.limits.max_seconds / self.base)
         self.container = cast(InputContainer, self.stream.container)
         self.lossy = self.container.format.name in ("mpegts", "mpeg")
 
@@ -198,15 +200,19 @@ class Clock:
             self.repaired += self.frames > 0
             since = self.last + self.tick if self.frames else 0
         elif self.frames:
-            if (since - self.last) * self.base > self.limits.max_gap:
-                raise Rejected("bad_timestamps", f"a gap of {float((since - self.last) * self.base):.0f} s")
+            self.bound(since)
             if self.lossy and len(self.steps) < 4096:
                 self.steps[since - self.last] += 1
-        if since * self.base > self.limits.max_seconds:
-            raise Rejected("too_long", f"more than {self.limits.max_seconds:g} s")
         self.last = since
         self.frames += 1
         return since
+
+    def bound(self, since: int) -> None:
+        """Refuses a time too far from the one before, or from the first."""
+        if since - self.last > self.longest_gap:
+            raise Rejected("bad_timestamps", f"a gap of {float((since - self.last) * self.base):.0f} s")
+        if since > self.longest:
+            raise Rejected("too_long", f"more than {self.limits.max_seconds:g} s")
 
     def check(self, whole: bool = True) -> None:
         """Judges the times at the end of the video; ``whole``: all its frames were seen, from the first."""
