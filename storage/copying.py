@@ -207,7 +207,7 @@ class _Copier:
         writer.close()
         assert self.place
         numbers = (len(self.clips), self.place, writer.begun, writer.last, writer.count)
-        self.clips.append(record(self.clock, self.plan, *numbers, width=self.width, height=self.height))
+        self.clips.append(record(self.clock, self.plan, *numbers, (self.width, self.height)))
 
 
 class _Writer:
