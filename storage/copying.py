@@ -18,6 +18,7 @@ from storage.video import Clock, Footage, open_video, packets, video_stream
 CODECS = ("h264", "hevc", "av1", "libdav1d", "mpeg4", "vp9", "mpeg2video")  # that MP4 holds and its readers know
 HELD_BACK = 1024  # packets in memory while a rest may still be too short for a clip
 LONGEST = 4  # spans that a clip may last for want of a key frame, or a minute if that is more
+IDR = 5  # the type of an H.264 unit that nothing before it is needed for
 LOOK = 4  # packets after a key frame that are asked whether they come before it in time
 
 
@@ -79,8 +80,28 @@ def _groups(found: Iterator[av.Packet], limits: Limits, beat: Callable[[], None]
                 raise Rejected("no_frames")
             return
         packet = queue.pop(0)
-        closed = packet.is_keyframe and all(cast(int, p.pts) > cast(int, packet.pts) for p in queue)
+        closed = _clean(packet) and all(cast(int, p.pts) > cast(int, packet.pts) for p in queue)
         yield packet, closed
+
+
+def _clean(packet: av.Packet) -> bool:
+    """Whether a decoder may begin here. H.264 calls more a key frame than what lets go of all that was before."""
+    context = cast(VideoStream, packet.stream).codec_context
+    if not packet.is_keyframe or context.name != "h264":
+        return bool(packet.is_keyframe)
+    data, extra = memoryview(packet), context.extradata or b""  # type: ignore[arg-type]
+    if extra[:1] != b"\1":  # start codes
+        found, at = bytes(data), -1
+        while (at := found.find(b"\0\0\1", at + 1)) >= 0:
+            if at + 3 < len(found) and found[at + 3] & 31 == IDR:
+                return True
+        return False
+    width, at = (extra[4] & 3) + 1, 0
+    while at + width < len(data):
+        if data[at + width] & 31 == IDR:
+            return True
+        at += width + int.from_bytes(data[at : at + width], "big")
+    return False
 
 
 def _check(packet: av.Packet) -> None:
@@ -106,6 +127,7 @@ class _Copier:
         self.writer: _Writer | None = None
         self.place: Place | None = None  # of the latest place of the plan that a clip began for
         self.held: Place | None = None
+        self.longest = round(max(LONGEST * plan.span, 60 / clock.base))
         self.rest: list[av.Packet] = []
 
     def run(self, found: Iterator[tuple[av.Packet, bool]]) -> list[dict[str, Any]]:
@@ -144,10 +166,8 @@ class _Copier:
         since = pts - clock.first
         if since < 0:
             raise Rejected("needs_reencode", "frames before the first key frame in time")
-        if (since - clock.last) * clock.base > clock.limits.max_gap and clock.frames:
-            raise Rejected("bad_timestamps", f"a gap of {float((since - clock.last) * clock.base):.0f} s")
-        if since * clock.base > clock.limits.max_seconds:
-            raise Rejected("too_long", f"more than {clock.limits.max_seconds:g} s")
+        if clock.frames:
+            clock.bound(since)
         clock.last = max(clock.last, since)
         clock.frames += 1
         return since
@@ -176,8 +196,7 @@ class _Copier:
         assert self.writer
         for packet in self.rest:
             self.writer.write(packet)
-            longest = max(LONGEST * self.plan.span, 60 / self.clock.base)
-            if self.writer.last - self.writer.begun > longest:
+            if self.writer.last - self.writer.begun > self.longest:
                 raise Rejected("needs_reencode", "key frames that are too far apart")
         self.rest.clear()
 
@@ -188,7 +207,7 @@ class _Copier:
         writer.close()
         assert self.place
         numbers = (len(self.clips), self.place, writer.begun, writer.last, writer.count)
-        self.clips.append(record(self.clock, self.plan, *numbers, width=self.width, height=self.height))
+        self.clips.append(record(self.clock, self.plan, *numbers, (self.width, self.height)))
 
 
 class _Writer:
@@ -216,12 +235,10 @@ class _Writer:
         if not self.decode_time < time <= since:
             raise Rejected("needs_reencode", "packets in no order that MP4 can hold")
         self.decode_time = time
-        copied = av.Packet(bytes(packet))
-        copied.stream, copied.time_base = self.stream, self.clock.base
-        copied.pts, copied.dts, copied.is_keyframe = since, time, packet.is_keyframe
-        copied.duration = packet.duration or self.clock.tick
+        packet.duration = packet.duration or self.clock.tick
+        packet.stream, packet.time_base, packet.pts, packet.dts = self.stream, self.clock.base, since, time
         with ours():
-            self.container.mux(copied)
+            self.container.mux(packet)
         self.last, self.count = max(self.last, self.begun + since), self.count + 1
 
     def close(self) -> None:

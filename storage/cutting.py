@@ -85,7 +85,9 @@ def _exact(seconds: float) -> Fraction:
     return Fraction(str(seconds))
 
 
-def record(clock: Clock, plan: Plan, number: int, place: Place, begun: int, last: int, frames: int, **size: int) -> Any:
+def record(
+    clock: Clock, plan: Plan, number: int, place: Place, begun: int, last: int, frames: int, size: tuple[int, int]
+) -> Any:
     """A clip's `Clip` record; with bounds also its ``shot`` and whether that is ``short`` of a tail."""
     first, end = clock.first or 0, last + clock.tick
     seconds = float((end - begun) * clock.base)
@@ -98,7 +100,8 @@ def record(clock: Clock, plan: Plan, number: int, place: Place, begun: int, last
         time_base=str(clock.base),
         frames=frames,
         fps=frames / seconds if seconds else 0.0,
-        **size,
+        width=size[0],
+        height=size[1],
     )
     marks = {"shot": place[0], "short": bool(end - begun < plan.tail)} if plan.shots else {}
     return asdict(clip) | marks
@@ -210,9 +213,9 @@ class _Cutter:
             return
         self.writer.close()
         assert self.place
-        size = {"width": self.writer.stream.width, "height": self.writer.stream.height}
+        size = (self.writer.stream.width, self.writer.stream.height)
         numbers = (len(self.clips), self.place, self.begun, self.last, self.count)
-        self.clips.append(record(self.clock, self.plan, *numbers, **size))
+        self.clips.append(record(self.clock, self.plan, *numbers, size))
         self.writer = None
 
 

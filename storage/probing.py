@@ -10,7 +10,7 @@ from av.video.stream import VideoStream
 
 from storage.limits import DEFAULT, Limits, Rejected
 from storage.picture import HDR, shown_size, turns
-from storage.video import FALLBACK_TIME_BASE, Clock, open_video, packets, video_stream
+from storage.video import FALLBACK_TIME_BASE, open_video, packets, video_stream
 
 MAX_PACKETS = 200_000  # two hours; what is longer is told by its header, and says so
 MAX_BYTES = 2 << 30
@@ -59,7 +59,7 @@ def probe(
             raise Rejected("decode_error", f"none of {count} packets gave a frame")
         header = float(stream.duration * base) if stream.duration else (container.duration or 0) / av.time_base
         steps = np.diff(np.unique(np.asarray(times, np.int64))) if len(times) > 1 else np.zeros(0, np.int64)
-        told = _told(stream, limits, base, np.asarray(times, np.int64), steps, header, count, complete)
+        told = _told(stream, base, np.asarray(times, np.int64), steps, header, count, complete)
         if told["duration"] > limits.max_seconds:
             raise Rejected("too_long", f"{told['duration']:.0f} s, at most {limits.max_seconds:g}")
         width, height = shown_size(stream, frame)
@@ -96,7 +96,6 @@ def _frame(packet: av.Packet) -> av.VideoFrame | None:
 
 def _told(
     stream: VideoStream,
-    limits: Limits,
     base: Fraction,
     times: np.ndarray,
     steps: np.ndarray,
@@ -105,7 +104,7 @@ def _told(
     complete: bool,
 ) -> dict[str, Any]:
     """What the packets say of time; what they do not say comes from the header."""
-    stated = float(Clock(stream, limits).rate)
+    stated = float(stream.average_rate or stream.guessed_rate or 25)
     step = float(np.median(steps)) if len(steps) else 0.0
     slack = max(1.0, 0.0015 / float(base))  # times are often rounded to a millisecond
     steady = bool(len(steps)) and float((abs(steps - step) <= slack).mean()) >= 0.99

@@ -26,7 +26,10 @@ __all__ = ["LIMIT_BYTES", "REASONS", "Clock", "Footage", "Limits", "Rejected", "
 # Everything a file may be, and the only protocol it may speak: playlists and concat scripts can name other files
 # and hosts, and FFmpeg follows them unless both lists forbid it.
 FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,ogg,asf,wmv"
-CODECS = "h264,hevc,vp8,vp9,av1,libdav1d,mpeg4,mpeg2video,mpeg1video,mjpeg,prores,wmv1,wmv2,wmv3,msmpeg4,msmpeg4v3,msmpeg4v2,theora,flv"
+CODECS = (
+    "h264,hevc,vp8,vp9,av1,libdav1d,mpeg4,mpeg2video,mpeg1video,mjpeg,prores,wmv1,wmv2,wmv3,"
+    "msmpeg4,msmpeg4v3,msmpeg4v2,theora,flv"
+)
 OPTIONS = {"format_whitelist": FORMATS, "protocol_whitelist": "file"}
 SEEKABLE = ("mp4", "matroska")  # containers with an index that can be believed
 BACK = (0, 10, 60)  # seconds before the wanted frame, tried in turn until a key frame comes out in time
@@ -181,6 +184,8 @@ class Clock:
         rate = self.stream.average_rate or self.stream.guessed_rate
         self.rate = Fraction(rate) if rate and Fraction(1, 1000) <= rate <= 1000 else Fraction(25)
         self.tick = max(1, round(1 / (self.rate * self.base)))  # one frame, in pts
+        self.longest_gap = round(self.limits.max_gap / self.base)
+        self.longest = round(self.limits.max_seconds / self.base)
         self.container = cast(InputContainer, self.stream.container)
         self.lossy = self.container.format.name in ("mpegts", "mpeg")
 
@@ -195,15 +200,19 @@ class Clock:
             self.repaired += self.frames > 0
             since = self.last + self.tick if self.frames else 0
         elif self.frames:
-            if (since - self.last) * self.base > self.limits.max_gap:
-                raise Rejected("bad_timestamps", f"a gap of {float((since - self.last) * self.base):.0f} s")
+            self.bound(since)
             if self.lossy and len(self.steps) < 4096:
                 self.steps[since - self.last] += 1
-        if since * self.base > self.limits.max_seconds:
-            raise Rejected("too_long", f"more than {self.limits.max_seconds:g} s")
         self.last = since
         self.frames += 1
         return since
+
+    def bound(self, since: int) -> None:
+        """Refuses a time too far from the one before, or from the first."""
+        if since - self.last > self.longest_gap:
+            raise Rejected("bad_timestamps", f"a gap of {float((since - self.last) * self.base):.0f} s")
+        if since > self.longest:
+            raise Rejected("too_long", f"more than {self.limits.max_seconds:g} s")
 
     def check(self, whole: bool = True) -> None:
         """Judges the times at the end of the video; ``whole``: all its frames were seen, from the first."""
@@ -293,23 +302,29 @@ class Footage:
             self.decoded += 1
             yield frame
 
+    def _seek(self, pts: int) -> None:
+        self.container.seek(pts, stream=self.stream)
+
     def _from_key(self) -> Iterator[av.VideoFrame]:
         """Seeks, and yields the frames from the start on; those from the key frame to the start are passed over."""
         opening = next(self._decode(), None)
         if opening is None or opening.pts is None:
             raise Unsure("no first time")
-        first = self.clock.first = opening.pts
+        first, near = (opening.pts, math.ceil(NEAR / self.clock.base))
+        self.clock.first = first
         for back in BACK:
             key = False
             self.clock.last = -1
-            self.container.seek(max(first, first + self.from_tick - round(back / self.clock.base)), stream=self.stream)
+            self._seek(max(first, first + self.from_tick - round(back / self.clock.base)))
             frames = self._decode()
             for frame in frames:
                 if frame.pts is None:
                     raise Unsure("a frame without a time")
-                key = key or bool(frame.key_frame)
-                if frame.pts - first < self.from_tick:
-                    self.clock.last = max(self.clock.last, frame.pts - first)
+                since = frame.pts - first
+                if since - self.from_tick <= near:  # a later key frame would leave open what came before it
+                    key = key or bool(frame.key_frame)
+                if since < self.from_tick:
+                    self.clock.last = max(self.clock.last, since)
                 elif key:
                     yield frame
                     yield from frames

@@ -13,7 +13,7 @@ from storage import sniff
 from storage.limits import LIMIT_BYTES, REASONS, Limits, Rejected, check_size
 from storage.sandbox import Sandbox
 
-FRAMES = {15: 60, 18: 60, 19: 60, 23: 60, 26: 60, 45: 40, 47: 40, 48: 40, 49: 60, 60: 60, 63: 40, 66: 8, 86: 60}
+FRAMES = {15: 60, 18: 60, 19: 60, 23: 60, 26: 60, 45: 40, 47: 40, 48: 40, 49: 60, 60: 60, 61: 12, 63: 40, 66: 8, 86: 60}
 IN_ACCESS, IN_OPEN = 0x1, 0x20
 
 

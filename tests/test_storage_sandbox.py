@@ -1,6 +1,7 @@
 """The decoder child: it may crash, hang, eat memory or lie, and only the file at hand is lost."""
 
 import os
+import shutil
 import signal
 import struct
 import subprocess
@@ -8,6 +9,7 @@ import sys
 import threading
 import time
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +17,7 @@ import pytest
 from storage import sandbox as sandbox_module
 from storage.encoder import Encoder
 from storage.errors import StoreError
-from storage.sandbox import CHECKOUT, Sandbox, mine
+from storage.sandbox import CHECKOUT, Sandbox, cut_alone, mine
 from storage.video import Limits, Rejected
 
 
@@ -272,3 +274,73 @@ def test_closing_twice_is_fine(box, clip, tmp_path):
     box.close()
     box.close()
     assert not os.path.exists(f"/proc/{child}")
+
+
+# Suspects
+
+KILLER = """
+import os, signal, sys
+sys.stdin.buffer.read(12)
+os.kill(os.getppid(), signal.SIGKILL)
+import time
+time.sleep(60)
+"""
+
+
+@pytest.fixture
+def killer(tmp_path, monkeypatch):
+    """A checkout whose decoder kills the process above it; only what is started from now on uses it."""
+    checkout = tmp_path / "checkout"
+    shutil.copytree(Path(CHECKOUT) / "storage", checkout / "storage", ignore=shutil.ignore_patterns("__pycache__"))
+    decoder = checkout / "storage" / "decoder.py"
+    text = decoder.read_text()
+    decoder.write_text(text.replace("def main() -> None:", "def main() -> None:\n    exec(" + repr(KILLER) + ")\n"))
+    monkeypatch.setattr(sandbox_module, "CHECKOUT", str(checkout))
+
+
+def _decoders(word):
+    found = []
+    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            line = entry.read_bytes()
+        except OSError:
+            continue
+        if b"storage.decoder" in line and f"PYTHONPATH={word}".encode() in (entry.parent / "environ").read_bytes():
+            found.append(entry.parent.name)
+    return found
+
+
+def test_a_suspect_is_cut_as_any_other(clip, tmp_path):
+    (tmp_path / "a").mkdir()
+    clips = cut_alone(str(clip), tmp_path / "a", span=1.0, short_side=32)
+    assert [c["frames"] for c in clips] == [20, 20] and (tmp_path / "a" / clips[1]["file"]).stat().st_size
+    assert cut_alone(str(clip), tmp_path / "a", span=1.0, short_side=32, window=(1.0, None)) == [
+        {**clips[1], "file": "000000.mp4"}
+    ]
+
+
+def test_a_file_that_kills_its_worker_takes_down_only_the_process_between(clip, tmp_path, killer):
+    """PR02, PR07, fault matrix row 4: we live on, the file has a reason, and nothing it started is left."""
+    with pytest.raises(Rejected) as caught:
+        cut_alone(str(clip), tmp_path, span=1.0, short_side=32)
+    assert (caught.value.reason, caught.value.detail) == ("worker_killed", "signal 9")
+    time.sleep(0.2)
+    assert not _decoders(tmp_path / "checkout")
+
+
+def test_a_suspect_that_is_only_broken_keeps_its_own_reason(tmp_path):
+    (tmp_path / "bad.mp4").write_bytes(b"")
+    with pytest.raises(Rejected) as caught:
+        cut_alone(str(tmp_path / "bad.mp4"), tmp_path, span=1.0, short_side=32)
+    assert caught.value.reason == "empty"
+
+
+def test_a_full_disk_is_not_the_suspects_fault(clip, tmp_path):
+    (tmp_path / "000000.mp4").symlink_to("/dev/full")
+    with pytest.raises(StoreError, match="(?i)space"):
+        cut_alone(str(clip), tmp_path, span=1.0, short_side=32)
+
+
+def test_a_mode_that_is_none_is_our_mistake(box, clip, tmp_path):
+    with pytest.raises(ValueError, match="mode"):
+        box.cut(str(clip), tmp_path, span=1.0, short_side=32, mode="fast")

@@ -13,41 +13,15 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from corpus_video import RATE, RED, H, W
+from corpus_video import hum as _hum
+from corpus_video import make as _make
+from corpus_video import picture as _picture
+from corpus_video import still as _still
 
 from storage import cutting, sampling
 from storage.encoder import Encoder
 from storage.video import REASONS, Limits, Rejected
-
-W, H, RATE = 96, 72, 20
-RED = (250, 20, 20)
-
-
-def _picture(t, width=W, height=H):
-    """Moving noise with a red block in the upper left quarter, so that up and left can be told."""
-    noise = np.random.default_rng(0).integers(0, 255, (height // 8 + 1, width // 8 + 1, 3), dtype=np.uint8)
-    frame = np.roll(noise.repeat(8, 0).repeat(8, 1)[:height, :width], 3 * t, 1)
-    frame[: height // 2, : width // 2] = RED
-    return frame
-
-
-def _make(
-    path, frames=40, size=(W, H), codec="libx264", pix="yuv420p", times=None, edit=None, format=None, **container
-):
-    """Writes a video of `frames` pictures, at `times` seconds where given."""
-    with av.open(str(path), "w", format=format, options=container) as out:
-        stream = out.add_stream(codec, rate=RATE)
-        stream.width, stream.height, stream.pix_fmt = *size, pix
-        stream.codec_context.thread_count = 1
-        stream.codec_context.time_base = Fraction(1, 1000) if times else Fraction(1, RATE)
-        if edit:
-            edit(stream, out)
-        for t in range(frames):
-            frame = av.VideoFrame.from_ndarray(_picture(t, *size), "rgb24")
-            frame.time_base = stream.codec_context.time_base
-            frame.pts = round(times[t] * 1000) if times else t
-            out.mux(stream.encode(frame))
-        out.mux(stream.encode(None))
-    return path
 
 
 @pytest.fixture
@@ -175,14 +149,6 @@ def test_the_largest_of_two_streams_is_taken(tmp_path, cut):
     assert (clip["width"], clip["height"], clip["frames"]) == (W, H, 20)
 
 
-def _hum(stream, out, seconds):
-    for start in range(0, 16_000 * seconds, 1024):
-        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.int16), "s16", "mono")
-        frame.sample_rate, frame.pts = 16_000, start
-        out.mux(stream.encode(frame))
-    out.mux(stream.encode(None))
-
-
 @pytest.mark.parametrize("seconds", [1, 2, 9])
 @pytest.mark.parametrize("kind", ["mp4", "mkv", "mov"])
 def test_sound_of_any_length_changes_nothing(tmp_path, cut, kind, seconds):
@@ -292,12 +258,6 @@ def test_sound_alone_is_no_video(tmp_path):
     assert _refused(tmp_path / "a.mp4", tmp_path) == "no_video_stream"
 
 
-def _png():
-    coder = av.CodecContext.create("png", "w")
-    coder.width, coder.height, coder.pix_fmt, coder.time_base = W, H, "rgb24", Fraction(1, RATE)
-    return b"".join(bytes(p) for p in coder.encode(av.VideoFrame.from_ndarray(_picture(0), "rgb24")))
-
-
 NO_VIDEO = {
     "one byte": lambda good: b"\0",
     "random": lambda good: np.random.default_rng(0).bytes(200_000),
@@ -306,7 +266,7 @@ NO_VIDEO = {
     "html": lambda good: b"<!DOCTYPE html><html><body><h1>404 Not Found</h1></body></html>",
     "s3 error": lambda good: b'<?xml version="1.0"?><Error><Code>NoSuchKey</Code></Error>',
     "git-lfs": lambda good: b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n",
-    "png": lambda good: _png(),
+    "png": lambda good: _still("png"),
     "gzip": lambda good: gzip.compress(good),
     "leading junk": lambda good: b"junk" * 8 + good,
 }
