@@ -28,15 +28,22 @@ def freshness(root: str, dataset: Dataset) -> dict[str, Any]:
 
 def losses(root: str, dataset: Dataset) -> dict[str, dict[str, int]]:
     """Dropped and quarantined items by step and reason."""
-    plan = files.read_json(files.join(root, "plans", dataset.name, "latest.json"))["plan"]
-    drafts = {draft.id for draft in load_plan(root, dataset.name, plan)}
     found: Counter = Counter()
-    for step, names in (("list", [dataset.name]), ("shard", sorted(drafts))):
+    for step, names in _accounts(root, dataset):
         for name in names:
             for entry in ledger.read(root, step, name):
                 if entry.verdict != "kept":
                     found[f"{entry.verdict}: {entry.reason}"] += 1
     return {"by_reason": dict(found.most_common())}
+
+
+def _accounts(root: str, dataset: Dataset) -> list[tuple[str, list[str]]]:
+    """The steps that made a dataset and the names of their ledgers."""
+    if adopted := dataset.about.get("adopted"):
+        return [("adopt", sorted(adopted))]
+    plan = files.read_json(files.join(root, "plans", dataset.name, "latest.json"))["plan"]
+    drafts = {draft.id for draft in load_plan(root, dataset.name, plan)}
+    return [("list", [dataset.name]), ("shard", sorted(drafts))]
 
 
 def labels(dataset: Dataset) -> dict[str, dict[str, int]]:

@@ -179,6 +179,26 @@ def test_what_cannot_be_used_is_quarantined_with_a_reason(tmp_path, clip):
     assert sorted(p.name for p in tmp_path.rglob("*.mp4")) == []
 
 
+def test_an_adopted_dataset_is_audited_and_verified(tmp_path, clip):
+    from tasks.audit import losses
+    from tasks.verify import examine
+
+    put(tmp_path / "x.tar", ("a.mp4", clip(0)), ("b.mp4", clip(1)), ("b.mp4", clip(1)), ("c.mp4", b"rubbish"))
+    root = files.absolute(str(tmp_path / "root"))
+    adopt(root, [str(tmp_path / "x.tar")], "them")
+    data = datasets.load(root, "them")
+    assert losses(root, data) == {"by_reason": {"quarantined: duplicate": 1, "quarantined: decode_error": 1}}
+    assert examine(root, "them", 1.0, 0)[0] == [] == examine(root, None, 1.0, 0)[0]
+    where = tmp_path / "x.tar"
+    whole = where.read_bytes()
+    at = data.parts[0].rows()[0]["offset"] + 20
+    where.write_bytes(whole[:at] + bytes([whole[at] ^ 4]) + whole[at + 1 :])
+    (finding,) = examine(root, "them", 1.0, 0)[0]
+    assert finding.url == str(where) and "1 of 1 clips" in finding.problem and "adopt it again" in finding.remedy
+    where.unlink()
+    assert [f.problem for f in examine(root, "them", 1.0, 0)[0]] == ["it is gone"]
+
+
 def test_a_damaged_tar_is_named_after_the_others_are_adopted(tmp_path, clip, canary):
     theirs = written(tmp_path / "theirs", clip, canary, count=3)
     whole = (theirs / "shard-001.tar").read_bytes()
