@@ -213,6 +213,14 @@ def test_a_damaged_tar_is_named_after_the_others_are_adopted(tmp_path, clip, can
     assert datasets.load(root, "them").clips == 9
 
 
+def test_a_clip_that_is_too_large_is_not_read(tmp_path, clip, monkeypatch):
+    put(tmp_path / "x.tar", ("small.mp4", clip(0)), ("large.mp4", clip(1) + bytes(100_000)))
+    monkeypatch.setattr("tasks.adopt.LARGEST", 100_000)
+    root = str(tmp_path / "root")
+    adopt(root, [str(tmp_path / "x.tar")], "them")
+    assert by_item(root) == {"small.mp4": ("kept", ""), "large.mp4": ("quarantined", "too_large")}
+
+
 def test_too_many_bad_samples_fail_the_run(tmp_path, clip):
     put(tmp_path / "x.tar", ("good.mp4", clip(0)), *((f"{i}.mp4", b"rubbish") for i in range(20)))
     with pytest.raises(BudgetExceeded, match="20 of 21 samples .*20 decode_error"):
@@ -236,7 +244,7 @@ def test_a_second_set_of_shards_can_be_added(tmp_path, clip):
     put(tmp_path / "a.tar", ("a.mp4", clip(0)))
     put(tmp_path / "b.tar", ("b.mp4", clip(1)))
     root = str(tmp_path / "root")
-    adopt(root, [str(tmp_path / "a.tar")], "them", split="train")
+    adopt(root, [str(tmp_path / "a.tar")], "them", split="train", add=True)
     adopt(root, [str(tmp_path / "b.tar")], "them", split="heldout", add=True)
     data = datasets.load(root, "them")
     assert data.clips == 2 and {part.split for part in data.parts} == {"train", "heldout"}
