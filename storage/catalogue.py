@@ -131,7 +131,7 @@ class Catalogue:
         """Where a clip is. Raises `InputError` where the dataset has no such key."""
         number = bisect_right(self._firsts, key) - 1
         with self._lock:
-            keys, table = self._groups(number) if number >= 0 else ({}, None)
+            keys, table = self._groups(max(0, number)) if self._firsts else ({}, SCHEMA.empty_table())
         if key not in keys:
             raise InputError(f"dataset {self.dataset.name} {self.dataset.version} has no clip {key!r}")
         row = {name: table[name][keys[key]].as_py() for name in SCHEMA.names}

@@ -110,8 +110,11 @@ class _Header:
         """Raises ValueError where the checksum or a number is wrong."""
         stated = _number(block[148:156])
         blank = block[:148] + b" " * 8 + block[156:]
-        signed = sum(byte - 256 if byte > 127 else byte for byte in blank)
-        if stated not in (sum(blank), signed):
+        total = sum(blank)
+        if stated not in (
+            total,
+            total - 256 * sum(byte > 127 for byte in blank if total != stated),
+        ):  # old tars: signed
             raise ValueError("its checksum differs")
         name = block[:100].split(b"\0", 1)[0]
         if block[257:263] == b"ustar\0" and (prefix := block[345:500].split(b"\0", 1)[0]):

@@ -34,8 +34,6 @@ def _marker(root: str, shard: Shard, options: dict[str, Any]) -> str:
 
 def _probe(data: bytes) -> dict[str, Any]:
     """Decodes a clip in the sandbox: its frames, size, rate and seconds. Raises `Rejected`."""
-    if len(data) > LARGEST:
-        raise Rejected("too_large", f"{len(data)} bytes")
     try:
         frames, _, times = mine().sample(data, FIRST_FRAME)
     except Rejected as rejected:
@@ -109,6 +107,8 @@ def _examine(
                 refuse(sample.key, "no_video", f"only {', '.join(sorted(sample.members))}", "dropped")
             for member, beside in found:
                 try:
+                    if member.size > LARGEST:
+                        raise Rejected("too_large", f"{member.size} bytes, at most {LARGEST} are read")
                     if large := [m.name for m in beside.values() if m.size > adoption.LARGEST_SIDECAR]:
                         raise BadSidecar(f"{large[0]} is larger than {adoption.LARGEST_SIDECAR} bytes")
                     said, metadata = adoption.describe({k: content(m) for k, m in beside.items()}, options["text"])
@@ -214,7 +214,7 @@ def adopt_shards(
             f"{failure_budget:g}; see the ledger under {root}/ledger/{STEP}"
         )
     members = _members(root, found_records)
-    if add:
+    if add and name in datasets.names(root):
         before = datasets.load(root, name)
         ids = sorted({*before.about.get("adopted", ()), *ids})
         members |= {part.id: part for part in before.parts}

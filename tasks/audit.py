@@ -27,13 +27,20 @@ def freshness(root: str, dataset: Dataset) -> dict[str, Any]:
 
 def losses(root: str, dataset: Dataset) -> dict[str, dict[str, int]]:
     """Dropped and quarantined items by step and reason."""
-    parts = [draft.id for draft in plans.drafts(root, dataset.name, plans.latest(root, dataset.name))]
     found: Counter = Counter()
-    for step, names in (("list", [dataset.name]), ("shard", parts)):
+    for step, names in _accounts(root, dataset):
         counts, _ = ledger.total(root, step, names, 0)
         for verdict in ("dropped", "quarantined"):
             found.update({f"{verdict}: {reason}": n for reason, n in getattr(counts, verdict).items()})
     return {"by_reason": dict(found.most_common())}
+
+
+def _accounts(root: str, dataset: Dataset) -> list[tuple[str, list[str]]]:
+    """The steps that brought the dataset's clips in, with the names of their ledgers."""
+    if adopted := dataset.about.get("adopted"):
+        return [("adopt", list(adopted))]
+    drafts = plans.drafts(root, dataset.name, plans.latest(root, dataset.name))
+    return [("list", [dataset.name]), ("shard", [draft.id for draft in drafts])]
 
 
 def labels(dataset: Dataset) -> dict[str, dict[str, int]]:

@@ -133,6 +133,16 @@ def test_what_was_put_under_a_wrong_name_is_found(broken):
     assert any("index is of part part2" in problem for _, _, problem in problems)
 
 
+def test_a_flipped_byte_beside_the_clips_is_found(broken):
+    part = datasets.load(broken, "d").parts[0]
+    data = bytearray(Path(part.media).read_bytes())
+    row = part.rows()[0]
+    at = row["offset"] + -(-row["size"] // 512) * 512 + 512 + 20  # within the JSON behind the first clip
+    data[at] ^= 1
+    Path(part.media).write_bytes(data)
+    assert [f.problem for f in found(broken)] == ["bytes beside the clips differ from what was committed"]
+
+
 def test_a_part_that_is_gone_is_named_with_its_dataset(broken):
     for suffix in ("tar", "parquet"):
         Path(broken, "parts", f"part1.{suffix}").unlink()
