@@ -77,7 +77,7 @@ pace = (time.monotonic() - began - 2 * first) / (units - 1)
 
 
 def moment():
-    return draw.uniform(0.2, 1.0) * first + draw.uniform(0, 0.8) * max(pace, 0.005)
+    return draw.uniform(0.2, 1.0) * first + draw.uniform(0, 0.4) * max(pace, 0.005)
 
 
 done = {"kills": 0, "rounds": 0, "half": 0}
