@@ -111,7 +111,6 @@ def test_a_put_whose_reply_is_lost_counts_as_ours(root, proxy, source, monkeypat
     data = random.Random(size).randbytes(size)
     proxy.next("lost", 1, method="PUT" if size < 10_000 else "POST", path="/object")
     created = files.publish(source(data), f"{root}/object")
-    print(files.locate(root)[0].call_s3("head_object", **stores.bucket_and_key(*files.locate(f"{root}/object"))))
     assert created is True and proxy.met("lost") == 1
     assert files.read(f"{root}/object") == data
     with pytest.raises(Conflict):
