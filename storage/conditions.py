@@ -144,9 +144,10 @@ def create(source: str | Path, url: str) -> bool:
             return unless_refused(lambda: fs.pipe_file(path, Path(source).read_bytes(), mode="create"))[0]
     size = Path(source).stat().st_size
     if honoured(url):
-        return unless_refused(
-            lambda: ask(fs, "put_file", str(source), path, mode="create", chunksize=CHUNK, size=size)
-        )[0]
+        mark = _mark()
+        request: dict[str, Any] = {"mode": "create", "chunksize": CHUNK, "size": size, **mark}
+        done, _ = unless_refused(lambda: ask(fs, "put_file", str(source), path, **request))
+        return done or _ours(fs, path, mark)
     admit(url)
     with lease.held(root_of(url)):
         if ask(fs, "exists", path):

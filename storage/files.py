@@ -215,7 +215,7 @@ def open_root(root: str) -> str:
         ) from error
     except (NotADirectoryError, FileExistsError) as error:
         raise RootError(f"{root}: a file is in the way ({error}); choose another --root") from error
-    except (StoreError, InputError):
+    except (Conflict, Damaged, InputError):
         raise
     except Exception as error:
         raise RootError(f"{root}: cannot be used as a root ({type(error).__name__}: {error})") from error
@@ -245,7 +245,7 @@ def existing_root(root: str) -> str:
         raise RootError(f"{root}: no Reelmill root here; run `reelmill prepare --root {root} …` first") from error
     except PermissionError as error:
         raise RootError(f"{root}: no permission to read ({error})") from error
-    except (StoreError, InputError):
+    except (Conflict, Damaged, InputError):
         raise
     except Exception as error:
         raise RootError(f"{root}: cannot be read ({type(error).__name__}: {error})") from error

@@ -155,14 +155,11 @@ def answered(what: str) -> Iterator[None]:
         yield
     except StoreError as error:
         raise type(error)(f"{what}: {error}") from error
-    except OSError as error:
-        if isinstance(error, TimeoutError | ConnectionError) or type(error).__module__.split(".")[0] == "aiohttp":
-            raise StoreError(f"{what}: the store did not answer ({type(error).__name__}: {error})") from error
-        raise
     except Exception as error:
         if type(error).__name__ == "FlexibleChecksumError":
             raise Damaged(f"{what}: other bytes arrive than were stored ({error}); restore it from a copy") from error
-        if type(error).__module__.split(".")[0] in ("botocore", "aiobotocore", "aiohttp"):
+        library = type(error).__module__.split(".")[0] in ("botocore", "aiobotocore", "aiohttp")
+        if library or isinstance(error, TimeoutError | ConnectionError):
             raise StoreError(f"{what}: the store did not answer ({type(error).__name__}: {error})") from error
         raise
 

@@ -5,13 +5,9 @@ same bytes as in a run that nobody disturbed, and garbage collection leaves no t
 """
 
 import json
-import os
 import subprocess
 import sys
 import time
-import uuid
-
-import pytest
 
 from storage import datasets, files, inventory, ledger, parts
 from tasks import gc
@@ -22,8 +18,8 @@ import pyarrow as pa
 from storage import columns, datasets, files, ledger, parts, tables
 from storage.ledger import Entry
 
-root, calm, seed, units, kills, reach, size = sys.argv[1], sys.argv[2], *map(float, sys.argv[3:])
-units, kills, draw = int(units), int(kills), random.Random(int(seed))
+root, calm, seed, units, kills, size = sys.argv[1], sys.argv[2], *map(int, sys.argv[3:])
+draw = random.Random(seed)
 KEYS = {"source": "s", "path": "p", "content_id": "c", "time_base": "1/20", "split": "train", "labelled": "none"}
 
 
@@ -40,7 +36,7 @@ def work(root, order):
                 rows, media = [], []
                 for number in range(3):
                     media.append(folder / str(number))
-                    media[-1].write_bytes(random.Random(f"{unit} {number}").randbytes(int(size)))
+                    media[-1].write_bytes(random.Random(f"{unit} {number}").randbytes(size))
                     row = dict.fromkeys(parts.INDEX.names) | KEYS | {"key": f"{id}-{number}", "labels": []}
                     rows.append(row | {"start": 0.0, "end": 1.0, "metadata": "{}"})
                 ledger.write(root, "shard", id, [Entry(f"{unit}", "kept", clips=3)])
@@ -72,7 +68,18 @@ def end(child):
     return os.WIFSIGNALED(status)
 
 
-assert os.waitpid(start(calm, range(units)), 0)[1] == 0  # what it looks like undisturbed
+work(calm, range(1))  # everything that is imported on first use is here before the first fork
+began = time.monotonic()  # what it looks like undisturbed, and how long a start and a unit take
+assert os.waitpid(start(calm, range(1)), 0)[1] == 0
+first = time.monotonic() - began
+assert os.waitpid(start(calm, range(units)), 0)[1] == 0
+pace = (time.monotonic() - began - 2 * first) / (units - 1)
+
+
+def moment():
+    return draw.uniform(0.2, 1.0) * first + draw.uniform(0, 0.4) * max(pace, 0.005)
+
+
 done = {"kills": 0, "rounds": 0, "half": 0}
 while done["kills"] < kills:
     ahead = [unit for unit in range(units) if not files.exists(f"{root}/datasets/d{unit}/latest.json")]
@@ -80,27 +87,26 @@ while done["kills"] < kills:
     if draw.random() < 0.5:
         orders[1] = list(orders[0])  # both at the same part
     children = [start(root, order) for order in orders]
-    time.sleep(draw.uniform(0, reach))
+    time.sleep(moment())
     done["kills"] += end(children[0])
     for unit in range(units):
         if (part := parts.find(root, name(unit))) is not None:
             part.verify()
             assert len(part.rows()) == 3
-    time.sleep(draw.uniform(0, reach) / 4)
+    time.sleep(moment() / 8)
     done["kills"] += end(children[1])
     done["rounds"] += 1
     done["half"] += 0 < len(ahead) < units
     if not ahead:
-        done["early"] = True
         break
 assert os.waitpid(start(root, range(units)), 0)[1] == 0
 print(json.dumps(done))
 """
 
 
-def fuzz(root, calm, *, seed, units, kills, reach, size):
+def fuzz(root, calm, *, seed, units, kills, size):
     """Runs the writers and their killer in a process of their own, and compares the two roots."""
-    arguments = [root, calm, *map(str, (seed, units, kills, reach, size))]
+    arguments = [root, calm, *map(str, (seed, units, kills, size))]
     done = subprocess.run([sys.executable, "-c", FUZZ, *arguments], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr[-3000:]
     said = json.loads(done.stdout)
@@ -127,7 +133,7 @@ def test_two_hundred_kills_on_a_local_disk_lose_nothing_and_double_nothing(tmp_p
     began, kills, rounds, litter, seed = time.monotonic(), 0, 0, set(), 0
     while kills < 210:
         roots = [files.open_root(str(tmp_path / f"{kind}{seed}")) for kind in ("root", "calm")]
-        said, left = fuzz(*roots, seed=seed, units=60, kills=210 - kills, reach=0.06, size=60_000)
+        said, left = fuzz(*roots, seed=seed, units=40, kills=210 - kills, size=20_000)
         kills, rounds, litter, seed = kills + said["kills"], rounds + said["rounds"], litter | left, seed + 1
     print(f"{kills} kills in {rounds} rounds on {seed} roots, {time.monotonic() - began:.0f} s, {len(litter)} swept")
     assert any(name.endswith(".tmp") for name in litter), "the kills must fall into writes"
@@ -135,8 +141,5 @@ def test_two_hundred_kills_on_a_local_disk_lose_nothing_and_double_nothing(tmp_p
 
 def test_kills_on_object_storage_lose_nothing_and_double_nothing(at, seaweed):
     roots = [files.open_root(at(seaweed)) for _ in range(2)]
-    said, _ = fuzz(*roots, seed=1, units=40, kills=24, reach=0.8, size=20_000)
-    assert said["kills"] >= 12 and said["half"] >= 3, said
-
-
-assert pytest and os and uuid
+    said, _ = fuzz(*roots, seed=1, units=16, kills=24, size=20_000)
+    assert said["kills"] >= 10 and said["half"] >= 3, said
