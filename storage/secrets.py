@@ -37,7 +37,7 @@ _FORMS = [
     (re.compile(r"(%3A%2F%2F)(?:(?!%2F|%40)[^\s&])*%3A(?:(?!%2F)[^\s&])*?%40", re.I), rf"\1{HIDDEN}%40"),
     (re.compile(rf"([?&;]|%3F|%26)({_QUERY})(=|%3D)(?:(?!%26)[^\s&;#'\"<>])+", re.I), rf"\1\2\3{HIDDEN}"),
     # Headers, also as Python and JSON write them.
-    (re.compile(r"(authorization['\"]?\s*[:=]\s*b?['\"]?)(?!\*)[^\r\n'\"]+", re.I), rf"\1{HIDDEN}"),
+    (re.compile(r"(authorization['\"]?\s*[:=]\s*b?['\"]?)(?![\s*])[^\r\n'\"]+", re.I), rf"\1{HIDDEN}"),
     (re.compile(r"\b(Bearer|Basic)\s+[A-Za-z0-9._~+/=-]{8,}"), rf"\1 {HIDDEN}"),
     (re.compile(r"\b(Signature|Credential)=[A-Za-z0-9%/+=_-]{16,}"), rf"\1={HIDDEN}"),
     # Assignments: name=value, "name": "value", name='value', <name>value</name>.
