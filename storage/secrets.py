@@ -31,8 +31,8 @@ _NAMES = (
 )
 _FORMS = [
     # user:password@ before a host. A password may hold anything but a slash and blanks.
-    (re.compile(r"(://)[^\s/:@'\"<>]*:[^\s/'\"<>]*@"), rf"\1{HIDDEN}@"),
-    (re.compile(r"(://)(?:AKIA|ASIA)[A-Z0-9]+:[^\s'\"<>]+@"), rf"\1{HIDDEN}@"),  # one of AWS may hold slashes
+    (re.compile(r"(://)[^\s/:@'\"<>]*:[^\s/\"<>]*@"), rf"\1{HIDDEN}@"),
+    (re.compile(r"(://)(?:AKIA|ASIA)[A-Z0-9]+:[^\s\"<>]+@"), rf"\1{HIDDEN}@"),  # one of AWS may hold slashes
     (re.compile(r"(https?://)[^\s/:@'\"<>]+@", re.I), rf"\1{HIDDEN}@"),
     (re.compile(r"(%3A%2F%2F)(?:(?!%2F|%40)[^\s&])*%3A(?:(?!%2F)[^\s&])*?%40", re.I), rf"\1{HIDDEN}%40"),
     (re.compile(rf"([?&;]|%3F|%26)({_QUERY})(=|%3D)(?:(?!%26)[^\s&;#'\"<>])+", re.I), rf"\1\2\3{HIDDEN}"),
