@@ -120,6 +120,12 @@ def _guard() -> None:
     subprocess.Popen(command, cwd=checkout, stdin=subprocess.PIPE, start_new_session=True)
 
 
+def _redacted(text: str) -> str:
+    from tasks.report import redact
+
+    return redact(text)
+
+
 def _run(target: Any, check: Callable[..., Any] | None, options: dict[str, Any]) -> None:
     """Runs a command; what a person can mend is one line and exit code 2, a failed stage one line and 1."""
     try:
@@ -129,15 +135,16 @@ def _run(target: Any, check: Callable[..., Any] | None, options: dict[str, Any])
             _guard()
         result = target(**options)
         if isinstance(result, str):
-            click.echo(result)
+            click.echo(_redacted(result))
     except Exception as error:
         names = {kind.__name__ for kind in type(error).__mro__}
         if names & set(KNOWN):
-            click.echo(f"reelmill: {error}", err=True)
+            click.echo(_redacted(f"reelmill: {error}"), err=True)
             sys.exit(EXIT_INPUT)
         if names & set(FAILURES):
-            click.echo(f"reelmill: failed: {error}", err=True)
+            click.echo(_redacted(f"reelmill: failed: {error}"), err=True)
             sys.exit(EXIT_FAILED)
+        _redacted("")  # what is imported for it redacts the traceback that follows
         raise
 
 

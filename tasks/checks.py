@@ -6,17 +6,21 @@ from typing import Any
 from storage import datasets, files
 from storage.errors import InputError
 from storage.labels import check_paths
+from storage.secrets import refuse_credentials
 from storage.sources import named_as_video
 from tasks.listing import labels_of, listing
 
 
 def opened(root: str) -> str:
     """The root's absolute URL, marked as a root of this schema."""
+    refuse_credentials(root, "--root")
     return files.open_root(root)
 
 
 def prepare(root: str, archive: str, labels: str | None, classes: list[str], **_: Any) -> None:
     """The archive exists and holds videos, labels fit it, the root can be written."""
+    for option, url in (("--root", root), ("--archive", archive), ("--labels", labels)):
+        refuse_credentials(url or "", option)
     named = set(labels_of(archive, labels, classes))
     count, video = 0, False
     for source in listing(archive):
@@ -37,13 +41,18 @@ def _writable(root: str) -> None:
     files.open_root(root)
 
 
+def _existing(root: str) -> str:
+    refuse_credentials(root, "--root")
+    return files.existing_root(root)
+
+
 def retrain(root: str, dataset: str, pretraining: list[str], **_: Any) -> None:
     """The dataset exists and has what each candidate needs."""
     from tasks.evaluate import held_out
 
     if not pretraining:
         raise InputError("--pretraining is empty; name at least one of none, classification, detection")
-    data = datasets.load(files.existing_root(root), dataset)
+    data = datasets.load(_existing(root), dataset)
     if not data.select(split="train", labelled="segments"):
         raise InputError(
             f"dataset {dataset} has no training videos with segments, which fine-tuning needs; "
@@ -61,7 +70,7 @@ def infer(root: str, dataset: str, model: str, splits: list[str], **_: Any) -> N
     """The dataset exists, a champion too, and the splits are splits of the dataset."""
     from tasks import tracking
 
-    root = files.existing_root(root)
+    root = _existing(root)
     data = datasets.load(root, dataset)
     known = {part.split for part in data.parts}
     if strangers := sorted(set(splits) - known):
@@ -72,11 +81,12 @@ def infer(root: str, dataset: str, model: str, splits: list[str], **_: Any) -> N
 
 def audit(root: str, dataset: str, **_: Any) -> None:
     """The dataset exists."""
-    datasets.load(files.existing_root(root), dataset)
+    datasets.load(_existing(root), dataset)
 
 
 def demo(root: str, **_: Any) -> None:
     """The root is a local folder that can be written."""
+    refuse_credentials(root, "--root")
     if "://" in root:
         raise InputError(f"{root}: the demo renders into a local folder; give --root a path")
     parent = os.path.abspath(root)

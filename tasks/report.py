@@ -15,6 +15,11 @@ from prefect.artifacts import (
 )
 from prefect.context import FlowRunContext, TaskRunContext
 
+from storage.secrets import redact
+from tasks import redaction
+
+redaction.install()  # whoever runs a stage imports this file
+
 EVERY = 3.0  # seconds between progress lines
 TABLE_ROWS = 1000  # an artifact is a page, not an archive
 
@@ -25,8 +30,8 @@ def in_run() -> bool:
 
 
 def say(text: str) -> None:
-    """Prints a line at once."""
-    print(text, flush=True)
+    """Prints a line at once, without credentials."""
+    print(redact(text), flush=True)
 
 
 def clock(seconds: float) -> str:
@@ -70,7 +75,7 @@ def progress(name: str, total: int, unit: str = "parts") -> Iterator[Progress]:
     """A progress line on the terminal and, inside a Prefect run, a progress artifact of the same name."""
     artifact = None
     if in_run():
-        made = create_progress_artifact(0.0, key=f"progress-{name}", description=f"{name}: {total} {unit}")
+        made = create_progress_artifact(0.0, key=f"progress-{name}", description=redact(f"{name}: {total} {unit}"))
         artifact = made if isinstance(made, UUID) else UUID(str(made))
     state = Progress(name, total, unit, artifact)
     yield state
@@ -83,14 +88,14 @@ def table(key: str, rows: list[dict[str, Any]], description: str) -> None:
     if not in_run():
         return
     more = f" (the first {TABLE_ROWS} of {len(rows)})" if len(rows) > TABLE_ROWS else ""
-    plain = [{k: str(v) for k, v in row.items()} for row in rows[:TABLE_ROWS]]
-    create_table_artifact(plain or [{"": "nothing"}], key=key, description=description + more)
+    plain = [{redact(k): redact(str(v)) for k, v in row.items()} for row in rows[:TABLE_ROWS]]
+    create_table_artifact(plain or [{"": "nothing"}], key=key, description=redact(description + more))
 
 
 def markdown(key: str, text: str, description: str = "") -> None:
     """Publishes a markdown artifact."""
     if in_run():
-        create_markdown_artifact(text, key=key, description=description)
+        create_markdown_artifact(redact(text), key=key, description=redact(description))
 
 
 def escape(text: str) -> str:

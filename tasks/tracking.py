@@ -23,6 +23,7 @@ from mlflow.exceptions import MlflowException
 from storage import files
 from storage.datasets import Dataset
 from storage.errors import InputError
+from storage.secrets import redact
 
 # Both concern choices that are made for us and are right here.
 warnings.filterwarnings("ignore", message="The specified dataset source can be interpreted")
@@ -73,9 +74,15 @@ def start(root: str, name: str, params: dict[str, Any], tags: dict[str, str], pa
     c = client(root)
     if parent:
         tags = {**tags, "mlflow.parentRunId": parent}
-    run = c.create_run(_experiment(root), run_name=name, tags=tags)
-    c.log_batch(run.info.run_id, params=[Param(key, str(value)[:500]) for key, value in params.items()])
+    run = c.create_run(_experiment(root), run_name=redact(name), tags=_redacted(tags))
+    # Redacted before it is cut: half a secret has no form to know it by.
+    shown = [Param(redact(key), redact(str(value))[:500]) for key, value in params.items()]
+    c.log_batch(run.info.run_id, params=shown)
     return run.info.run_id
+
+
+def _redacted(tags: dict[str, str]) -> dict[str, str]:
+    return {redact(key): redact(value) for key, value in tags.items()}
 
 
 def resume_or_start(
@@ -105,7 +112,7 @@ class MetricBuffer:
 
     def add(self, values: dict[str, float], step: int = 0) -> None:
         now = int(time.time() * 1000)
-        self.waiting += [Metric(name, float(value), now, step) for name, value in values.items()]
+        self.waiting += [Metric(redact(name), float(value), now, step) for name, value in values.items()]
         if len(self.waiting) >= BATCH:
             self.flush()
 
@@ -123,7 +130,7 @@ def log_metrics(root: str, run: str, values: dict[str, float]) -> None:
 
 
 def tag(root: str, run: str, tags: dict[str, str]) -> None:
-    client(root).log_batch(run, tags=[RunTag(key, value) for key, value in tags.items()])
+    client(root).log_batch(run, tags=[RunTag(key, value) for key, value in _redacted(tags).items()])
 
 
 def log_dataset(root: str, run: str, dataset: Dataset, context: str, parts: int) -> None:
@@ -169,7 +176,7 @@ def log_model(root: str, run: str, model: Any, example: Any, tags: dict[str, str
             serialization_format="pt2",
             # Named, not inferred: inferring starts a process that loads the model again.
             pip_requirements=[f"{name}=={metadata.version(name)}" for name in ("torch", "numpy")],
-            tags=tags,
+            tags=_redacted(tags),
             run_id=run,
         )
     return logged.model_uri
@@ -183,7 +190,7 @@ def register(root: str, name: str, uri: str, run: str, tags: dict[str, str]) -> 
     for version in c.search_model_versions(f"name = '{name}'"):
         if version.tags.get("checkpoint_digest") == tags["checkpoint_digest"]:
             return int(version.version)
-    return int(c.create_model_version(name, source=uri, run_id=run, tags=tags).version)
+    return int(c.create_model_version(name, source=uri, run_id=run, tags=_redacted(tags)).version)
 
 
 @dataclass(frozen=True)
@@ -217,7 +224,7 @@ def promote(root: str, name: str, version: int) -> None:
 def decide(root: str, name: str, version: int, decision: dict[str, Any]) -> None:
     """Keeps the gate's decision, with every number, on the version that it was about."""
     c = client(root)
-    c.set_model_version_tag(name, str(version), "gate", json.dumps(decision))
+    c.set_model_version_tag(name, str(version), "gate", redact(json.dumps(decision)))
     c.set_model_version_tag(name, str(version), "gate_decision", decision["decision"])
 
 
@@ -231,8 +238,10 @@ def run_url(root: str, run: str) -> str:
     """Where a person finds the run: the server's page, or the database it is in."""
     uri = os.environ.get("MLFLOW_TRACKING_URI") or _embedded(root)
     if uri.startswith("http"):
-        return f"{uri.rstrip('/')}/#/experiments/{_experiment(root)}/runs/{run}"
-    return f"{uri}#run={run}"
+        uri = f"{uri.rstrip('/')}/#/experiments/{_experiment(root)}/runs/{run}"
+    else:
+        uri = f"{uri}#run={run}"
+    return redact(uri)
 
 
 def export(root: str, run: str) -> dict[str, Any]:
