@@ -18,12 +18,17 @@ def suspects(root: str, part: str) -> set[str]:
         found = files.read_json(_url(root, part))
     except FileNotFoundError:
         return set()
-    return {*found["suspects"], found["item"]}
+    return {*found["suspects"], found["item"]} - {""}
 
 
 def begin(root: str, part: str, item: str, before: set[str]) -> None:
     """Says that an item is taken up."""
     files.replace_json({"item": item, "suspects": sorted(before)}, _url(root, part))
+
+
+def leave(root: str, part: str, before: set[str]) -> None:
+    """Says that the attempt failed and its worker lives: what it had in hand is no suspect for that."""
+    begin(root, part, "", before) if before else end(root, part)
 
 
 def end(root: str, part: str) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from storage import files, tables
+from storage.secrets import redact
 
 SCHEMA = pa.schema(
     [
@@ -104,7 +105,8 @@ def batch(rows: list[dict[str, Any]]) -> pa.RecordBatch:
     """Rows with some of the fields as a batch of the ledger; the others are blank."""
     blank = {"detail": "", "clips": 0, "error": "", "scores": [], "thresholds": [], "seconds": 0.0}
     blank["host"] = socket.gethostname()
-    return pa.RecordBatch.from_pylist([blank | row for row in rows], schema=SCHEMA)
+    rows = [{**blank, **row, "detail": redact(row.get("detail") or "")} for row in rows]
+    return pa.RecordBatch.from_pylist(rows, schema=SCHEMA)
 
 
 def url(root: str, step: str, name: str) -> str:
@@ -113,7 +115,7 @@ def url(root: str, step: str, name: str) -> str:
 
 def write(root: str, step: str, name: str, entries: list[Entry]) -> None:
     """Writes the entries of one part (or one listing), replacing those of an attempt that never committed."""
-    rows = [{"step": step, **asdict(entry)} for entry in entries]
+    rows = [{"step": step, **asdict(entry), "detail": redact(entry.detail)} for entry in entries]
     files.replace(tables.pack(pa.Table.from_pylist(rows, schema=SCHEMA)), url(root, step, name))
 
 

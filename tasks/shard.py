@@ -161,15 +161,19 @@ def shard_part(draft: Draft, *, root: str, recipe: dict[str, Any]) -> Report:
     rows: list[dict[str, Any]] = []
     media: list[Path] = []
     suspects = inflight.suspects(root, draft.id)
-    with files.scratch() as folder:
-        cutter = _Cutter(root, draft, recipe, folder)
-        for entry, some, clips in cutter.entries(plans.members(draft), suspects):
-            entries.append(entry)
-            rows += some
-            media += clips
-        if not parts.committed(root, draft.id):  # a faster worker's account stays with its part
-            ledger.write(root, "shard", draft.id, entries)
-        part = parts.commit(root, draft.id, rows, media, folder)
+    try:
+        with files.scratch() as folder:
+            cutter = _Cutter(root, draft, recipe, folder)
+            for entry, some, clips in cutter.entries(plans.members(draft), suspects):
+                entries.append(entry)
+                rows += some
+                media += clips
+            if not parts.committed(root, draft.id):  # a faster worker's account stays with its part
+                ledger.write(root, "shard", draft.id, entries)
+            part = parts.commit(root, draft.id, rows, media, folder)
+    except Exception:
+        inflight.leave(root, draft.id, suspects)
+        raise
     inflight.end(root, draft.id)
     done = ledger.tally(entries)
     done.decoded, done.bytes, done.seconds = cutter.decoded, part.bytes, time.monotonic() - began

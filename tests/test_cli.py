@@ -117,7 +117,7 @@ def test_bad_labels(tmp_path, rows, said):
 def test_missing_labels_file(tmp_path):
     (tmp_path / "clip.mp4").write_bytes(b"x")
     options = ["--root", str(tmp_path / "r"), "--archive", str(tmp_path), "--labels", str(tmp_path / "no.csv")]
-    assert "no such labels file" in refused("prepare", *options)
+    assert "no such file" in refused("prepare", *options)
 
 
 def test_root_in_the_way(tmp_path):
