@@ -71,6 +71,10 @@ def _answer(message: dict[str, Any], blob: bytes, beat: _Beat) -> tuple[dict[str
             frames, kept, times = video.sample(blob, **options)
             answer = {"shape": frames.shape, "kept": kept.tolist(), "times": times.tolist()}
             return answer, frames.tobytes()
+        if call == "score":
+            from storage import scores
+
+            return scores.pack(scores.measure(blob))
         if call == "cut":
             return {"result": video.cut(beat=beat, **options)}, b""
         raise LookupError(call)

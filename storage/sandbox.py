@@ -16,8 +16,10 @@ from typing import Any
 
 import numpy as np
 
+from storage import scores
 from storage.decoder import HEAD
 from storage.errors import StoreError
+from storage.scores import Scores
 from storage.video import REASONS, Limits, Rejected
 
 CHECKOUT = str(Path(__file__).resolve().parent.parent)
@@ -146,6 +148,14 @@ class Sandbox:
         try:
             frames = np.frombuffer(blob, np.uint8).reshape(answer["shape"])
             return frames, np.asarray(answer["kept"], float), np.asarray(answer["times"], float)
+        except (ValueError, TypeError, KeyError) as error:
+            raise Rejected("decoder_crash", f"an answer that is none ({error})") from error
+
+    def score(self, data: bytes) -> tuple[Scores, np.ndarray, np.ndarray]:
+        """`storage.scores.measure` in the child: scores and the two halves of the signature."""
+        answer, blob = self.call("score", {}, data)
+        try:
+            return scores.unpack(answer, blob)
         except (ValueError, TypeError, KeyError) as error:
             raise Rejected("decoder_crash", f"an answer that is none ({error})") from error
 
