@@ -21,6 +21,8 @@ COMMANDS = {  # name: (what runs, its check before anything starts, one line of 
     "retrain": ("flows.retrain:retrain", "tasks.checks:retrain", "Pretrain, fine-tune, evaluate, gate, promote."),
     "infer": ("flows.infer:infer", "tasks.checks:infer", "Run the champion where its predictions are missing."),
     "audit": ("flows.audit:audit", "tasks.checks:audit", "What is stale, dropped, drifting or behind."),
+    "select": ("tasks.select:choose", None, "Apply thresholds to the stored scores; decodes nothing again."),
+    "what-if": ("tasks.what_if:what_if", None, "What thresholds would keep and drop; changes nothing."),
     "serve": ("tasks.serve:serve", None, "Prefect, a worker and MLflow on this machine, with all deployments."),
     "render": ("tasks.render:render", None, "Render a labelled archive of H.264 files."),
     "cost": ("tasks.cost:cost", None, "MACs and parameters of a system, without building its weights."),

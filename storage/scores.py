@@ -206,6 +206,8 @@ def pack(measured: tuple[Scores, np.ndarray, np.ndarray]) -> tuple[dict[str, Any
 def unpack(answer: dict[str, Any], blob: bytes) -> tuple[Scores, np.ndarray, np.ndarray]:
     """The measurement that `pack` packed; ValueError, TypeError or KeyError where it is none."""
     values = answer["scores"]
-    scores = Scores(**{name: (int if name in ("duplicate_frames", "frames") else float)(values[name]) for name in NAMES})
+    scores = Scores(
+        **{name: (int if name in ("duplicate_frames", "frames") else float)(values[name]) for name in NAMES}
+    )
     looks, moves = np.frombuffer(blob, "<u8").reshape(2, -1)
     return scores, looks, moves

@@ -1,4 +1,4 @@
-"""Scores: what the luma of every clip says, as a column beside the media. Thresholds come later, see tasks/select.py."""
+"""Scores: what the luma of every clip says, as a column beside the media. Thresholds come later: tasks/select.py."""
 
 from functools import partial
 
