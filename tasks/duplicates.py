@@ -7,6 +7,7 @@ added is compared with everything; what was compared before is taken from the da
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -157,6 +158,24 @@ def find_duplicates(root: str, dataset: Dataset, scored: str) -> Report:
     counts = ", ".join(f"{row['counts']} {row['values']}" for row in kinds) or "none"
     say(f"  duplicates   pairs among {dataset.clips} clips: {counts}")
     return report
+
+
+def across(pairs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The pairs with those added that copies of a clip inherit from it: only the first of some copies was compared."""
+    copies: dict[Clip, list[Clip]] = {}
+    for pair in pairs:
+        if pair["kind"] == "exact":
+            first = (pair["part"], pair["key"])
+            copies.setdefault(first, [first]).append((pair["other_part"], pair["other"]))
+    found: list[dict[str, Any]] = []
+    for pair in pairs:
+        one, other = (pair["part"], pair["key"]), (pair["other_part"], pair["other"])
+        ones = copies.get(one, [one])
+        others = copies.get(other, [other]) if pair["kind"] == "near" else [other]
+        for (a, b), (c, d) in product(ones, others):
+            if (a, b) != (c, d):
+                found.append({**pair, "part": a, "key": b, "other_part": c, "other": d})
+    return found
 
 
 @dataclass(frozen=True)

@@ -85,6 +85,7 @@ def _lines(found: Outcome, thresholds: Thresholds) -> list[str]:
 def draw(found: Outcome, thresholds: Thresholds, title: str, path: Path) -> Path:
     """Draws a histogram of each score with its threshold and what that alone would drop."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(11, 6.2), layout="constrained")
     grid = figure.subplots(2, 3).reshape(-1)
@@ -96,8 +97,7 @@ def draw(found: Outcome, thresholds: Thresholds, title: str, path: Path) -> Path
         axes.axvline(at, color="black", lw=1.4, ls="--")
         axes.set(title=f"{score}  ({threshold} {at:g}: {int(out.sum())} {reason})", ylabel="clips")
         axes.title.set_fontsize(9)
-        axes.set_yscale("symlog", linthresh=10)
-        axes.set_ylim(bottom=0)
+        axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
     last = grid[len(RULES)]
     reasons = [r for r in sorted(found.clips, key=lambda r: (r != "", -found.clips[r]))]
     shown = [found.clips[r] for r in reasons]
