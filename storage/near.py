@@ -9,13 +9,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-LOOK, MOVE = 16.0, 18.0  # mean bits of 64 that may differ; unrelated clips differ in 32 and, aligned at best, 22
+LOOK, MOVE = 21.0, 18.0  # mean bits of 64 that may differ; unrelated clips differ in 32
+BOTH, MORE = 20.0, 12.0  # bits that both together may differ in, and those added where the whole clip is compared
+UNMOVED = 8.0  # bits of the look where nothing moves: then all moments are one witness, not many
 LEAST = 4  # moments that have to be compared; one second
 SHARE = 0.5  # of the shorter clip's moments that have to be compared
 HOT = 64  # clips on one band
 VOTES = 2  # bands that have to be shared before a pair is compared
 BATCH = 2048  # pairs compared in one call
-SETTINGS = {"method": 1, "look": LOOK, "move": MOVE, "least": LEAST, "share": SHARE, "hot": HOT, "votes": VOTES}
+SETTINGS = {"method": 1, "look": LOOK, "move": MOVE, "both": [BOTH, MORE], "unmoved": UNMOVED}
+SETTINGS |= {"least": LEAST, "share": SHARE, "hot": HOT, "votes": VOTES}
 FREQUENCIES = sorted(range(1, 64), key=lambda k: (k // 8 + k % 8, k))  # low ones first: those survive re-encoding
 
 
@@ -109,6 +112,7 @@ def _compare(signatures: Signatures, pairs: np.ndarray) -> tuple[np.ndarray, ...
     shorter = np.minimum((a != 0).sum(1), (b != 0).sum(1))
     need = np.maximum(LEAST, np.ceil(SHARE * shorter))
     best = np.full((4, len(pairs)), np.inf)
+    lowest = np.full(len(pairs), np.inf)  # of what differs above what may
     for shift in sorted(range(LEAST - long, long - LEAST + 1), key=abs):
         mine, other = slice(max(0, -shift), long - max(0, shift)), slice(max(0, shift), long + min(0, shift))
         x, y, m, n = a[:, mine], b[:, other], u[:, mine], v[:, other]
@@ -118,9 +122,12 @@ def _compare(signatures: Signatures, pairs: np.ndarray) -> tuple[np.ndarray, ...
         either, both = seen & ((m != 0) | (n != 0)), (m != 0) & (n != 0)
         differ = np.where(both, np.bitwise_count(m ^ n), 32) * either
         move = differ.sum(1) / np.maximum(1, np.maximum(either.sum(1), count / 4))
-        fits = (count >= need) & (look <= LOOK) & (move <= MOVE)
-        better = fits & (look + move < best[0] + best[1])
-        best[:, better] = np.stack([look, move, count / np.maximum(1, shorter), np.full(len(pairs), shift)])[:, better]
+        share = count / np.maximum(1, shorter)
+        above = look + move - BOTH - MORE * share
+        fits = (count >= need) & (look <= np.where(either.sum(1) < LEAST, UNMOVED, LOOK)) & (move <= MOVE)
+        better = fits & (above <= 0) & (above < lowest)
+        lowest[better] = above[better]
+        best[:, better] = np.stack([look, move, share, np.full(len(pairs), shift)])[:, better]
     return tuple(best)
 
 
