@@ -23,7 +23,8 @@ BARS = 30  # luma; darker than this at all times is a border, not a picture
 FAINT = 6.0  # coefficients of the picture below this are noise of an encoder
 FAINT_MOVE = 4.0  # the same for what moves
 INFORMED = 12  # of 63 coefficients that have to be above it; else a frame has no hash
-STILL = 2  # luma; thumbnails that differ by no more in any cell show the same
+COARSE = 24  # the same for change: an encoder's noise averages out in cells this large, an actor does not
+STILL = 2  # luma; coarse thumbnails that differ by no more in any cell show the same
 MAX_MOMENTS = 240  # one minute of signature; longer clips are known by their first minute
 MAX_PIXELS = 4096 * 2304
 FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm"
@@ -31,7 +32,7 @@ PLANAR = ("yuv420p", "yuvj420p", "yuv422p", "yuvj422p", "yuv444p", "yuvj444p", "
 SETTINGS = {
     "method": 1,  # goes up when what is measured changes
     "grid": GRID,
-    "thumbnail": LONG,
+    "thumbnails": [LONG, COARSE],
     "cells": CELLS,
     "dark": DARK,
     "bars": BARS,
@@ -45,10 +46,10 @@ SETTINGS = {
 class Scores:
     """The scores of one clip; luma is 0 to 255."""
 
-    motion: float  # mean absolute change of the thumbnail's luma from frame to frame, summed up per second, over 255
+    motion: float  # mean absolute change of luma over a quarter of a second (coarse thumbnails), over 255: 0 to 1
     sharpness: float  # median over the grid of var(Laplacian) / var(luma): 0 for a flat picture, about 20 for noise
     black: float  # share of frames with at least 98 % of their pixels darker than `DARK`
-    static: float  # share of frames, the first left out, whose thumbnail is that of the frame before
+    static: float  # share of frames, the first left out, whose coarse thumbnail is that of the frame before
     duplicate_frames: int  # frames that equal the one before in every luma sample
     luma_mean: float
     luma_std: float  # over all pixels of all frames
@@ -97,9 +98,13 @@ def _shrink(picture: np.ndarray, rows: int, columns: int) -> np.ndarray:
     return ((sums + counts // 2) // counts).astype(np.uint8)
 
 
-def _thumbnail(luma: np.ndarray) -> np.ndarray:
-    scale = min(1.0, LONG / max(luma.shape))
+def _thumbnail(luma: np.ndarray, long: int) -> np.ndarray:
+    scale = min(1.0, long / max(luma.shape))
     return _shrink(luma, *(max(1, round(side * scale)) for side in luma.shape))
+
+
+def _change(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    return np.abs(one.astype(np.int16) - other)
 
 
 def _sharpness(luma: np.ndarray) -> float:
@@ -157,34 +162,39 @@ def measure(data: bytes) -> tuple[Scores, np.ndarray, np.ndarray]:
     """Decodes a clip once; returns its scores and signature. Raises `Rejected` where no frame can be decoded."""
     moments: list[np.ndarray] = []
     sharp: list[float] = []
-    count = black = still = same = change = total = squares = pixels = 0
-    first = last = 0.0
+    changes: list[float] = []
+    count = black = still = same = total = squares = pixels = reached = 0
+    first = 0.0
     before: np.ndarray | None = None
-    thumb_before: np.ndarray | None = None
+    coarse_before = coarse_moment = np.zeros((0, 0), np.uint8)
     for time, luma in _decoded(data):
         first = time if not count else first
-        last = time
-        thumb = _thumbnail(luma)
-        if len(moments) < MAX_MOMENTS and time - first >= len(moments) / GRID - 1e-6:
-            moments.append(thumb)
-            sharp.append(_sharpness(luma))
+        coarse = _thumbnail(luma, COARSE)
+        if time - first >= reached / GRID - 1e-6:
+            skipped = int((time - first) * GRID + 1e-6) - reached  # moments that still show the frame before
+            moments += moments[-1:] * min(skipped, MAX_MOMENTS - len(moments))
+            if len(moments) < MAX_MOMENTS:
+                moments.append(_thumbnail(luma, LONG))
+                sharp.append(_sharpness(luma))
+            if coarse.shape == coarse_moment.shape:
+                changes.append(float(_change(coarse, coarse_moment).mean()))
+            coarse_moment = coarse
+            reached += skipped + 1
         black += int((luma < DARK).sum() >= 0.98 * luma.size)
         values = np.bincount(luma.reshape(-1), minlength=256)
         total += int(values @ np.arange(256))
         squares += int(values @ np.arange(256) ** 2)
         pixels += luma.size
-        if thumb_before is not None and thumb_before.shape == thumb.shape:
-            steps = np.abs(thumb.astype(np.int16) - thumb_before)
-            change += float(steps.mean())
-            still += int(steps.max() <= STILL)
+        if before is not None and before.shape == luma.shape:
+            still += int(_change(coarse, coarse_before).max() <= STILL)
             same += int(np.array_equal(luma, before))
-        before, thumb_before = luma, thumb
+        before, coarse_before = luma, coarse
         count += 1
     if not count:
         raise Rejected("decode_error", "no frame could be decoded")
     mean = total / pixels
     scores = Scores(
-        motion=round(change / 255 / (last - first), 6) if last > first else 0.0,
+        motion=round(float(np.mean(changes or [0.0])) / 255, 6),
         sharpness=round(float(np.median(sharp)), 6),
         black=round(black / count, 6),
         static=round(still / (count - 1), 6) if count > 1 else 1.0,

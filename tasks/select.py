@@ -40,7 +40,7 @@ LABELLED = {"segments": 0, "video": 1}
 class Thresholds:
     """What a clip has to be; the defaults drop nothing. Scores are those of `storage.scores.Scores`."""
 
-    min_motion: float = 0.0  # share of the luma range a second
+    min_motion: float = 0.0  # share of the luma range, in a quarter of a second
     min_sharpness: float = 0.0
     max_black: float = 1.0  # share of frames
     max_static: float = 1.0  # share of frames
@@ -202,7 +202,11 @@ def choose(
     root: Annotated[str, Field(description="Folder or URL that `prepare` has written to.")],
     dataset: Annotated[str, Field(description="Name of the dataset.")] = "archive",
     min_motion: Annotated[
-        float, Field(description="Least change of luma a second, as a share of its range; 0.02 finds stills.", ge=0)
+        float,
+        Field(
+            description="Least change of luma in a quarter of a second, as a share of its range; 0.002 finds stills.",
+            ge=0,
+        ),
     ] = 0.0,
     min_sharpness: Annotated[
         float, Field(description="Least variance of the Laplacian over the variance of luma.", ge=0)

@@ -116,7 +116,7 @@ def what_if(
     root: Annotated[str, Field(description="Folder or URL that `prepare` has written to.")],
     dataset: Annotated[str, Field(description="Name of the dataset.")] = "archive",
     min_motion: Annotated[
-        float | None, Field(description="Least change of luma a second, as a share of its range.", ge=0)
+        float | None, Field(description="Least change of luma in a quarter of a second, as a share of its range.", ge=0)
     ] = None,
     min_sharpness: Annotated[
         float | None, Field(description="Least variance of the Laplacian over the variance of luma.", ge=0)
