@@ -72,6 +72,8 @@ def _together(values: np.ndarray, clips: np.ndarray, new: np.ndarray) -> np.ndar
     values, clips = entries >> np.uint64(32), (entries & np.uint64(0xFFFFFFFF)).astype(np.int64)
     begins = np.flatnonzero(np.diff(values, prepend=values[:1] + np.uint64(1)))
     counts = np.diff(begins, append=len(values))
+    clips, counts = clips[np.repeat(counts > 1, counts)], counts[counts > 1]  # most values are of one clip
+    begins = np.cumsum(counts) - counts
     first = np.repeat(begins, counts)
     last = first + np.repeat(counts, counts)
     hot = np.repeat(counts > HOT, counts)
