@@ -1,12 +1,28 @@
-"""Datasets: named, versioned, frozen lists of parts. The digest of the list is the version."""
+"""Datasets: named, versioned, frozen lists of parts. The digest of the list is the version.
+
+A dataset may name a selection, a version of the column ``selection`` that says which clips of the parts to use.
+Media and columns have all clips; whoever trains or measures asks `Dataset.kept` or `Dataset.rows`.
+"""
 
 import json
 from dataclasses import dataclass
 from typing import Any
 
-from storage import files, records
-from storage.errors import InputError
+from storage import columns, files, records
+from storage.errors import Damaged, InputError
 from storage.parts import Part, as_record, from_record
+
+SELECTION = "selection"
+
+
+def kept(root: str, selection: str | None, part: Part) -> list[bool]:
+    """Whether each clip of a part is to be used, in the part's order; without a selection all are."""
+    if selection is None:
+        return [True] * part.samples
+    try:
+        return columns.read(root, SELECTION, selection, part, ["kept"])["kept"].to_pylist()
+    except FileNotFoundError as error:
+        raise Damaged(f"part {part.id}: selection {selection} is gone; run `reelmill select` again") from error
 
 
 @dataclass(frozen=True)
@@ -17,10 +33,20 @@ class Dataset:
     version: str
     parts: list[Part]
     about: dict[str, Any]
+    selection: str | None = None  # version of the selection column; None: every clip
 
     @property
     def clips(self) -> int:
+        """How many clips the parts have, selected or not."""
         return sum(part.samples for part in self.parts)
+
+    def kept(self, root: str, part: Part) -> list[bool]:
+        """Whether each clip of a part is selected, in the part's order."""
+        return kept(root, self.selection, part)
+
+    def rows(self, root: str, part: Part) -> list[dict[str, Any]]:
+        """The index rows of the selected clips of a part."""
+        return [row for row, used in zip(part.rows(), self.kept(root, part), strict=True) if used]
 
     def select(self, *, split: str | None = None, labelled: str | None = None) -> list[Part]:
         """The parts of one split and one kind of labels; each part is of one of each."""
@@ -31,20 +57,26 @@ class Dataset:
         ]
 
 
-def freeze(root: str, name: str, parts: list[Part], about: dict[str, Any]) -> Dataset:
-    """Writes the list of parts (those with clips) under its digest, then moves ``latest`` to it."""
-    kept = sorted((p for p in parts if p.samples), key=lambda p: p.id)
-    listing = {"schema": files.SCHEMA, "name": name, "parts": [as_record(p) for p in kept], "about": about}
+def freeze(
+    root: str, name: str, parts: list[Part], about: dict[str, Any], selection: str | None = None, *, move: bool = True
+) -> Dataset:
+    """Writes the list of parts (those with clips) under its digest, then moves ``latest`` to it if asked to."""
+    filled = sorted((p for p in parts if p.samples), key=lambda p: p.id)
+    listing = {"schema": files.SCHEMA, "name": name, "parts": [as_record(p) for p in filled], "about": about}
+    if selection is not None:
+        listing["selection"] = selection
     version = _version(listing)
     url = files.join(root, "datasets", name, f"{version}.json")
     files.publish_bytes(json.dumps(records.seal(listing), sort_keys=True, indent=1).encode(), url, same=False)
-    files.point({"version": version}, files.join(root, "datasets", name, "latest.json"))
-    return Dataset(name, version, kept, about)
+    if move:
+        files.point({"version": version}, files.join(root, "datasets", name, "latest.json"))
+    return Dataset(name, version, filled, about, selection)
 
 
 def _version(listing: dict[str, Any]) -> str:
-    """The digest of the parts alone: the same parts are the same dataset, however they came about."""
-    return files.digest_of([listing["schema"], listing["name"], listing["parts"]])[:16]
+    """The digest of the parts and the selection: these make the dataset, however they came about."""
+    chosen = [listing["selection"]] if listing.get("selection") else []
+    return files.digest_of([listing["schema"], listing["name"], listing["parts"], *chosen])[:16]
 
 
 def load(root: str, name: str, version: str = "latest") -> Dataset:
@@ -63,7 +95,8 @@ def load(root: str, name: str, version: str = "latest") -> Dataset:
     files.check_schema(root, listing)
     if _version(listing) != version:
         raise InputError(f"dataset {name} {version}: the list under {folder} was altered; prepare it again")
-    return Dataset(name, version, [from_record(root, record) for record in listing["parts"]], listing["about"])
+    parts = [from_record(root, record) for record in listing["parts"]]
+    return Dataset(name, version, parts, listing["about"], listing.get("selection"))
 
 
 def names(root: str) -> list[str]:

@@ -84,6 +84,10 @@ def _answer(message: dict[str, Any], blob: bytes, pipe: BinaryIO) -> tuple[dict[
             frames, kept, times = sampling.sample(blob, **options)
             answer = {"shape": frames.shape, "kept": kept.tolist(), "times": times.tolist()}
             return answer, frames.tobytes()
+        if call == "score":
+            from storage import scores
+
+            return scores.pack(scores.measure(blob))
         if call == "cut":
             return {"result": cutting.cut_any(beat=beat, **options)}, b""
         if call == "probe":

@@ -17,10 +17,11 @@ from typing import Any
 
 import numpy as np
 
-from storage import suspects
+from storage import scores, suspects
 from storage.decoder import HEAD, environment
 from storage.errors import StoreError
 from storage.limits import REASONS, Limits, Rejected
+from storage.scores import Scores
 
 CHECKOUT = str(Path(__file__).resolve().parent.parent)
 Take = Callable[[Any, bytearray], None]
@@ -189,6 +190,14 @@ class Sandbox:
         try:
             frames = np.frombuffer(blob, np.uint8).reshape(answer["shape"])
             return frames, np.asarray(answer["kept"], float), np.asarray(answer["times"], float)
+        except (ValueError, TypeError, KeyError) as error:
+            raise Rejected("decoder_crash", f"an answer that is none ({error})") from error
+
+    def score(self, data: bytes) -> tuple[Scores, np.ndarray, np.ndarray]:
+        """`storage.scores.measure` in the child: scores and the two halves of the signature."""
+        answer, blob = self.call("score", {}, data)
+        try:
+            return scores.unpack(answer, blob)
         except (ValueError, TypeError, KeyError) as error:
             raise Rejected("decoder_crash", f"an answer that is none ({error})") from error
 

@@ -43,13 +43,13 @@ def _accounts(root: str, dataset: Dataset) -> list[tuple[str, list[str]]]:
     return [("list", [dataset.name]), ("shard", [draft.id for draft in drafts])]
 
 
-def labels(dataset: Dataset) -> dict[str, dict[str, int]]:
-    """Clips per class and split; a class of one split alone is what a model cannot learn or be measured on."""
+def labels(root: str, dataset: Dataset) -> dict[str, dict[str, int]]:
+    """Selected clips per class and split; a class of one split alone is what a model cannot learn or be measured on."""
     found: dict[str, Counter] = {}
     for part in dataset.parts:
         counter = found.setdefault(part.split, Counter())
-        for row in part.table(["labels"])["labels"].to_pylist():
-            counter.update({label["label"] for label in row})
+        for row in dataset.rows(root, part):
+            counter.update({label["label"] for label in row["labels"]})
     return {split: dict(sorted(counter.items())) for split, counter in found.items()}
 
 
@@ -100,7 +100,7 @@ def behind(root: str, dataset: Dataset, model: str) -> dict[str, Any]:
 def examine(root: str, name: str, model: str) -> dict[str, Any]:
     """Gathers all of the above, prints it and publishes it as an artifact."""
     dataset = datasets.load(root, name)
-    counts = labels(dataset)
+    counts = labels(root, dataset)
     found = {
         "freshness": freshness(root, dataset),
         "losses": losses(root, dataset),

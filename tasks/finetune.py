@@ -1,5 +1,6 @@
 """Fine-tune a pretrained system on videos with frame-exact segments, and evaluate it on those held out."""
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -31,10 +32,11 @@ def spec_for(root: str, dataset: Dataset, start: Checkpoint | None, recipe: Reci
     return Spec(
         root=root,
         parts=records(parts),
-        classes=classes_of(parts),
+        classes=classes_of(parts, partial(dataset.kept, root)),
         objective="dense",
         system=recipe.system,
         options={"size": recipe.size},
+        selection=dataset.selection,
         start=start.url if start else None,
         fps=recipe.fps,
         frames=recipe.frames,

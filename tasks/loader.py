@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from storage import columns
+from storage.datasets import kept
 from storage.errors import Damaged, InputError
 from storage.parts import Part
 from storage.sandbox import mine
@@ -81,17 +82,24 @@ class Clips:
         fps: float,
         size: int,
         labels: str | None = None,
+        selection: str | None = None,
     ) -> None:
-        """``labels`` names a version of the pseudo-label column; without it the segments of the index are used."""
+        """``labels`` names a version of the pseudo-label column; without it the segments of the index are used.
+
+        ``selection`` names a version of the selection column: clips that it drops are left out.
+        """
         self.classes, self.fps, self.size = classes, fps, size
         self.items: list[Item] = []
         for part in sorted(parts, key=lambda p: p.id):
             entries: list[Any] = [None] * part.samples
             if labels is not None:
                 entries = columns.read(root, "pseudo_labels", labels, part).to_pylist()
-            self.items += [Item(part, row, entry) for row, entry in zip(part.rows(), entries, strict=True)]
+            used = kept(root, selection, part)
+            self.items += [
+                Item(part, row, entry) for row, entry, use in zip(part.rows(), entries, used, strict=True) if use
+            ]
         if not self.items:
-            raise InputError("nothing to train on: the selected parts hold no clips")
+            raise InputError("nothing to train on: the selected parts hold no clips that are kept")
         self._kept: OrderedDict[int, tuple[Tensor, Tensor]] = OrderedDict()
         self._bytes = 0
         self._lock = threading.Lock()

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from prefect import task
@@ -170,12 +171,22 @@ def read_predictions(root: str, name: str, part: Part) -> list[tuple[str, np.nda
     return found
 
 
-def count_segments(root: str, name: str, parts: list[Part]) -> int:
-    return sum(pq.read_metadata(io.BytesIO(files.read(_segments_url(root, name, p.id)))).num_rows for p in parts)
+def count_segments(root: str, name: str, parts: list[Part], selection: str | None = None) -> int:
+    """How many segments were found in the clips that are kept."""
+    found = 0
+    for part in parts:
+        keys = pq.read_table(io.BytesIO(files.read(_segments_url(root, name, part.id))), columns=["key"])["key"]
+        used = datasets.kept(root, selection, part)
+        chosen = [key for key, use in zip(part.table(["key"])["key"].to_pylist(), used, strict=True) if use]
+        found += pc.sum(pc.is_in(keys, pa.array(chosen, pa.string()))).as_py() or 0
+    return found
 
 
 def predict_parts(root: str, parts: list[Part], checkpoint: Checkpoint, title: str = "predict") -> tuple[str, Report]:
-    """Predicts the parts that lack this model's predictions; returns the column's version and this run's counts."""
+    """Predicts the parts that lack this model's predictions; returns the column's version and this run's counts.
+
+    All clips of a part are predicted, as all have features: another selection then computes nothing again.
+    """
     name = version(checkpoint)
     done = cover(
         title,
@@ -199,9 +210,9 @@ def predict(root: str, dataset: str, model: str, splits: list[str]) -> dict[str,
         "champion": champion.version,
         "version": name,
         "parts": len(parts),
-        "clips": sum(part.samples for part in parts),
+        "clips": sum(sum(data.kept(root, part)) for part in parts),
         "predicted": done.decoded,
-        "segments": count_segments(root, name, parts),
+        "segments": count_segments(root, name, parts, data.selection),
         "predictions_path": files.join(root, "columns", COLUMN, name),
         "segments_path": files.join(root, "segments", name),
     }

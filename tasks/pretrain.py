@@ -1,6 +1,8 @@
 """Pretrain a system on the weakly labelled parts: for classification, or for detection on augmented volumes."""
 
+from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 from prefect import task
@@ -16,10 +18,14 @@ from tasks.train_rank import Spec
 KINDS = ("none", "classification", "detection")
 
 
-def classes_of(parts: list[Part]) -> list[str]:
-    """The class names that the labels of some parts use, sorted."""
-    rows = [row for part in parts for row in part.table(["labels"])["labels"].to_pylist()]
-    return sorted({label["label"] for labels in rows for label in labels})
+def classes_of(parts: list[Part], used: Callable[[Part], list[bool]] | None = None) -> list[str]:
+    """The class names that the labels of some parts use, sorted; ``used`` says which clips of a part count."""
+    names: set[str] = set()
+    for part in parts:
+        rows = part.table(["labels"])["labels"].to_pylist()
+        for labels, use in zip(rows, used(part) if used else [True] * len(rows), strict=True):
+            names |= {label["label"] for label in labels if use}
+    return sorted(names)
 
 
 def records(parts: list[Part]) -> list[dict[str, Any]]:
@@ -38,11 +44,12 @@ def spec_for(root: str, dataset: Dataset, kind: str, recipe: Recipe) -> Spec:
     return Spec(
         root=root,
         parts=records(parts),
-        classes=classes_of(parts),
+        classes=classes_of(parts, partial(dataset.kept, root)),
         objective=kind,
         system=recipe.system,
         options={"size": recipe.size},
         labels=label.version(),
+        selection=dataset.selection,
         augmentation=recipe.augmentation if kind == "detection" else "none",
         fps=recipe.fps,
         frames=recipe.frames,

@@ -51,6 +51,8 @@ def run_name(spec: Spec, title: str) -> str:
     """The run's name: a title for people and the digest of all that decides its outcome."""
     plain = {key: value for key, value in asdict(spec).items() if key != "root"}
     plain["parts"] = [record["id"] for record in spec.parts]
+    if spec.selection is None:  # so that trainings without one keep their names
+        del plain["selection"]
     plain["start"] = spec.start and checkpoints.describe(spec.start).digest
     return f"{title}-{files.digest_of(plain)[:12]}"
 

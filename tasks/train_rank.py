@@ -40,6 +40,7 @@ class Spec:
     system: str = "x3d"
     options: dict[str, Any] = field(default_factory=dict)
     labels: str | None = None  # version of the pseudo-label column; None: the segments of the index
+    selection: str | None = None  # version of the selection column; None: every clip
     augmentation: Mode = "none"
     start: str | None = None  # checkpoint whose backbone to start from
     fps: float = 8.0
@@ -136,7 +137,7 @@ def _about(spec: Spec) -> dict[str, Any]:
 def run(spec: Spec, name: str, rank: int = 0, ranks: int = 1) -> None:
     """Trains to the end, from the newest checkpoint of the run if there is one."""
     parts = [Part(**record) for record in spec.parts]
-    clips = Clips(spec.root, parts, spec.classes, spec.fps, spec.size, spec.labels)
+    clips = Clips(spec.root, parts, spec.classes, spec.fps, spec.size, spec.labels, spec.selection)
     model = build(spec)
     optimizer = optimiser(model, spec)
     found = checkpoints.find(spec.root, name)

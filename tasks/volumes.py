@@ -37,6 +37,11 @@ def _batch(clips: Clips, indices: list[int], length: int, seed: int) -> tuple[to
     return torch.stack([v for v, _ in drawn]), torch.stack([label for _, label in drawn])
 
 
+def _weak(root: str, dataset: Dataset) -> list[Part]:
+    """The weakly labelled training parts of which a clip is selected."""
+    return [part for part in dataset.select(split="train", labelled="video") if any(dataset.kept(root, part))]
+
+
 def draw_sheet(
     root: str,
     dataset: Dataset,
@@ -49,12 +54,12 @@ def draw_sheet(
     seed: int = 0,
 ) -> Path | None:
     """Draws ``per_mode`` augmented clips of every mode with their label curves; None without weak parts."""
-    chosen = dataset.select(split="train", labelled="video")
+    chosen = _weak(root, dataset)
     if not chosen:
         return None
     chosen = sorted(chosen, key=lambda part: part.id)[: 4 * per_mode]
-    classes = classes_of(chosen)
-    clips = Clips(root, chosen, classes, fps, SHEET_SIZE, labels)
+    classes = classes_of(chosen, partial(dataset.kept, root))
+    clips = Clips(root, chosen, classes, fps, SHEET_SIZE, labels, dataset.selection)
     picks = np.random.default_rng(seed).permutation(len(clips))[: 4 * per_mode].tolist()
     video, truth = _batch(clips, picks, length, seed)
     rows: list[tuple[str, np.ndarray, np.ndarray]] = []
@@ -77,7 +82,7 @@ def volume_id(part: Part, settings: dict[str, Any]) -> str:
 def materialise_part(part: Part, *, root: str, labels: str, classes: list[str], settings: dict[str, Any]) -> Report:
     """Writes one augmented volume per clip of a part as a part of its own, with its label curves as a column."""
     length, fps = settings["frames"], settings["fps"]
-    clips = Clips(root, [part], classes, fps, settings["size"], labels)
+    clips = Clips(root, [part], classes, fps, settings["size"], labels, settings.get("selection"))
     seed = int(files.digest_of([part.id, settings])[:8], 16)
     video, truth = _batch(clips, list(range(len(clips))), length, seed)
     video, truth = augment(video, truth, torch.Generator().manual_seed(seed), mode=settings["mode"])
@@ -121,7 +126,7 @@ def materialise_part(part: Part, *, root: str, labels: str, classes: list[str], 
         }
     )
     columns.write(root, COLUMN, settings["mode"], committed, table, settings)
-    return Report(items=part.samples, kept=part.samples, decoded=part.samples)
+    return Report(items=len(rows), kept=len(rows), decoded=len(rows))
 
 
 @task(task_run_name="volumes · {dataset.name}", cache_policy=NO_CACHE)
@@ -130,9 +135,11 @@ def volumes(root: str, dataset: Dataset, labels: str, mode: str, materialise: bo
     sheet = _publish_sheet(root, dataset, labels, FPS, FRAMES, seed)
     made = Report()
     if materialise:
-        chosen = dataset.select(split="train", labelled="video")
+        chosen = _weak(root, dataset)
         settings = _settings(mode, FPS, FRAMES, PIXELS, seed)
-        classes = classes_of(chosen)
+        if dataset.selection is not None:
+            settings["selection"] = dataset.selection
+        classes = classes_of(chosen, partial(dataset.kept, root))
         work = partial(materialise_part, root=root, labels=labels, classes=classes, settings=settings)
 
         def done(part: Part) -> bool:

@@ -1,0 +1,223 @@
+"""What can be said of a clip from its luma: motion, sharpness, black and repeated frames, and a signature.
+
+`measure` decodes in whatever process calls it; `storage.sandbox` calls it in a child. All sums are over integers and
+all results are rounded, so the same clip has the same scores on every machine.
+"""
+
+import io
+from dataclasses import asdict, dataclass, fields
+from functools import lru_cache
+from typing import Any
+
+import av
+import numpy as np
+
+from storage import files
+from storage.video import Rejected
+
+GRID = 4.0  # moments a second that the signature and the sharpness are taken at
+LONG = 96  # cells along the longer side of a thumbnail
+CELLS = 32  # a signature is made of the picture on CELLS x CELLS
+DARK = 38  # luma; a tenth of the way from black (16) to white (235)
+BARS = 30  # luma; darker than this at all times is a border, not a picture
+FAINT = 6.0  # coefficients of the picture below this are noise of an encoder
+FAINT_MOVE = 4.0  # the same for what moves
+INFORMED = 12  # of 63 coefficients that have to be above it; else a frame has no hash
+COARSE = 24  # the same for change: an encoder's noise averages out in cells this large, an actor does not
+STILL = 2  # luma; coarse thumbnails that differ by no more in any cell show the same
+MAX_MOMENTS = 240  # one minute of signature; longer clips are known by their first minute
+MAX_PIXELS = 4096 * 2304
+FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm"
+PLANAR = ("yuv420p", "yuvj420p", "yuv422p", "yuvj422p", "yuv444p", "yuvj444p", "nv12", "gray")
+SETTINGS = {
+    "method": 1,  # goes up when what is measured changes
+    "grid": GRID,
+    "thumbnails": [LONG, COARSE],
+    "cells": CELLS,
+    "dark": DARK,
+    "bars": BARS,
+    "faint": [FAINT, FAINT_MOVE, INFORMED],
+    "still": STILL,
+    "moments": MAX_MOMENTS,
+}
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The scores of one clip; luma is 0 to 255."""
+
+    motion: float  # mean absolute change of luma over a quarter of a second (coarse thumbnails), over 255: 0 to 1
+    sharpness: float  # median over the grid of var(Laplacian) / var(luma): 0 for a flat picture, about 20 for noise
+    black: float  # share of frames with at least 98 % of their pixels darker than `DARK`
+    static: float  # share of frames, the first left out, whose coarse thumbnail is that of the frame before
+    duplicate_frames: int  # frames that equal the one before in every luma sample
+    luma_mean: float
+    luma_std: float  # over all pixels of all frames
+    frames: int
+
+
+NAMES = tuple(field.name for field in fields(Scores))
+
+
+def version() -> str:
+    """The version of the column: the digest of the method and its settings."""
+    return f"luma-{files.digest_of(SETTINGS)[:8]}"
+
+
+def _decoded(data: bytes) -> Any:
+    """Yields (seconds, luma `[H, W]` uint8) of every frame, on one thread."""
+    options = {"format_whitelist": FORMATS, "protocol_whitelist": "file"}
+    try:
+        with av.open(io.BytesIO(data), options=options, metadata_errors="ignore") as container:
+            if not container.streams.video:
+                raise Rejected("no_video_stream")
+            stream = container.streams.video[0]
+            stream.codec_context.thread_count = 1
+            stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
+            base = float(stream.time_base or 1 / 90_000)
+            for frame in container.decode(stream):
+                yield float(frame.pts or 0) * base, _luma(frame)
+    except av.error.FFmpegError as error:
+        raise Rejected("decode_error", str(error)) from error
+
+
+def _luma(frame: av.VideoFrame) -> np.ndarray:
+    """The luma plane without the padding at the ends of its lines."""
+    if frame.format.name not in PLANAR:
+        frame = frame.reformat(format="gray")
+    plane = frame.planes[0]
+    return np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[: frame.height, : frame.width]
+
+
+def _shrink(picture: np.ndarray, rows: int, columns: int) -> np.ndarray:
+    """Means over a grid of ``rows`` x ``columns`` cells, rounded to uint8; integers only."""
+    height, width = picture.shape
+    top, left = (np.arange(n) * side // n for n, side in ((rows, height), (columns, width)))
+    sums = np.add.reduceat(np.add.reduceat(picture.astype(np.uint32), left, axis=1), top, axis=0)
+    counts = np.outer(np.diff(top, append=height), np.diff(left, append=width)).astype(np.uint32)
+    return ((sums + counts // 2) // counts).astype(np.uint8)
+
+
+def _thumbnail(luma: np.ndarray, long: int) -> np.ndarray:
+    scale = min(1.0, long / max(luma.shape))
+    return _shrink(luma, *(max(1, round(side * scale)) for side in luma.shape))
+
+
+def _change(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    return np.abs(one.astype(np.int16) - other)
+
+
+def _sharpness(luma: np.ndarray) -> float:
+    """var(Laplacian) / var(luma) of one frame; 0 where there is nothing to be sharp."""
+    if min(luma.shape) < 3 or luma.std() < 2:
+        return 0.0
+    p = luma.astype(np.int32)
+    laplacian = p[:-2, 1:-1] + p[2:, 1:-1] + p[1:-1, :-2] + p[1:-1, 2:] - 4 * p[1:-1, 1:-1]
+    return float(laplacian.var() / p.var())
+
+
+@lru_cache(maxsize=1)
+def _cosines() -> np.ndarray:
+    """The first nine rows of the orthonormal DCT-II of `CELLS` samples."""
+    k, n = np.arange(8)[:, None], np.arange(CELLS)[None, :]
+    matrix = np.cos(np.pi * (2 * n + 1) * k / (2 * CELLS)) * np.sqrt(2 / CELLS)
+    matrix[0] /= np.sqrt(2)
+    return matrix
+
+
+def hashes(pictures: np.ndarray, faint: float) -> np.ndarray:
+    """64-bit hashes `[N]` of pictures `[N, CELLS, CELLS]`: the signs of the 63 lowest frequencies, and a bit that is 1.
+
+    0 says that a picture has too little in it to be told from others.
+    """
+    cosines = _cosines()
+    waves = np.round(cosines @ pictures.astype(np.float64) @ cosines.T, 3).reshape(len(pictures), 64)
+    bits = np.packbits(waves > 0, axis=1).view(">u8")[:, 0].astype(np.uint64) | np.uint64(1 << 63)
+    informed = (np.abs(waves[:, 1:]) > faint).sum(1) >= INFORMED
+    return np.where(informed, bits, np.uint64(0))
+
+
+def signature(moments: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(looks, moves), two `[N]` uint64, of thumbnails `[N, h, w]` on the grid.
+
+    Looks are hashes of the picture without black borders; moves are hashes of its difference from the mean picture
+    of the clip, which leaves out a still background, and with it what all recordings of one camera have in common.
+    """
+    rows, columns = (np.flatnonzero(moments.max(axis) >= BARS) for axis in ((0, 2), (0, 1)))
+    if len(rows) and len(columns):
+        moments = moments[:, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    small = np.stack([_spread(picture) for picture in moments]).astype(np.float64)
+    return hashes(small, FAINT), hashes(small - small.mean(0), FAINT_MOVE)
+
+
+def _spread(picture: np.ndarray) -> np.ndarray:
+    """A picture on `CELLS` x `CELLS`, whatever its size."""
+    height, width = picture.shape
+    if height < CELLS or width < CELLS:
+        picture = np.repeat(np.repeat(picture, -(-CELLS // height), axis=0), -(-CELLS // width), axis=1)
+    return _shrink(picture, CELLS, CELLS)
+
+
+def measure(data: bytes) -> tuple[Scores, np.ndarray, np.ndarray]:
+    """Decodes a clip once; returns its scores and signature. Raises `Rejected` where no frame can be decoded."""
+    moments: list[np.ndarray] = []
+    sharp: list[float] = []
+    changes: list[float] = []
+    count = black = still = same = total = squares = pixels = reached = 0
+    first = 0.0
+    before: np.ndarray | None = None
+    coarse_before = coarse_moment = np.zeros((0, 0), np.uint8)
+    for time, luma in _decoded(data):
+        first = time if not count else first
+        coarse = _thumbnail(luma, COARSE)
+        if time - first >= reached / GRID - 1e-6:
+            skipped = int((time - first) * GRID + 1e-6) - reached  # moments that still show the frame before
+            moments += moments[-1:] * min(skipped, MAX_MOMENTS - len(moments))
+            if len(moments) < MAX_MOMENTS:
+                moments.append(_thumbnail(luma, LONG))
+                sharp.append(_sharpness(luma))
+            if coarse.shape == coarse_moment.shape:
+                changes.append(float(_change(coarse, coarse_moment).mean()))
+            coarse_moment = coarse
+            reached += skipped + 1
+        black += int((luma < DARK).sum() >= 0.98 * luma.size)
+        values = np.bincount(luma.reshape(-1), minlength=256)
+        total += int(values @ np.arange(256))
+        squares += int(values @ np.arange(256) ** 2)
+        pixels += luma.size
+        if before is not None and before.shape == luma.shape:
+            still += int(_change(coarse, coarse_before).max() <= STILL)
+            same += int(np.array_equal(luma, before))
+        before, coarse_before = luma, coarse
+        count += 1
+    if not count:
+        raise Rejected("decode_error", "no frame could be decoded")
+    mean = total / pixels
+    scores = Scores(
+        motion=round(float(np.mean(changes or [0.0])) / 255, 6),
+        sharpness=round(float(np.median(sharp)), 6),
+        black=round(black / count, 6),
+        static=round(still / (count - 1), 6) if count > 1 else 1.0,
+        duplicate_frames=same,
+        luma_mean=round(mean, 4),
+        luma_std=round(max(0.0, squares / pixels - mean * mean) ** 0.5, 4),
+        frames=count,
+    )
+    same_shape = [m for m in moments if m.shape == moments[0].shape]
+    return scores, *signature(np.stack(same_shape))
+
+
+def pack(measured: tuple[Scores, np.ndarray, np.ndarray]) -> tuple[dict[str, Any], bytes]:
+    """A measurement as JSON and bytes, to cross the pipe of the sandbox."""
+    scores, looks, moves = measured
+    return {"scores": asdict(scores)}, looks.astype("<u8").tobytes() + moves.astype("<u8").tobytes()
+
+
+def unpack(answer: dict[str, Any], blob: bytes) -> tuple[Scores, np.ndarray, np.ndarray]:
+    """The measurement that `pack` packed; ValueError, TypeError or KeyError where it is none."""
+    values = answer["scores"]
+    scores = Scores(
+        **{name: (int if name in ("duplicate_frames", "frames") else float)(values[name]) for name in NAMES}
+    )
+    looks, moves = np.frombuffer(blob, "<u8").reshape(2, -1)
+    return scores, looks, moves
