@@ -1,15 +1,18 @@
-"""archive → clips → parts → features → pseudo labels → volumes"""
+"""archive → clips → parts → scores → selection → features → pseudo labels → volumes"""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from prefect import flow
 from pydantic import Field
 
 from tasks.checks import opened
+from tasks.duplicates import duplicates
 from tasks.extract import extract
 from tasks.forms import explained
 from tasks.label import label
 from tasks.listing import list_archive
+from tasks.score import score
+from tasks.select import Thresholds, select
 from tasks.shard import Cutting, Splitting, recipe, shard
 from tasks.summary import prepared
 from tasks.volumes import volumes
@@ -37,6 +40,16 @@ def prepare(
     failure_budget: Annotated[
         float, Field(description="Share of quarantined files that fails the run.", ge=0, le=1)
     ] = 0.05,
+    min_motion: Annotated[
+        float, Field(description="Least change of luma in a quarter second; 0.002: stills.", ge=0)
+    ] = 0.0,
+    min_sharpness: Annotated[float, Field(description="Least share of luma's variance in its edges.", ge=0)] = 0.0,
+    max_black: Annotated[float, Field(description="Largest share of black frames.", ge=0, le=1)] = 1.0,
+    max_static: Annotated[float, Field(description="Largest share of frames like the one before.", ge=0, le=1)] = 1.0,
+    min_duration: Annotated[float, Field(description="Least seconds of a clip.", ge=0)] = 0.0,
+    near_duplicates: Annotated[
+        Literal["keep", "drop"], Field(description="Whether clips go that show what another one shows.")
+    ] = "keep",
     model: Annotated[str, Field(description="open_clip model of the features; 'conse' needs no download.")] = "conse",
     pretrained: Annotated[str | None, Field(description="open_clip's tag of the model's weights.")] = None,
     feature_fps: Annotated[float, Field(description="Frames per second that features are taken from.", ge=0.01)] = 1.0,
@@ -52,7 +65,11 @@ def prepare(
     cut = recipe(span, short_side, splitting, cutting)
     plan, listed = list_archive(root, name, archive, labels, classes, held_out, per_part, part_bytes, cut)
     dataset, sharded = shard(root, name, plan, cut, failure_budget, listed)
+    scores, scored = score(root, dataset)
+    duplicates(root, dataset, scores)
+    wanted = Thresholds(min_motion, min_sharpness, max_black, max_static, min_duration, near_duplicates)
+    dataset, selected = select(root, dataset, scores, wanted)
     features, extracted = extract(root, dataset, model, pretrained, feature_fps)
     pseudo_labels, _ = label(root, dataset)
     sheets = volumes(root, dataset, pseudo_labels, augmentation, materialise, seed)
-    return prepared(root, dataset, [listed, sharded, extracted], features, pseudo_labels, sheets)
+    return prepared(root, dataset, [listed, sharded, scored, selected, extracted], features, pseudo_labels, sheets)

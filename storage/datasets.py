@@ -79,6 +79,14 @@ def _version(listing: dict[str, Any]) -> str:
     return files.digest_of([listing["schema"], listing["name"], listing["parts"], *chosen])[:16]
 
 
+def latest(root: str, name: str) -> str:
+    """The version that ``latest`` points to; empty where there is none."""
+    try:
+        return str(files.read_json(files.join(root, "datasets", name, "latest.json"))["version"])
+    except FileNotFoundError:
+        return ""
+
+
 def load(root: str, name: str, version: str = "latest") -> Dataset:
     """Reads a dataset; the default is the version that ``latest`` points to."""
     folder = files.join(root, "datasets", name)

@@ -1,6 +1,7 @@
 """Features: image embeddings of frames by a frozen open_clip model, as a column beside the media."""
 
 from collections import defaultdict
+from collections.abc import Sequence
 from functools import lru_cache, partial
 from typing import Any
 
@@ -11,7 +12,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from models import clip
-from storage import columns, files
+from storage import carry, columns, files
 from storage.datasets import Dataset
 from storage.errors import Damaged, InputError
 from storage.ledger import Report
@@ -42,9 +43,9 @@ def version(model: str, pretrained: str | None, fps: float) -> str:
     return f"{model.replace('/', '-')}-{files.digest_of(about)[:8]}"
 
 
-def _frames(part: Part, fps: float) -> Any:
-    """Yields (place in the part, times, frames `[T, 3, H, W]` uint8) of every clip."""
-    for place, (row, data) in enumerate(part.clips()):
+def _frames(part: Part, rows: list[dict[str, Any]], fps: float) -> Any:
+    """Yields (place among the rows, times, frames `[T, 3, H, W]` uint8) of some clips of a part."""
+    for place, (row, data) in enumerate(part.clips(rows)):
         try:
             frames, times, _ = mine().sample(data, fps)
         except Rejected as error:
@@ -52,9 +53,21 @@ def _frames(part: Part, fps: float) -> Any:
         yield place, times, torch.from_numpy(frames.copy()).permute(0, 3, 1, 2)
 
 
-def extract_part(part: Part, *, root: str, model: str, pretrained: str | None, fps: float) -> Report:
-    """Embeds the frames of one part, batched across clips of one size, and commits the column."""
-    towers = encoder(model, pretrained)
+def extract_part(
+    part: Part, *, root: str, model: str, pretrained: str | None, fps: float, before: Sequence[Part] = ()
+) -> Report:
+    """Embeds the frames of one part and commits the column; parts ``before`` may have some of its clips' features."""
+    towers, name = encoder(model, pretrained), version(model, pretrained, fps)
+    had = carry.known(root, COLUMN, name, part, before)
+    todo = carry.missing(part, had)
+    made = _embedded(part, todo, towers, fps) if todo else None
+    about = {"model": model, "pretrained": pretrained, "weights": towers.version, "fps": fps}
+    columns.write(root, COLUMN, name, part, carry.together(part, had, made), about)
+    return Report(items=part.samples, kept=part.samples, decoded=len(todo))
+
+
+def _embedded(part: Part, rows: list[dict[str, Any]], towers: clip.FrameEncoder, fps: float) -> pa.Table:
+    """Features of some clips of a part, batched across clips of one size."""
     times: dict[int, np.ndarray] = {}
     embedded: dict[int, np.ndarray] = {}
     waiting: dict[tuple[int, ...], list[tuple[int, torch.Tensor]]] = defaultdict(list)
@@ -66,7 +79,7 @@ def extract_part(part: Part, *, root: str, model: str, pretrained: str | None, f
             embedded[place] = piece
         group.clear()
 
-    for place, clip_times, frames in _frames(part, fps):
+    for place, clip_times, frames in _frames(part, rows, fps):
         times[place] = clip_times
         group = waiting[tuple(frames.shape[1:])]
         group.append((place, frames))
@@ -75,13 +88,11 @@ def extract_part(part: Part, *, root: str, model: str, pretrained: str | None, f
     for group in waiting.values():
         if group:
             flush(group)
-    about = {"model": model, "pretrained": pretrained, "weights": towers.version, "fps": fps}
-    table = _as_table(part, [times[i] for i in range(part.samples)], [embedded[i] for i in range(part.samples)])
-    columns.write(root, COLUMN, version(model, pretrained, fps), part, table, about)
-    return Report(items=part.samples, kept=part.samples, decoded=part.samples)
+    places = range(len(rows))
+    return _as_table(part, rows, [times[i] for i in places], [embedded[i] for i in places])
 
 
-def _as_table(part: Part, times: list[np.ndarray], vectors: list[np.ndarray]) -> pa.Table:
+def _as_table(part: Part, rows: list[dict[str, Any]], times: list[np.ndarray], vectors: list[np.ndarray]) -> pa.Table:
     """key, times `[T]` in seconds since the clip's start and embedding `[T, D]` float32 of every clip."""
     offsets = pa.array(np.concatenate([[0], np.cumsum([len(t) for t in times])]).astype(np.int32))
     flat = np.concatenate(vectors).astype(np.float32)
@@ -90,7 +101,7 @@ def _as_table(part: Part, times: list[np.ndarray], vectors: list[np.ndarray]) ->
     matrix = pa.FixedSizeListArray.from_arrays(pa.array(flat.reshape(-1)), flat.shape[1])
     return pa.table(
         {
-            "key": part.table(["key"])["key"],
+            "key": [row["key"] for row in rows],
             "times": pa.ListArray.from_arrays(offsets, pa.array(np.concatenate(times), pa.float32())),
             "embedding": pa.ListArray.from_arrays(offsets, matrix),
         }
@@ -103,7 +114,9 @@ def extract_dataset(root: str, dataset: Dataset, model: str, pretrained: str | N
     done = cover(
         "features",
         dataset.parts,
-        partial(extract_part, root=root, model=model, pretrained=pretrained, fps=fps),
+        partial(
+            extract_part, root=root, model=model, pretrained=pretrained, fps=fps, before=carry.replaced(root, dataset)
+        ),
         lambda part: columns.has(root, COLUMN, name, part.id),
     )
     return name, done

@@ -1,6 +1,7 @@
 """Batch inference: a checkpoint over committed parts, into a predictions column and a table of segments."""
 
 import io
+from collections.abc import Sequence
 from functools import lru_cache, partial
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 import models
 from models.x3d import normalise
-from storage import checkpoints, columns, datasets, files, tables
+from storage import carry, checkpoints, columns, datasets, files, tables
 from storage.checkpoints import Checkpoint
 from storage.errors import Damaged, InputError
 from storage.ledger import Report
@@ -115,23 +116,32 @@ def _segments_url(root: str, name: str, part: str) -> str:
     return files.join(root, "segments", name, f"{part}.parquet")
 
 
-def predict_part(part: Part, *, root: str, checkpoint: str) -> Report:
-    """Predicts one part: scores of every source frame, and the segments table beside it, which is written first."""
+def predict_part(part: Part, *, root: str, checkpoint: str, before: Sequence[Part] = ()) -> Report:
+    """Predicts one part: scores of every source frame, and the segments table beside it, which is written first.
+
+    Clips that a part ``before`` has predictions of are not predicted again.
+    """
     found = checkpoints.describe(checkpoint)
     about, name, model = found.about, version(found), load(checkpoint)
     spec = about["spec"]
+    had = carry.known(root, COLUMN, name, part, before)
+    todo = carry.missing(part, had)
     rows: list[dict[str, Any]] = []
-    runs: list[dict[str, Any]] = []
-    for row, data in part.clips():
+    for row, data in part.clips(todo):
         try:
             frames, sampled, times = mine().sample(data, spec["fps"])
         except Rejected as error:
             raise Damaged(f"part {part.id}: clip {row['key']} does not decode ({error.reason})") from error
         logits = frame_logits(model, resized(frames, spec["size"]), spec["frames"]).numpy()
         scores = at_source_rate(logits, sampled, times)
-        clock = times + row["start"]
-        rows.append({"key": row["key"], "times": clock, "scores": scores.astype(np.float16)})
-        runs += [{"key": row["key"], "source": row["source"], **s} for s in segments(scores, clock, about["classes"])]
+        rows.append({"key": row["key"], "times": times + row["start"], "scores": scores.astype(np.float16)})
+    table = carry.together(part, had, _as_table(rows, len(about["classes"])) if rows else None)
+    sources = part.table(["source"])["source"].to_pylist()
+    runs = [
+        {"key": key, "source": source, **segment}
+        for source, (key, clock, scores) in zip(sources, _clips(table), strict=True)
+        for segment in segments(scores, clock, about["classes"])
+    ]
     made = {
         "checkpoint": checkpoint,
         "model": found.digest,
@@ -140,8 +150,8 @@ def predict_part(part: Part, *, root: str, checkpoint: str) -> Report:
     }
     packed = tables.pack(pa.Table.from_pylist(runs, schema=SEGMENTS), made)
     files.publish_bytes(packed, _segments_url(root, name, part.id), same=False)
-    columns.write(root, COLUMN, name, part, _as_table(rows, len(about["classes"])), made)
-    return Report(items=part.samples, kept=part.samples, decoded=part.samples)
+    columns.write(root, COLUMN, name, part, table, made)
+    return Report(items=part.samples, kept=part.samples, decoded=len(todo))
 
 
 def _as_table(rows: list[dict[str, Any]], K: int) -> pa.Table:
@@ -161,7 +171,10 @@ def _as_table(rows: list[dict[str, Any]], K: int) -> pa.Table:
 
 def read_predictions(root: str, name: str, part: Part) -> list[tuple[str, np.ndarray, np.ndarray]]:
     """(key, times `[T]` on the source clock, scores `[T, K]`) of each clip of a part."""
-    table = columns.read(root, COLUMN, name, part, ["times", "scores"]).combine_chunks()
+    return _clips(columns.read(root, COLUMN, name, part, ["times", "scores"]).combine_chunks())
+
+
+def _clips(table: pa.Table) -> list[tuple[str, np.ndarray, np.ndarray]]:
     found = []
     for i in range(table.num_rows):
         times, scores = table["times"][i].values, table["scores"][i].values
@@ -182,7 +195,9 @@ def count_segments(root: str, name: str, parts: list[Part], selection: str | Non
     return found
 
 
-def predict_parts(root: str, parts: list[Part], checkpoint: Checkpoint, title: str = "predict") -> tuple[str, Report]:
+def predict_parts(
+    root: str, parts: list[Part], checkpoint: Checkpoint, title: str = "predict", before: Sequence[Part] = ()
+) -> tuple[str, Report]:
     """Predicts the parts that lack this model's predictions; returns the column's version and this run's counts.
 
     All clips of a part are predicted, as all have features: another selection then computes nothing again.
@@ -191,7 +206,7 @@ def predict_parts(root: str, parts: list[Part], checkpoint: Checkpoint, title: s
     done = cover(
         title,
         parts,
-        partial(predict_part, root=root, checkpoint=checkpoint.url),
+        partial(predict_part, root=root, checkpoint=checkpoint.url, before=before),
         lambda part: columns.has(root, COLUMN, name, part.id),
     )
     return name, done
@@ -205,7 +220,8 @@ def predict(root: str, dataset: str, model: str, splits: list[str]) -> dict[str,
     if champion is None:
         raise InputError(f"no model {model!r} has the alias champion; run `reelmill retrain` first")
     parts = [part for part in data.parts if not splits or part.split in splits]
-    name, done = predict_parts(root, parts, checkpoints.describe(champion.checkpoint))
+    before = carry.replaced(root, data)
+    name, done = predict_parts(root, parts, checkpoints.describe(champion.checkpoint), before=before)
     return {
         "champion": champion.version,
         "version": name,

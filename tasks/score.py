@@ -1,13 +1,15 @@
 """Scores: what the luma of every clip says, as a column beside the media. Thresholds come later: tasks/select.py."""
 
+from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from storage import columns, scores
+from storage import carry, columns, scores
 from storage.datasets import Dataset
 from storage.errors import Damaged
 from storage.ledger import Report
@@ -27,28 +29,37 @@ def _lists(hashes: list[np.ndarray]) -> pa.Array:
     return pa.ListArray.from_arrays(pa.array(offsets), pa.array(flat.astype(np.uint64)))
 
 
-def score_part(part: Part, *, root: str) -> Report:
-    """Decodes each clip of a part once and commits its scores and signature."""
+def score_part(part: Part, *, root: str, before: Sequence[Part] = ()) -> Report:
+    """Decodes each clip of a part once and commits its scores and signature; parts ``before`` may have them."""
+    had = carry.known(root, COLUMN, scores.version(), part, before)
+    todo = carry.missing(part, had)
+    made = _measured(part, todo) if todo else None
+    columns.write(root, COLUMN, scores.version(), part, carry.together(part, had, made), scores.SETTINGS)
+    return Report(items=part.samples, kept=part.samples, decoded=len(todo))
+
+
+def _measured(part: Part, rows: list[dict[str, Any]]) -> pa.Table:
     found = []
-    for row, data in part.clips():
+    for row, data in part.clips(rows):
         try:
             found.append((row, *mine().score(data)))
         except Rejected as error:
             raise Damaged(f"part {part.id}: clip {row['key']} does not decode ({error.reason})") from error
-    table = {"key": part.table(["key"])["key"], "duration": pa.array([r["duration"] for r, *_ in found], pa.float64())}
+    table = {"key": [r["key"] for r in rows], "duration": pa.array([r["duration"] for r in rows], pa.float64())}
     for name in scores.NAMES:
         kind = pa.int32() if name in INTEGERS else pa.float64()
         table[name] = pa.array([getattr(measured, name) for _, measured, *_ in found], kind)
-    table |= {"looks": _lists([f[2] for f in found]), "moves": _lists([f[3] for f in found])}
-    columns.write(root, COLUMN, scores.version(), part, pa.table(table), scores.SETTINGS)
-    return Report(items=part.samples, kept=part.samples, decoded=part.samples)
+    return pa.table(table | {"looks": _lists([f[2] for f in found]), "moves": _lists([f[3] for f in found])})
 
 
 def score_dataset(root: str, dataset: Dataset) -> tuple[str, Report]:
     """Scores the parts that lack the column; returns its version and the counts of this run."""
     name = scores.version()
     done = cover(
-        "score", dataset.parts, partial(score_part, root=root), lambda part: columns.has(root, COLUMN, name, part.id)
+        "score",
+        dataset.parts,
+        partial(score_part, root=root, before=carry.replaced(root, dataset)),
+        lambda part: columns.has(root, COLUMN, name, part.id),
     )
     return name, done
 

@@ -220,6 +220,7 @@ def _tables(found: list[Part], bad: list[Entry], count: int) -> None:
 def shard(
     root: str, name: str, plan: str, recipe: dict[str, Any], failure_budget: float, listed: Report
 ) -> tuple[datasets.Dataset, Report]:
-    """Cuts and shards what is missing of a plan, and freezes the dataset; see `shard_archive`."""
+    """Cuts and shards what is missing of a plan; the dataset is not the latest before clips are selected."""
     found, total = shard_archive(root, name, plan, recipe=recipe, failure_budget=failure_budget, listed=listed)
-    return datasets.freeze(root, name, found, {"recipe": recipe}), total
+    about = {"recipe": recipe, "before": datasets.latest(root, name)}
+    return datasets.freeze(root, name, found, about, move=False), total

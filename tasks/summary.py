@@ -28,11 +28,11 @@ def prepared(
 ) -> dict[str, Any]:
     """The outcome of `prepare`: what went in, what came out, what was lost and why, what was decoded.
 
-    ``reports`` are those of listing, sharding and feature extraction.
+    ``reports`` are those of listing, sharding, scoring, selection and feature extraction.
     """
-    listed, sharded, extracted = reports
+    listed, sharded, scored, selected, extracted = reports
     quarantined = listed.quarantined + sharded.quarantined
-    decoded = sharded.decoded + extracted.decoded
+    decoded = sharded.decoded + scored.decoded + extracted.decoded
     found = {
         "dataset": dataset.name,
         "version": dataset.version,
@@ -43,6 +43,8 @@ def prepared(
         "quarantined": dict(quarantined),
         "parts": len(dataset.parts),
         "clips": dataset.clips,
+        "clips_selected": selected.kept,
+        "clips_dropped": dict(selected.dropped),
         "bytes": sum(part.bytes for part in dataset.parts),
         "decoded": decoded,
         "features": features,
