@@ -1,4 +1,4 @@
-"""Rows of a column that a part before had already: what a clip was found to be stays true when its part is made anew."""
+"""Rows of a column that a part before had: what a clip was found to be stays true when its part is made anew."""
 
 from collections.abc import Sequence
 from typing import Any
