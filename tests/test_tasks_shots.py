@@ -117,9 +117,10 @@ def test_shots_are_at_least_as_long_as_asked():
 
 def test_sixty_frames_a_second_are_seen_as_thirty():
     frames, truth = film("cuts", SEEDS[0])
-    doubled = np.repeat(frames, 2, axis=0)
-    at = shots.find(doubled, np.arange(len(doubled)) / 60, "content")
-    assert np.allclose(at, [begin * 2 / 60 for begin, _ in truth])
+    doubled, finder = np.repeat(frames, 2, axis=0), shots.Finder("content")
+    finder.add(doubled, np.arange(len(doubled)) / 60)
+    assert len(finder.times) == len(frames) and np.allclose(np.diff(finder.times), 1 / 30)
+    assert np.allclose(finder.boundaries(), [begin * 2 / 60 for begin, _ in truth])
 
 
 def test_odd_inputs_are_refused_or_empty():
