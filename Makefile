@@ -10,11 +10,12 @@ READY  := $(VENV)/.ready
 export PREFECT_HOME ?= $(CURDIR)/var/prefect
 $(shell mkdir -p "$(PREFECT_HOME)")
 
-.PHONY: help demo test check serve lock clean
+.PHONY: help demo test check bench serve lock clean
 help:
 	@echo "make demo [SEED=n]  render an archive and run the whole chain on it, about 6 minutes"
 	@echo "make test           run the test suite"
 	@echo "make check          format, lint and type checks"
+	@echo "make bench          measure against named baselines, about 5 minutes; more with: python -m bench learning"
 	@echo "make serve          Prefect server, worker and MLflow on this machine, with the deployments of prefect.yaml"
 	@echo "make lock           write constraints.txt anew from what pyproject.toml allows"
 
@@ -38,6 +39,9 @@ check: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+bench: $(READY)
+	$(BIN)/python -m bench
 
 serve: $(READY)
 	$(BIN)/reelmill serve --root $(ROOT)

@@ -35,7 +35,9 @@ def run() -> Iterator[Figure]:
         dataset = datasets.freeze(root, "a", found, {})
         keys = [row["key"] for part in found for row in part.table(["key"]).to_pylist()]
         some = [keys[i] for i in rng.choice(len(keys), 1000, replace=False)]
-        yield Figure("catalogue of 100,000 clips", seconds(lambda: catalogue.build(root, dataset), 1), unit="s to build")
+        yield Figure(
+            "catalogue of 100,000 clips", seconds(lambda: catalogue.build(root, dataset), 1), unit="s to build"
+        )
 
         def look() -> None:
             book = catalogue.Catalogue(root, dataset)
@@ -54,5 +56,7 @@ def run() -> Iterator[Figure]:
                     file.read(size)
 
         ratio, took = against(lambda: [book.clip(key) for key in some], bare)
-        yield Figure("reading 1,000 verified clips / seek and read with offsets known", ratio, note=f"{1000 / took:,.0f} clips/s")
+        yield Figure(
+            "reading 1,000 verified clips / seek and read with offsets known", ratio, note=f"{1000 / took:,.0f} clips/s"
+        )
         assert len(list(Path(root, "parts").iterdir())) == 2 * len(found)

@@ -70,7 +70,9 @@ def run() -> Iterator[Figure]:
         yield from _writing(home)
         box, path = Sandbox(), str(home / "archive" / "00.mp4")
         box.probe(path)
-        yield Figure("probe, whole packet table", 1 / seconds(lambda: box.probe(path)), unit="files/s", note="1,000 frames each")
+        yield Figure(
+            "probe, whole packet table", 1 / seconds(lambda: box.probe(path)), unit="files/s", note="1,000 frames each"
+        )
         box.close()
 
 
@@ -99,4 +101,6 @@ def _writing(home: Path) -> Iterator[Figure]:
         subprocess.run(["sync", "-f", str(home / "copied")], check=True)
         shutil.rmtree(home / "copied")
 
-    yield Figure("committing a part / `cp -r` and sync", against(ours, cp)[0], 0.7, note="500 clips of 207 kB, digests included")
+    yield Figure(
+        "committing a part / `cp -r` and sync", against(ours, cp)[0], 0.7, note="500 clips of 207 kB, digests included"
+    )

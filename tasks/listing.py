@@ -16,6 +16,7 @@ from storage.ledger import Report
 from storage.planning import Planning
 from storage.plans import Limits
 from storage.sandbox import mine
+from storage.secrets import refuse_credentials
 from storage.sources import Source
 from storage.video import Rejected
 from tasks import pool
@@ -198,5 +199,7 @@ def list_archive(
     recipe: dict[str, Any],
 ) -> tuple[str, Report]:
     """Lists the archive and plans its parts of about ``per_part`` sources; see `plan_archive`."""
+    for option, url in (("--archive", archive), ("--labels", labels)):  # a run from a form passed no other check
+        refuse_credentials(url or "", option)
     limits = Limits(units=per_part * 3 // 2, bytes=part_bytes)
     return plan_archive(root, name, archive, labels, classes=classes, held_out=held_out, recipe=recipe, limits=limits)

@@ -344,3 +344,16 @@ def test_the_search_would_find_them(refusing_store, tmp_path):
 def test_every_secret_of_an_environment_is_named():
     found = named({"AWS_SECRET_ACCESS_KEY": "abcdefgh", "HOME": "/root", "A_TOKEN": "short", "X_PASSWORD": "longer"})
     assert found == {"abcdefgh": "AWS_SECRET_ACCESS_KEY", "longer": "X_PASSWORD"}
+
+
+def test_the_ledger_holds_no_secret(tmp_path, monkeypatch):
+    """PR22."""
+    from storage import ledger
+    from storage.ledger import Entry
+
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wJalrXUtnFEMIcanary")
+    entries = [Entry("a.mp4", "quarantined", "permission", "403 for wJalrXUtnFEMIcanary", host="h")]
+    ledger.write(str(tmp_path), "shard", "p", entries)
+    (found,) = ledger.read(str(tmp_path), "shard", "p")
+    assert "canary" not in found.detail and found.detail.startswith("403 for ")
+    assert "canary" not in ledger.batch([{"item": "a", "detail": entries[0].detail}]).to_pylist()[0]["detail"]

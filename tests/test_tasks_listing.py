@@ -10,9 +10,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from storage import datasets, files, ledger, parts, plans, sources, synthetic
+from storage import carry, columns, datasets, files, ledger, parts, plans, sources, synthetic, tables
 from storage.errors import InputError
 from storage.sandbox import Sandbox
+from tasks import score, shard
 from tests.preparing import RECIPE, bytes_of, plan, prepare
 
 
@@ -332,3 +333,60 @@ def test_what_a_part_was_made_from_is_not_needed_for_it(home):
     again(home, units=100)
     data = datasets.load(str(home / "root"), "a")
     assert parts.find(str(home / "root"), data.parts[0].id).samples == 8
+
+
+# What was computed of a clip goes with it
+
+
+def frozen(home, **more):
+    root = files.open_root(str(home / "root"))
+    planned, listed = plan(root, str(home / "archive"), **{"units": 3, **more})
+    found, _ = shard.shard_archive(root, "a", planned, recipe=RECIPE, failure_budget=1.0, listed=listed)
+    about = {"before": datasets.latest(root, "a")}
+    return root, datasets.freeze(root, "a", found, about)
+
+
+def test_scores_go_with_their_clips_into_new_parts(home, tmp_path):
+    root, data = frozen(home)
+    name, report = score.score_dataset(root, data)
+    assert report.decoded == 8
+    for path in sorted((home / "archive").rglob("*.mp4"))[:5]:
+        path.rename(home / "archive" / f"moved {path.name}")
+    root, data = frozen(home, units=5)
+    _, report = score.score_dataset(root, data)
+    assert report.items == 8 and report.decoded == 0
+    made = {p.id: columns.read(root, "scores", name, p) for p in data.parts}
+    fresh, same = frozen(home_with(tmp_path / "fresh", home / "archive"), units=5)
+    score.score_dataset(fresh, same)
+    assert len(same.parts) == len(made) > 1
+    for part in same.parts:
+        assert columns.read(fresh, "scores", name, part).equals(made[part.id])
+
+
+def home_with(folder, archive):
+    shutil.copytree(archive, folder / "archive")
+    return folder
+
+
+def test_only_the_clips_that_are_new_are_computed(home, archive):
+    root, data = frozen(home)
+    score.score_dataset(root, data)
+    newcomer = sorted((archive / "archive" / "weak").rglob("*.mp4"))[9]
+    shutil.copy(newcomer, home / "archive" / "new.mp4")
+    root, data = frozen(home, units=100)
+    _, report = score.score_dataset(root, data)
+    assert report.items == 9 and report.decoded == 1
+
+
+def test_a_clip_of_other_bytes_takes_nothing_over(home):
+    root, data = frozen(home)
+    name, _ = score.score_dataset(root, data)
+    root, joined = frozen(home, units=100)
+    (part,) = joined.parts
+    assert carry.known(root, "scores", name, part, data.parts).num_rows == 8
+    other = tables.read(part.index)
+    column = other.schema.get_field_index("sha256")
+    facts = tables.about(part.index)
+    altered = other.set_column(column, "sha256", pa.array(["0" * 64] * 8))
+    files.replace(tables.pack(altered, facts), part.index)
+    assert carry.known(root, "scores", name, part, data.parts) is None
