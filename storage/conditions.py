@@ -75,7 +75,7 @@ def _refused(fs: Any, method: str, **request: Any) -> bool:
         raise
 
 
-def _upload_refused(fs: Any, target: dict[str, str]) -> bool:
+def _upload_refused(fs: Any, target: dict[str, Any]) -> bool:
     """Whether an upload in parts, too, cannot be completed over an object that is there."""
     upload = {**target, "UploadId": ask(fs, "call_s3", "create_multipart_upload", **target)["UploadId"]}
     tag = ask(fs, "call_s3", "upload_part", **upload, PartNumber=1, Body=b"4")["ETag"]
@@ -104,16 +104,21 @@ def root_of(url: str) -> str | None:
 
 
 def admit(url: str) -> None:
-    """Says that this process may write below a root; where the store lacks conditions, only with the lease.
+    """Says that this process may write at a URL; where the store lacks conditions, only with the lease of its root.
 
     Raises `InputError` where another process is writing, `StoreError` for a URL below no root.
     """
-    if honoured(url):
-        return
+    if not honoured(url):
+        _leased(url)
+
+
+def _leased(url: str) -> str:
+    """The root of a URL, whose lease this process now has."""
     root = root_of(url)
     if root is None:
         raise StoreError(f"{url}: this store ignores conditions on a put, and the object is below no Reelmill root")
     lease.take(root)
+    return root
 
 
 def announce(root: str) -> None:
@@ -148,8 +153,7 @@ def create(source: str | Path, url: str) -> bool:
         request: dict[str, Any] = {"mode": "create", "chunksize": CHUNK, "size": size, **mark}
         done, _ = unless_refused(lambda: ask(fs, "put_file", str(source), path, **request))
         return done or _ours(fs, path, mark)
-    admit(url)
-    with lease.held(root_of(url)):
+    with lease.held(_leased(url)):
         if ask(fs, "exists", path):
             return False
         ask(fs, "put_file", str(source), path, size=size)
@@ -168,8 +172,7 @@ def overwrite(data: bytes, url: str) -> None:
     elif honoured(url):
         ask(fs, "pipe_file", path, data, size=len(data))
     else:
-        admit(url)
-        with lease.held(root_of(url)):
+        with lease.held(_leased(url)):
             ask(fs, "pipe_file", path, data, size=len(data))
 
 
@@ -208,8 +211,7 @@ def swap(data: bytes, url: str, tag: str) -> bool:
             fs.pipe_file(path, data)
             return True
     if not honoured(url):
-        admit(url)
-        with lease.held(root_of(url)):
+        with lease.held(_leased(url)):
             return _swap_held(data, url, tag)
     condition = {"IfMatch": tag} if tag else {"IfNoneMatch": "*"}
     mark = _mark()

@@ -85,7 +85,7 @@ def _walk_local(root: str, folder: str) -> Iterator[Item]:
 def _walk_s3(fs: Any, path: str) -> Iterator[Item]:
     target = bucket_and_key(fs, path)
     prefix = target["Key"].rstrip("/") + "/" if target["Key"] else ""
-    more: dict[str, str] = {}
+    more: dict[str, Any] = {}
     while True:
         page = ask(fs, "call_s3", "list_objects_v2", Bucket=target["Bucket"], Prefix=prefix, MaxKeys=PAGE, **more)
         for entry in page.get("Contents", []):
@@ -103,7 +103,7 @@ def uploads(root: str) -> Iterator[Upload]:
         return
     target = bucket_and_key(fs, path)
     prefix = target["Key"].rstrip("/") + "/" if target["Key"] else ""
-    more: dict[str, str] = {}
+    more: dict[str, Any] = {}
     while True:
         try:
             page = ask(fs, "call_s3", "list_multipart_uploads", Bucket=target["Bucket"], Prefix=prefix, **more)

@@ -224,11 +224,15 @@ def _new_state(root: str) -> Path:
     folder = os.environ.get(SHARED)
     if not folder or not os.path.isdir(folder):
         folder = os.environ[SHARED] = tempfile.mkdtemp(prefix="reelmill-leases-")
-        maker = os.getpid()
-        atexit.register(lambda: os.getpid() == maker and shutil.rmtree(folder, ignore_errors=True))
+        atexit.register(_clear, folder, os.getpid())
     path = Path(folder) / hashlib.sha256(root.encode()).hexdigest()
     path.touch()
     return path
+
+
+def _clear(folder: str, maker: int) -> None:
+    if os.getpid() == maker:  # not a child that was forked
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _renewed(state: Path, when: float) -> None:

@@ -118,7 +118,7 @@ def is_s3(fs: fsspec.AbstractFileSystem) -> bool:
     return hasattr(fs, "s3_additional_kwargs")
 
 
-def bucket_and_key(fs: fsspec.AbstractFileSystem, path: str) -> dict[str, str]:
+def bucket_and_key(fs: fsspec.AbstractFileSystem, path: str) -> dict[str, Any]:
     """The ``Bucket`` and ``Key`` of a path on S3, as requests name them."""
     bucket, key, _ = fs.split_path(path)
     return {"Bucket": bucket, "Key": key}

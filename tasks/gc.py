@@ -6,6 +6,7 @@ left alone.
 """
 
 import re
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -24,7 +25,6 @@ TAR = re.compile(PART + r"(-[0-9a-f]{16})?\.tar")
 ABOUT_A_PART = re.compile(PART + r"\.parquet")  # an index, a column, segments, a ledger
 VOLUMES = "volume_labels"  # the column of parts that were made from other parts
 SHARE = 0.1  # of all objects; more than that is removed only when forced
-BATCH = 100  # removals, after which what is referred to is looked up again
 
 
 @dataclass
@@ -161,14 +161,16 @@ def find(root: str, grace: float) -> Found:
 def remove(root: str, found: Found, grace: float) -> Counter:
     """Removes what was found, each looked at again just before; how many objects, bytes and uploads went.
 
-    An index goes before its tar, so that no reader meets an index without one.
+    An index goes before its tar, so that no reader meets an index without one, and both before what is about their
+    part: a writer who finds no index makes all of it anew, and what is new stays.
     """
     gone: Counter = Counter()
     references = References(root, _aged(root, grace))
     items = [item for group in found.items.values() for item in group]
-    for number, item in enumerate(sorted(items, key=lambda item: (item.name.endswith(".tar"), item.name))):
-        if number % BATCH == 0 or item.name.startswith("parts/"):
-            references = references.renewed()
+    looked = time.monotonic()
+    for item in sorted(items, key=_order):
+        if item.name.startswith("parts/") or time.monotonic() - looked > 1:
+            references, looked = references.renewed(), time.monotonic()
         if _reason(item, references) and inventory.unchanged(root, item) and not _busy(root, item):
             references = _remove(root, item, references)
             gone.update(objects=1, bytes=item.size)
@@ -176,6 +178,12 @@ def remove(root: str, found: Found, grace: float) -> Counter:
         inventory.abort(root, upload)
         gone.update(uploads=1)
     return gone
+
+
+def _order(item: Item) -> tuple[int, str]:
+    if not item.name.startswith("parts/"):
+        return 2, item.name
+    return int(item.name.endswith(".tar")), item.name
 
 
 def _remove(root: str, item: Item, references: References) -> References:

@@ -5,6 +5,7 @@ same bytes as in a run that nobody disturbed, and garbage collection leaves no t
 """
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -104,10 +105,13 @@ print(json.dumps(done))
 """
 
 
-def fuzz(root, calm, *, seed, units, kills, size):
+def fuzz(root, calm, scratch, *, seed, units, kills, size):
     """Runs the writers and their killer in a process of their own, and compares the two roots."""
     arguments = [root, calm, *map(str, (seed, units, kills, size))]
-    done = subprocess.run([sys.executable, "-c", FUZZ, *arguments], capture_output=True, text=True, timeout=120)
+    env = os.environ | {"TMPDIR": str(scratch)}  # the killed leave their scratch folders
+    done = subprocess.run(
+        [sys.executable, "-c", FUZZ, *arguments], capture_output=True, text=True, timeout=120, env=env
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     said = json.loads(done.stdout)
     left = content(root)
@@ -133,13 +137,13 @@ def test_two_hundred_kills_on_a_local_disk_lose_nothing_and_double_nothing(tmp_p
     began, kills, rounds, litter, seed = time.monotonic(), 0, 0, set(), 0
     while kills < 210:
         roots = [files.open_root(str(tmp_path / f"{kind}{seed}")) for kind in ("root", "calm")]
-        said, left = fuzz(*roots, seed=seed, units=40, kills=210 - kills, size=20_000)
+        said, left = fuzz(*roots, tmp_path, seed=seed, units=40, kills=210 - kills, size=20_000)
         kills, rounds, litter, seed = kills + said["kills"], rounds + said["rounds"], litter | left, seed + 1
     print(f"{kills} kills in {rounds} rounds on {seed} roots, {time.monotonic() - began:.0f} s, {len(litter)} swept")
     assert any(name.endswith(".tmp") for name in litter), "the kills must fall into writes"
 
 
-def test_kills_on_object_storage_lose_nothing_and_double_nothing(at, seaweed):
+def test_kills_on_object_storage_lose_nothing_and_double_nothing(at, seaweed, tmp_path):
     roots = [files.open_root(at(seaweed)) for _ in range(2)]
-    said, _ = fuzz(*roots, seed=1, units=16, kills=24, size=20_000)
+    said, _ = fuzz(*roots, tmp_path, seed=1, units=16, kills=24, size=20_000)
     assert said["kills"] >= 10 and said["half"] >= 3, said

@@ -246,6 +246,24 @@ def test_an_index_is_put_back_where_its_part_is_taken_up_in_that_moment(root, tm
     part.verify()
 
 
+def test_a_tar_that_a_new_plan_will_go_on_with_stays(root, tmp_path, monkeypatch):
+    """The plan is written while the sweep is at work."""
+    for number in range(4):
+        os.unlink(commit(root, number, tmp_path).index)
+    age(root)
+    found, remove, gone = gc.find(root, DAY), files.remove, []
+
+    def late(url):
+        remove(url)
+        gone.append(url)
+        if len(gone) == 2:
+            plan(root, "d", range(4))
+
+    monkeypatch.setattr(files, "remove", late)
+    gc.remove(root, found, DAY)
+    assert len(gone) == 2 and len(files.names(f"{root}/parts", ".tar")) == 2
+
+
 def test_a_list_that_cannot_be_read_stops_the_sweep(root, tmp_path):
     commit(root, 1, tmp_path)
     files.remove(f"{root}/{plan(root, 'd', [1])}")
