@@ -10,6 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from fsspec.implementations.local import LocalFileSystem
 
 from storage import files
 from storage.errors import InputError, StoreError
@@ -88,7 +89,9 @@ def _source(folder: str, row: dict[str, Any]) -> Source:
         info = fs.info(path)
     except (FileNotFoundError, NotADirectoryError):
         return Source(place, url, 0, "", problem="not_found", metadata=metadata)
-    except PermissionError:
+    except PermissionError as error:
+        if not isinstance(fs, LocalFileSystem):  # our credentials, not this file
+            raise StoreError(f"{url} may not be looked at: {error}") from error
         return Source(place, url, 0, "", problem="permission", metadata=metadata)
     except OSError as error:
         raise StoreError(f"{url} cannot be looked at: {error}") from error

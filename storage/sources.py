@@ -254,12 +254,13 @@ class _reading:
 
     def __init__(self, source: Source) -> None:
         self.url = source.url
+        self.local = isinstance(files.locate(source.url)[0], LocalFileSystem)  # elsewhere it is our credentials' fault
 
     def __enter__(self) -> None:
         pass
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
-        if isinstance(error, PermissionError):
+        if isinstance(error, PermissionError) and self.local:
             raise Rejected("permission", str(error)) from error
         if isinstance(error, FileNotFoundError):
             raise Rejected("not_found", str(error)) from error
