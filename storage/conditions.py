@@ -134,11 +134,13 @@ def announce(root: str) -> None:
         )
 
 
-def create(source: str | Path, url: str) -> bool:
-    """Puts a local file at a URL if nothing is there; whether it did."""
+def create(source: str | Path, url: str, give: bool = False) -> bool:
+    """Puts a local file at a URL if nothing is there; whether it did. One that is given may become the object."""
     fs, path = locate(url)
     if is_local(fs):
         try:
+            if give and local.hand_over(source, path):
+                return True
             with local.beside(source, path) as temporary:
                 os.link(temporary, path)
         except FileExistsError:

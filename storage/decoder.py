@@ -34,7 +34,7 @@ def die_with(parent: int) -> None:
         os._exit(1)  # the parent died before the line above
 
 
-def send(pipe: BinaryIO, message: dict[str, Any], blob: bytes = b"") -> None:
+def send(pipe: BinaryIO, message: dict[str, Any], blob: bytes | memoryview = b"") -> None:
     """Writes one message."""
     text = json.dumps(message).encode()
     pipe.write(HEAD.pack(len(text), len(blob)) + text)
@@ -71,7 +71,9 @@ class _Beat:
             send(self.pipe, {"beat": True})
 
 
-def _answer(message: dict[str, Any], blob: bytes, pipe: BinaryIO) -> tuple[dict[str, Any], bytes]:
+def _answer(message: dict[str, Any], blob: bytes, pipe: BinaryIO) -> tuple[dict[str, Any], bytes | memoryview]:
+    import numpy as np
+
     from storage import cutting, probing, sampling, video
     from storage.errors import StoreError
 
@@ -83,7 +85,7 @@ def _answer(message: dict[str, Any], blob: bytes, pipe: BinaryIO) -> tuple[dict[
         if call == "sample":
             frames, kept, times = sampling.sample(blob, **options)
             answer = {"shape": frames.shape, "kept": kept.tolist(), "times": times.tolist()}
-            return answer, frames.tobytes()
+            return answer, memoryview(np.ascontiguousarray(frames).reshape(-1))
         if call == "score":
             from storage import scores
 
@@ -94,7 +96,7 @@ def _answer(message: dict[str, Any], blob: bytes, pipe: BinaryIO) -> tuple[dict[
             return {"result": probing.probe(beat=beat, **options)}, b""
         if call == "thumbnails":
             for frames, times in sampling.thumbnails(beat=beat, **options):
-                send(pipe, {"part": times.tolist()}, frames.tobytes())
+                send(pipe, {"part": times.tolist()}, memoryview(np.ascontiguousarray(frames).reshape(-1)))
             return {"result": "done"}, b""
         raise LookupError(call)
     except video.Rejected as error:

@@ -120,14 +120,15 @@ def scratch() -> Iterator[Path]:
         yield Path(folder)
 
 
-def publish(source: str | Path, url: str, *, same: bool = True) -> bool:
+def publish(source: str | Path, url: str, *, same: bool = True, give: bool = False) -> bool:
     """Puts a complete local file at a URL if nothing is there yet; whether this call created it.
 
     With ``same`` the object that was there already must have the same bytes, else `Conflict`; without it the
-    first writer wins and the caller goes on with what is there.
+    first writer wins and the caller goes on with what is there. With ``give`` the file itself may become the object:
+    nobody may write to it afterwards.
     """
     with _permitted(url):
-        created = conditions.create(source, url)
+        created = conditions.create(source, url, give)
     if not created and same and digest(read(url)) != digest_file(source):
         raise Conflict(f"{url} exists with other bytes")
     return created
@@ -137,7 +138,7 @@ def publish_bytes(data: bytes, url: str, *, same: bool = True) -> bool:
     """`publish` for bytes in memory."""
     with scratch() as folder:
         (folder / "object").write_bytes(data)
-        return publish(folder / "object", url, same=same)
+        return publish(folder / "object", url, same=same, give=True)
 
 
 def replace(data: bytes, url: str) -> None:

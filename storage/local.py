@@ -1,5 +1,6 @@
 """Objects on a local disk: whole or not at all, created once, swapped under a lock that ends with its holder."""
 
+import errno
 import fcntl
 import io
 import os
@@ -42,6 +43,23 @@ def beside(source: str | Path | bytes, path: str) -> Iterator[str]:
     finally:
         if os.path.exists(temporary):
             os.unlink(temporary)
+
+
+def hand_over(source: str | Path, path: str) -> bool:
+    """Makes a file the object itself, where both are on one disk; FileExistsError where something is there."""
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    handle = os.open(source, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+        os.link(source, path)
+    except OSError as error:
+        if error.errno not in (errno.EXDEV, errno.EPERM, errno.EMLINK):
+            raise
+        return False
+    finally:
+        os.close(handle)
+    sync_folder(os.path.dirname(path))
+    return True
 
 
 def abandoned(path: str) -> bool:

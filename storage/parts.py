@@ -6,7 +6,7 @@ last: its presence commits the part, and it names its tar. No tar is ever overwr
 sources were all quarantined has an index of no rows and no tar.
 """
 
-import io
+import hashlib
 import json
 import tarfile
 from collections.abc import Iterator
@@ -137,22 +137,35 @@ def find(root: str, part: str) -> Part | None:
     return from_record(root, facts)
 
 
-def write_tar(rows: list[dict[str, Any]], media: list[Path], path: Path) -> list[dict[str, Any]]:
-    """Writes the shard and returns the rows with offset, size and sha256 of each clip filled in.
+def write_tar(rows: list[dict[str, Any]], media: list[Path], path: Path) -> tuple[list[dict[str, Any]], str]:
+    """Writes the shard; returns the rows with offset, size and sha256 of each clip filled in, and the tar's sha256.
 
     The bytes are a function of the clips alone: no times, owners or modes get in.
     """
     done = []
-    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
+    whole = hashlib.sha256()
+    with open(path, "wb", buffering=0) as tar:
+
+        def write(*pieces: bytes) -> None:
+            for piece in pieces:
+                tar.write(piece)
+                whole.update(piece)
+
         for row, file in zip(rows, media, strict=True):
             data = file.read_bytes()
             row = {"metadata": "{}", "identity": "", **row, "member": f"{row['key']}.mp4"}
-            offset = _add(tar, row["member"], data)
-            row |= {"offset": offset, "size": len(data), "sha256": files.digest(data)}
-            beside = {name: row[name] for name in SIDECAR} | {"metadata": json.loads(row["metadata"])}
-            _add(tar, f"{row['key']}.json", json.dumps(beside, sort_keys=True).encode())
+            write(_header(row["member"], len(data)))
+            row |= {"offset": tar.tell(), "size": len(data), "sha256": files.digest(data)}
+            text = json.dumps(
+                {name: row[name] for name in SIDECAR} | {"metadata": json.loads(row["metadata"])}, sort_keys=True
+            )
+            write(
+                data, _padding(len(data)), _header(f"{row['key']}.json", len(text)), text.encode(), _padding(len(text))
+            )
             done.append(row)
-    return done
+        end = 2 * tarfile.BLOCKSIZE
+        write(b"\0" * (end + -(tar.tell() + end) % tarfile.RECORDSIZE))
+    return done, whole.hexdigest()
 
 
 SIDECAR = (
@@ -170,12 +183,15 @@ SIDECAR = (
 )
 
 
-def _add(tar: tarfile.TarFile, name: str, data: bytes) -> int:
-    """Adds a member and returns where its bytes begin."""
+def _header(name: str, size: int) -> bytes:
+    """The header of a member; json.dumps writes ASCII, so characters are bytes."""
     member = tarfile.TarInfo(name)
-    member.size, member.mode, member.mtime = len(data), 0o644, 0
-    tar.addfile(member, io.BytesIO(data))
-    return tar.offset - -(-len(data) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+    member.size, member.mode, member.mtime = size, 0o644, 0
+    return member.tobuf(tarfile.USTAR_FORMAT)
+
+
+def _padding(size: int) -> bytes:
+    return b"\0" * (-size % tarfile.BLOCKSIZE)
 
 
 def commit(root: str, part: str, rows: list[dict[str, Any]], media: list[Path], folder: Path) -> Part:
@@ -196,14 +212,14 @@ def commit(root: str, part: str, rows: list[dict[str, Any]], media: list[Path], 
         "labelled": "",
     }
     if rows:
-        rows = write_tar(rows, media, tar)
-        facts |= {"bytes": tar.stat().st_size, "digest": files.digest_file(tar)}
+        rows, digest = write_tar(rows, media, tar)
+        facts |= {"bytes": tar.stat().st_size, "digest": digest}
         facts |= {"split": rows[0]["split"], "labelled": rows[0]["labelled"]}
         try:
-            files.publish(tar, media_url)
+            files.publish(tar, media_url, give=True)
         except Conflict:
             media_url = files.join(root, "parts", f"{part}-{facts['digest'][:16]}.tar")
-            files.publish(tar, media_url)
+            files.publish(tar, media_url, give=True)
         facts["media"] = media_url.rsplit("/", 1)[1]
     index = tables.pack(pa.Table.from_pylist(rows, schema=INDEX), facts)
     files.publish_bytes(index, index_url, same=False)

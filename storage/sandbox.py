@@ -4,6 +4,7 @@ A `Sandbox` runs one call at a time in one child. A child that dies, stalls or r
 was working on and nothing else: the call raises `Rejected` and the next call gets a new child.
 """
 
+import fcntl
 import json
 import os
 import select
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ from storage.limits import REASONS, Limits, Rejected
 from storage.scores import Scores
 
 CHECKOUT = str(Path(__file__).resolve().parent.parent)
+PIPE = 1 << 20  # bytes that a child may be ahead
 Take = Callable[[Any, bytearray], None]
 _local = threading.local()
 
@@ -43,6 +46,8 @@ class Sandbox:
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
         child = subprocess.Popen(command, **pipes, env=env, cwd="/", bufsize=0)  # type: ignore[call-overload]
         os.set_blocking(child.stdin.fileno(), False)  # a stopped child must not stop us
+        with suppress(OSError):  # frames are large; fewer turns for them where the system allows it
+            fcntl.fcntl(child.stdout.fileno(), fcntl.F_SETPIPE_SZ, PIPE)
         return child
 
     def close(self) -> None:

@@ -25,6 +25,7 @@ from tasks.report import progress, say
 SIDE_BY_SIDE = 16  # sources read at once for their fingerprints: it is waiting, not work
 USUAL = Limits()
 CHUNK = 64  # sources probed in one call of the pool
+WHOLE = 8 << 20  # bytes of packets that are read to know how long a video really is; of larger ones the header says it
 HEADER = 1 << 20  # bytes of a remote file's head and tail that its header is looked for in
 
 
@@ -179,7 +180,7 @@ def _probe(chunk: tuple[Source, ...]) -> list[tuple[dict[str, Any], str]]:
     for source in chunk:
         with files.scratch() as folder:
             try:
-                facts = mine().probe(sources.outline(source, str(folder), HEADER))
+                facts = mine().probe(sources.outline(source, str(folder), HEADER), max_bytes=WHOLE)
             except Rejected as error:  # the cut will say so, on the whole file
                 facts = {"problem": error.reason}
         found.append((facts, ""))

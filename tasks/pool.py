@@ -6,7 +6,8 @@ which leave the interpreter free. ``DASK_SCHEDULER_ADDRESS`` sends the same call
 
 import os
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed, wait
+from functools import cache
 from multiprocessing import get_context
 from typing import Any, TypeVar
 
@@ -27,14 +28,20 @@ def run(
     if address:
         yield from _on_cluster(address, function, items)
         return
-    with ThreadPoolExecutor(width or workers(), thread_name_prefix="reelmill") as pool:
-        waiting = {pool.submit(function, item): item for item in items}
-        try:
-            for future in as_completed(waiting):
-                yield waiting[future], _outcome(future)
-        finally:
-            for future in waiting:
-                future.cancel()
+    waiting = {_threads(width or workers(), os.getpid()).submit(function, item): item for item in items}
+    try:
+        for future in as_completed(waiting):
+            yield waiting[future], _outcome(future)
+    finally:
+        for future in waiting:
+            future.cancel()
+        wait(waiting)
+
+
+@cache
+def _threads(width: int, process: int) -> ThreadPoolExecutor:
+    """Threads that stay, and their decoder children with them, from one stage to the next."""
+    return ThreadPoolExecutor(width, thread_name_prefix="reelmill")
 
 
 def _outcome(future: Future) -> Any:
