@@ -83,6 +83,12 @@ class Planning:
         rows = self.db.execute("SELECT path FROM asked ANTI JOIN sources USING (path)").fetchall()
         return {path for (path,) in rows}
 
+    def requeue(self, attempts: dict[str, int]) -> None:
+        """Takes in which sources are to be tried again: another attempt is another part."""
+        rows = {"identity": pa.array(attempts, pa.string()), "attempt": pa.array(attempts.values(), pa.int32())}
+        self.db.register("asked", pa.table(rows))
+        self.db.execute("CREATE TABLE attempts AS FROM asked")
+
     def recall(self, before: pa.Table) -> None:
         """Takes the plan before this one in: a file with the same URL and stamp is not read again."""
         self.db.register("before", before)
@@ -153,8 +159,10 @@ class Planning:
                 i * {window}::DOUBLE AS start,
                 CASE WHEN i + 1 < n THEN (i + 1) * {window}::DOUBLE END AS "end", duration / n AS seconds
               FROM (SELECT s.*, f.identity, f.content_id, f.facts, d.duration,
+                      coalesce(a.attempt, 0)::INTEGER AS attempt,
                       greatest(1, floor(d.duration / {window}))::BIGINT AS n, unnest(range(n)) AS i
-                    FROM owners JOIN found f USING (path) JOIN sources s USING (path), LATERAL
+                    FROM owners JOIN found f USING (path) JOIN sources s USING (path)
+                    LEFT JOIN attempts a ON a.identity = f.identity, LATERAL
                     (SELECT coalesce((f.facts::JSON->>'duration')::DOUBLE, 0) AS duration) d))""")
         pieces = pa.table({"id": pa.array([], pa.int64()), "piece": pa.array([], pa.int64())})
         for split, kind in self.db.execute("SELECT DISTINCT split, kind FROM units ORDER BY 1, 2").fetchall():
@@ -197,7 +205,8 @@ class Planning:
                 WHEN b.part IN (FROM committed) THEN b.part ELSE b.was END AS was FROM placed p LEFT JOIN before b
                 ON b.identity = p.identity AND b.start = p.start AND b."end" IS NOT DISTINCT FROM p."end"),
             others AS (SELECT '' AS part, s.*, f.identity, f.content_id, f.facts, 0.0 AS start, NULL::DOUBLE AS "end",
-                '' AS was FROM found f JOIN sources s USING (path) ANTI JOIN owners USING (path) WHERE f.problem = '')
+                0::INTEGER AS attempt, '' AS was FROM found f JOIN sources s USING (path)
+                ANTI JOIN owners USING (path) WHERE f.problem = '')
             SELECT {names} FROM (SELECT {names} FROM kept UNION ALL SELECT {names} FROM others)
             ORDER BY part, identity, start, path"""
         path = self.folder / "plan.parquet"

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ PLAN = pa.schema(
         ("start", pa.float64()),
         ("end", pa.float64()),  # null: up to the end of the source
         ("facts", pa.string()),  # JSON: what the header says
+        ("attempt", pa.int32()),  # how often it was taken up again on request
         ("was", pa.string()),  # a committed part that holds the same clips already
     ]
 )
@@ -49,6 +50,7 @@ class Member:
     start: float = 0.0
     end: float | None = None
     content_id: str = ""
+    attempt: int = 0
     was: str = ""
 
     @property
@@ -69,7 +71,8 @@ class Member:
     def facts(self) -> list[Any]:
         """What a part's id follows from; neither the place nor the name of the file."""
         rows = self.labels.rows if self.labels else None
-        return [self.identity, self.start, self.end, self.split, rows, self.source.metadata]
+        again = [self.attempt] if self.attempt else []
+        return [self.identity, self.start, self.end, self.split, rows, self.source.metadata, *again]
 
 
 @dataclass(frozen=True)
@@ -160,13 +163,20 @@ def member(row: dict[str, Any]) -> Member:
     rows = json.loads(row["labels"]) if row["labels"] is not None else None
     labels = None if rows is None else Labels(tuple(tuple(r) for r in rows))
     source = Source(row["path"], row["url"], row["size"], row["stamp"], row["offset"], metadata=row["metadata"])
-    known = {name: row[name] for name in ("identity", "split", "start", "end", "content_id", "was")}
+    known = {name: row[name] for name in ("identity", "split", "start", "end", "content_id", "attempt", "was")}
     return Member(source=source, labels=labels, **known)
 
 
-def alone(member: Member) -> Member:
-    """The member as if it had never been anywhere else."""
-    return replace(member, was="")
+def requeued_url(root: str, name: str) -> str:
+    return files.join(root, "requeued", f"{name}.json")
+
+
+def requeued(root: str, name: str) -> dict[str, int]:
+    """How often each source, by its identity, was asked to be tried again."""
+    try:
+        return {str(k): int(v) for k, v in files.read_json(requeued_url(root, name)).items()}
+    except FileNotFoundError:
+        return {}
 
 
 def latest(root: str, name: str) -> str:

@@ -196,7 +196,7 @@ def fingerprint(source: Source) -> str:
     """
     state = hashlib.blake2b(str(source.size).encode(), digest_size=16)
     start = max(0, source.offset)
-    with _reading(source):
+    with reading(source):
         for begin, end in _ranges(source.size):
             state.update(files.read(source.url, start + begin, start + end))
     return state.hexdigest()
@@ -216,7 +216,7 @@ def fingerprint_file(path: str) -> str:
 def content_id(source: Source) -> str:
     """The sha256 of a source's bytes, read in blocks; raises as `fingerprint` does."""
     whole = hashlib.sha256()
-    with _reading(source):
+    with reading(source):
         for block in _blocks(source):
             whole.update(block)
     return whole.hexdigest()
@@ -228,7 +228,7 @@ def fetch(source: Source, folder: str) -> str:
     if isinstance(fs, LocalFileSystem) and source.offset < 0:
         return path
     target = os.path.join(folder, "source")
-    with _reading(source):
+    with reading(source):
         if source.offset < 0:
             fs.get_file(path, target)
         else:
@@ -249,7 +249,7 @@ def _blocks(source: Source) -> Iterator[bytes]:
             yield block
 
 
-class _reading:
+class reading:
     """Tells the video's faults (gone, no right to read it) from the store's."""
 
     def __init__(self, source: Source) -> None:
@@ -278,7 +278,7 @@ def outline(source: Source, folder: str, most: int) -> str:
     if isinstance(fs, LocalFileSystem) and source.offset < 0:
         return path
     target, start = os.path.join(folder, "outline" + os.path.splitext(source.path)[1]), max(0, source.offset)
-    with _reading(source), open(target, "wb") as file:
+    with reading(source), open(target, "wb") as file:
         for begin, end in [(0, min(most, source.size)), (max(most, source.size - most), source.size)]:
             file.seek(begin)
             file.write(files.read(source.url, start + begin, start + end))

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -25,7 +26,7 @@ from tasks.report import progress, say
 SIDE_BY_SIDE = 16  # sources read at once for their fingerprints: it is waiting, not work
 USUAL = Limits()
 CHUNK = 64  # sources probed in one call of the pool
-WHOLE = 8 << 20  # bytes of packets that are read to know how long a video really is; of larger ones the header says it
+WHOLE = 8 << 20  # bytes of packets that are read to know how long a video is; of more the header says it
 HEADER = 1 << 20  # bytes of a remote file's head and tail that its header is looked for in
 
 
@@ -69,10 +70,11 @@ def plan_archive(
             if not planning.videos():
                 raise InputError(f"{archive}: {count} files, none with the name of a video")
             check_paths(planning.unlisted(labels), labels_url or archive)
+            planning.requeue(plans.requeued(root, name))
             same = _recall(planning, root, name, recipe)
             identify(planning, root)
-            probe(planning)
             window = max(1, math.ceil(unit / recipe["span"])) * recipe["span"]
+            probe(planning, window)
             number = planning.assign(recipe, limits, window)
             with ThreadPoolExecutor(SIDE_BY_SIDE) as threads:
                 moved = planning.moved() if same else []
@@ -164,26 +166,31 @@ def _advancing(state: Any, rows: Iterable[Any]) -> Iterator[Any]:
         yield row
 
 
-def probe(planning: Planning) -> None:
+def probe(planning: Planning, window: float) -> None:
     """Reads the headers of what is new, to know how long it is; what has none is cut in one go."""
     fresh = planning.unprobed()
     chunks = iter(lambda: list(islice(fresh, CHUNK)), [])
     while some := list(islice(chunks, pool.workers() * 4)):
-        for chunk, result in pool.run(_probe, [tuple(chunk) for chunk in some]):
+        for chunk, result in pool.run(partial(_probe, window=window), [tuple(chunk) for chunk in some]):
             if isinstance(result, Exception):
                 raise result
             planning.probed((source.path, *facts) for source, facts in zip(chunk, result, strict=True))
 
 
-def _probe(chunk: tuple[Source, ...]) -> list[tuple[dict[str, Any], str]]:
+def _probe(chunk: tuple[Source, ...], window: float) -> list[tuple[dict[str, Any], str]]:
+    """Facts of each source; and the content id of one that will be cut in windows, so that it is taken once."""
     found = []
     for source in chunk:
+        content = ""
         with files.scratch() as folder:
             try:
-                facts = mine().probe(sources.outline(source, str(folder), HEADER), max_bytes=WHOLE)
+                path = sources.outline(source, str(folder), HEADER)
+                facts = mine().probe(path, max_bytes=WHOLE)
+                if facts["duration"] >= 2 * window:
+                    content = sources.content_id(source)
             except Rejected as error:  # the cut will say so, on the whole file
                 facts = {"problem": error.reason}
-        found.append((facts, ""))
+        found.append((facts, content))
     return found
 
 

@@ -116,10 +116,10 @@ class _Cutter:
     def _cut(self, member: Member, folder: Path, *, alone: bool) -> tuple[list[Any], list[Path]]:
         check_size(member.source.size)
         path, content = self._fetch(member), member.content_id
-        if sources.fingerprint_file(path) != member.identity[:32]:
-            raise Rejected("source_changed", "other bytes than when it was listed; the next run takes it up")
-        if not content:
-            content = files.digest_file(path)
+        with sources.reading(member.source):
+            if sources.fingerprint_file(path) != member.identity[:32]:
+                raise Rejected("source_changed", "other bytes than when it was listed; the next run takes it up")
+            content = content or files.digest_file(path)
         window = None if member.whole else (member.start, member.end)
         box = sandbox.mine()
         bounds = None

@@ -276,7 +276,8 @@ def test_a_long_video_is_many_units_with_the_clips_of_one(long, tmp_path):
 
     assert of(data) == of(whole) and len(of(data)) > 4
     entries = [e for part in data.parts for e in ledger.read(str(tmp_path / "root"), "shard", part.id)]
-    assert any("#t=2,4" in e.item for e in entries) and all(e.content_id for e in entries)
+    assert any("#t=2,4" in e.item for e in entries)
+    assert {e.content_id for e in entries} == {files.digest_file(next(long.rglob("*.mp4")))}
 
 
 # Suspects
@@ -390,3 +391,48 @@ def test_a_clip_of_other_bytes_takes_nothing_over(home):
     altered = other.set_column(column, "sha256", pa.array(["0" * 64] * 8))
     files.replace(tables.pack(altered, facts), part.index)
     assert carry.known(root, "scores", name, part, data.parts) is None
+
+
+def test_quarantined_videos_are_tried_again_on_request(home, monkeypatch):
+    """PR11: the verdict before stays in the ledger; the others of its part are not decoded."""
+    from storage.limits import Rejected
+    from tasks.requeue import requeue
+
+    root = files.open_root(str(home / "fresh"))
+    bad = sorted((home / "archive").rglob("*.mp4"))[2]
+    cut = Sandbox.cut
+
+    def slow(self, path, folder, **options):
+        if path == str(bad):
+            raise Rejected("timeout", "no sign of life")
+        return cut(self, path, folder, **options)
+
+    monkeypatch.setattr(Sandbox, "cut", slow)
+    before, report = prepare(root, str(home / "archive"), units=100)
+    assert report.quarantined == {"timeout": 1}
+    monkeypatch.setattr(Sandbox, "cut", cut)
+    _, report = prepare(root, str(home / "archive"), units=100)
+    assert report.quarantined == {"timeout": 1} and report.decoded == 0
+    assert "1 timeout" in requeue(root, "a")
+    assert requeue(root, "a", ["oom"]).startswith("0 videos")
+    assert requeue(root, "a", ["timeout"]).startswith("1 videos")
+    after, report = prepare(root, str(home / "archive"), units=100)
+    assert report.kept == 8 and report.decoded == 1 and after.clips == before.clips + 1
+    old = {e.item: e.reason for e in ledger.read(root, "shard", before.parts[0].id)}
+    assert old[str(bad.relative_to(home / "archive"))] == "timeout"
+    _, report = prepare(root, str(home / "archive"), units=100)
+    assert report.decoded == 0
+    with pytest.raises(InputError, match="no such reason"):
+        requeue(root, "a", ["bad luck"])
+    with pytest.raises(InputError, match="no dataset 'other'"):
+        requeue(root, "other", ["timeout"])
+
+
+def test_a_source_that_is_gone_when_it_is_cut_has_a_reason(home):
+    """Row 29."""
+    root = files.open_root(str(home / "fresh"))
+    planned, listed = plan(root, str(home / "archive"), units=3)
+    gone = next((home / "archive").rglob("*.mp4"))
+    gone.unlink()
+    _, report = shard.shard_archive(root, "a", planned, recipe=RECIPE, failure_budget=1.0, listed=listed)
+    assert report.quarantined == {"not_found": 1} and report.kept == 7
