@@ -38,7 +38,7 @@ COMMANDS = {  # name: (what runs, its check before anything starts, one line of 
 }
 EXIT_INPUT, EXIT_FAILED = 2, 1
 KNOWN = ("InputError", "RootError")  # the person who called can mend these
-FAILURES = ("BudgetExceeded", "Incomplete", "Damaged", "Conflict", "StoreError", "TrainingFailed")
+FAILURES = ("BudgetExceeded", "Incomplete", "Damaged", "Conflict", "StoreError", "TrainingFailed", "ClusterLost")
 
 
 def quiet() -> None:

@@ -11,8 +11,13 @@ from functools import cache
 from multiprocessing import get_context
 from typing import Any, TypeVar
 
+PATIENCE = "30s"  # for a scheduler to answer
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+
+class ClusterLost(RuntimeError):
+    """The cluster that work was sent to does not answer any more."""
 
 
 def workers() -> int:
@@ -54,15 +59,26 @@ def _outcome(future: Future) -> Any:
 def _on_cluster(
     address: str, function: Callable[[Item], Result], items: list[Item]
 ) -> Iterator[tuple[Item, Result | Exception]]:
-    from dask.distributed import Client
+    from dask.distributed import CancelledError, Client
     from dask.distributed import as_completed as done
+    from distributed.comm import CommClosedError
 
-    with Client(address, set_as_default=False, timeout="30s") as client:
+    try:
+        client = Client(address, set_as_default=False, timeout=PATIENCE)
+    except OSError as error:
+        raise ClusterLost(f"no Dask scheduler answers at {address} ({error})") from error
+    try:
         futures = client.map(function, items, pure=False)
         owner = {future.key: item for future, item in zip(futures, items, strict=True)}
         for future in done(futures, loop=client.loop):
             error = future.exception()
             yield owner[future.key], error if error is not None else future.result()
+    except (CancelledError, CommClosedError) as error:
+        raise ClusterLost(
+            f"the Dask scheduler at {address} is gone; what was committed stays, run again for the rest"
+        ) from error
+    finally:
+        client.close(timeout=10)
 
 
 def processes(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:

@@ -1,12 +1,13 @@
 """What people see while a stage runs and after it: lines on the terminal, progress and tables in Prefect."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
 
+import httpx
 from prefect.artifacts import (
     create_markdown_artifact,
     create_progress_artifact,
@@ -21,6 +22,7 @@ from tasks import redaction
 redaction.install()  # whoever runs a stage imports this file
 
 EVERY = 3.0  # seconds between progress lines
+SILENCE = 60.0  # seconds without a word to a server that does not answer
 TABLE_ROWS = 1000  # an artifact is a page, not an archive
 
 
@@ -32,6 +34,22 @@ def in_run() -> bool:
 def say(text: str) -> None:
     """Prints a line at once, without credentials."""
     print(redact(text), flush=True)
+
+
+_silent_until = 0.0  # Prefect did not answer; until then it is not told anything
+
+
+def _tell(function: Callable[..., Any], *args: Any, **words: Any) -> Any:
+    """Tells Prefect something. What a run has done does not hang on whether its server answers: it is told later."""
+    global _silent_until
+    if time.monotonic() < _silent_until:
+        return None
+    try:
+        return function(*args, **words)
+    except (httpx.HTTPError, OSError, RuntimeError) as error:
+        _silent_until = time.monotonic() + SILENCE
+        say(f"  prefect      does not answer ({type(error).__name__}); the work goes on")
+        return None
 
 
 def clock(seconds: float) -> str:
@@ -67,7 +85,7 @@ class Progress:
             f" · {rate:.1f}/s · ETA {clock(left)}{' · ' + note if note else ''}"
         )
         if self.artifact is not None:
-            update_progress_artifact(self.artifact, progress=100.0 * self.done / max(1, self.total))
+            _tell(update_progress_artifact, self.artifact, progress=100.0 * self.done / max(1, self.total))
 
 
 @contextmanager
@@ -75,12 +93,13 @@ def progress(name: str, total: int, unit: str = "parts") -> Iterator[Progress]:
     """A progress line on the terminal and, inside a Prefect run, a progress artifact of the same name."""
     artifact = None
     if in_run():
-        made = create_progress_artifact(0.0, key=f"progress-{name}", description=redact(f"{name}: {total} {unit}"))
-        artifact = made if isinstance(made, UUID) else UUID(str(made))
+        text = redact(f"{name}: {total} {unit}")
+        made = _tell(create_progress_artifact, 0.0, key=f"progress-{name}", description=text)
+        artifact = made if made is None or isinstance(made, UUID) else UUID(str(made))
     state = Progress(name, total, unit, artifact)
     yield state
     if artifact is not None and state.done >= state.total:
-        update_progress_artifact(artifact, progress=100.0)
+        _tell(update_progress_artifact, artifact, progress=100.0)
 
 
 def table(key: str, rows: list[dict[str, Any]], description: str) -> None:
@@ -89,13 +108,13 @@ def table(key: str, rows: list[dict[str, Any]], description: str) -> None:
         return
     more = f" (the first {TABLE_ROWS} of {len(rows)})" if len(rows) > TABLE_ROWS else ""
     plain = [{redact(k): redact(str(v)) for k, v in row.items()} for row in rows[:TABLE_ROWS]]
-    create_table_artifact(plain or [{"": "nothing"}], key=key, description=redact(description + more))
+    _tell(create_table_artifact, plain or [{"": "nothing"}], key=key, description=redact(description + more))
 
 
 def markdown(key: str, text: str, description: str = "") -> None:
     """Publishes a markdown artifact."""
     if in_run():
-        create_markdown_artifact(redact(text), key=key, description=redact(description))
+        _tell(create_markdown_artifact, redact(text), key=key, description=redact(description))
 
 
 def escape(text: str) -> str:

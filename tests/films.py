@@ -7,13 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from storage import files
 from storage.encoder import Encoder
 from storage.synthetic import _texture
-from tasks import listing, shard
+from tests.preparing import prepare
 
 H, W = 48, 64
-OPTIONS = {"span": 3.0, "short_side": 64}
 
 
 def film(seed: int, room: int | None = None) -> tuple[np.ndarray, np.ndarray]:
@@ -66,10 +64,6 @@ def prepare_films(folder: Path, films: dict, labels: list[tuple] = ()):
         with where.open("w", newline="") as file:
             writer = csv.writer(file)
             writer.writerows([("path", "start", "end", "label", "split"), *labels])
-    root = files.open_root(str(folder / "root"))
-    plan, listed = listing.plan_archive(
-        root, "a", str(folder / "archive"), where and str(where), classes=[], held_out=0.3, per_part=4,
-        config=dict(OPTIONS),
-    )  # fmt: skip
-    dataset, _ = shard.shard_archive(root, "a", plan, **OPTIONS, failure_budget=1.0, listed=listed)
+    root = str(folder / "root")
+    dataset, _ = prepare(root, str(folder / "archive"), where and str(where), units=3)
     return root, dataset

@@ -8,6 +8,7 @@ from storage.datasets import Dataset
 from storage.ledger import VOLATILE, Report
 from tasks import listing, shard
 
+CHECKOUT = Path(__file__).parent.parent
 RECIPE = shard.recipe(3.0, 64, "span", "exact")
 
 

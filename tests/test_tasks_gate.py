@@ -36,7 +36,7 @@ def candidate(root, seed: int, gain: float, videos: int = 30) -> dict:
     checkpoint = checkpoints.save(
         root.url, f"run{seed}-{gain}", 1, {"w": torch.full((1,), seed + gain)}, {}, {"system": "x3d"}, True
     )
-    evaluation = Evaluation({}, [], [], "c", checkpoint.digest, FrameScores(3, held), [])
+    evaluation = Evaluation({}, [], [], [], "content", "c", checkpoint.digest, FrameScores(3, held), [])
     root.known[checkpoint.digest] = evaluation
     run = tracking.start(root.url, f"r{seed}", {}, {})
     return {"evaluation": evaluation, "checkpoint": checkpoint, "run": run, "model_uri": f"runs:/{run}/model"}

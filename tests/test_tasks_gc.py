@@ -12,10 +12,10 @@ import pytest
 from click.testing import CliRunner
 
 from flows.__main__ import main
-from storage import columns, datasets, files, inventory, ledger, parts, tables
+from storage import columns, datasets, files, inventory, ledger, parts, plans, tables
 from storage.errors import InputError, StoreError
 from storage.ledger import Entry
-from tasks import gc, listing, volumes
+from tasks import gc, volumes
 
 DAY = 24 * 3600.0
 
@@ -39,7 +39,7 @@ def commit(root, number, folder, labelled="none"):
 
 def plan(root, name, numbers):
     rows = [{"part": part_id(n), "path": str(n)} for n in numbers]
-    packed = tables.pack(pa.Table.from_pylist(rows, schema=listing.PLAN))
+    packed = tables.pack(pa.Table.from_pylist(rows, schema=plans.PLAN))
     digest = files.digest(packed)[:16]
     files.publish_bytes(packed, f"{root}/plans/{name}/{digest}.parquet", same=False)
     files.point({"plan": digest}, f"{root}/plans/{name}/latest.json")

@@ -1,0 +1,89 @@
+"""A Dask worker or the scheduler dies in the middle of a stage: nothing is lost, and nobody waits for ever."""
+
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+
+import pytest
+
+from storage import files, parts
+from tasks import pool
+from tests.conftest import end_with_us, free_ports
+from tests.preparing import CHECKOUT, bytes_of, prepare
+
+
+@pytest.fixture
+def cluster(monkeypatch):
+    """A scheduler and two workers of one thread each, as processes of their own."""
+    port = free_ports(1)
+    address = f"tcp://127.0.0.1:{port}"
+    options = {"cwd": CHECKOUT, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "preexec_fn": end_with_us}
+    scheduler_module, worker_module = "distributed.cli.dask_scheduler", "distributed.cli.dask_worker"
+    where = ["--host", "127.0.0.1", "--port", str(port), "--no-dashboard"]
+    scheduler = subprocess.Popen([sys.executable, "-m", scheduler_module, *where], **options)
+    command = [sys.executable, "-m", worker_module, address, "--nthreads", "1", "--no-dashboard", "--no-nanny"]
+    workers = [subprocess.Popen(command, **options) for _ in range(2)]
+    monkeypatch.setenv("DASK_SCHEDULER_ADDRESS", address)
+    yield scheduler, workers
+    for process in (scheduler, *workers):
+        process.kill()
+        process.wait()
+
+
+def when(moment, act) -> threading.Thread:
+    def wait() -> None:
+        deadline = time.monotonic() + 60
+        while not moment() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        act()
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    return thread
+
+
+def test_a_worker_that_dies_costs_its_part_in_hand_at_most(cluster, archive, tmp_path):
+    """PR02, PR03; row 2, row 8: the other worker goes on, and no part that is committed is made again."""
+    _, workers = cluster
+    calm, _ = prepare(str(tmp_path / "calm"), str(archive / "archive"), units=4)
+    root = tmp_path / "root"
+    made: Counter = Counter()
+
+    def kill() -> None:
+        made.update(path.name for path in (root / "parts").glob("*.parquet"))
+        workers[0].send_signal(signal.SIGKILL)
+
+    killer = when(lambda: len(list((root / "parts").glob("*.parquet"))) >= 2, kill)
+    data, _ = prepare(str(root), str(archive / "archive"), units=4)
+    killer.join()
+    assert len(made) >= 2 and data.version == calm.version
+    assert bytes_of(root) == bytes_of(tmp_path / "calm")
+
+
+def test_a_scheduler_that_dies_ends_the_stage_and_a_second_run_finishes_it(cluster, archive, tmp_path, monkeypatch):
+    """Row 3: within a minute, with a clear error; what was committed stays."""
+    scheduler, _ = cluster
+    root = tmp_path / "root"
+    killer = when(lambda: any((root / "parts").glob("*.parquet")), scheduler.kill)
+    began = time.monotonic()
+    with pytest.raises(pool.ClusterLost, match="run again for the rest"):
+        prepare(str(root), str(archive / "archive"), units=4)
+    killer.join()
+    assert time.monotonic() - began < 60
+    there = files.names(str(root / "parts"), ".parquet")
+    for name in there:
+        parts.find(str(root), name.removesuffix(".parquet")).verify()
+    monkeypatch.delenv("DASK_SCHEDULER_ADDRESS")
+    again, report = prepare(str(root), str(archive / "archive"), units=4)
+    calm, whole = prepare(str(tmp_path / "calm"), str(archive / "archive"), units=4)
+    assert 0 < report.decoded < whole.decoded and again.version == calm.version
+
+
+def test_a_scheduler_that_is_not_there_is_named(archive, tmp_path, monkeypatch):
+    monkeypatch.setenv("DASK_SCHEDULER_ADDRESS", f"tcp://127.0.0.1:{free_ports(1)}")
+    monkeypatch.setattr(pool, "PATIENCE", "2s")
+    with pytest.raises(pool.ClusterLost, match="no Dask scheduler answers at tcp://127.0.0.1"):
+        prepare(str(tmp_path), str(archive / "archive"))
