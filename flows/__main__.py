@@ -151,6 +151,15 @@ def _run(target: Any, check: Callable[..., Any] | None, options: dict[str, Any])
         raise
 
 
+class Command(click.Command):
+    """A command whose root may also be given first, without its flag: ``reelmill verify ROOT``."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if args and not args[0].startswith("-") and any(option.name == "root" for option in self.params):
+            args = ["--root", *args]
+        return super().parse_args(ctx, args)
+
+
 class Commands(click.Group):
     """Lists commands from the table and imports one only when it is run or its own help is asked for."""
 
@@ -173,7 +182,7 @@ class Commands(click.Group):
             _option(parameter, hints[parameter.name]) for parameter in inspect.signature(function).parameters.values()
         ]
         text = inspect.cleandoc(function.__doc__ or "").partition("\n\nArgs:")[0]
-        return click.Command(
+        return Command(
             name,
             params=options,
             help=text,

@@ -92,8 +92,11 @@ class ByLearning:
     """TransNetV2: cuts and dissolves alike."""
 
     def __init__(self, threshold: float) -> None:
+        import torch
+
         from models.shots import Scorer, load
 
+        torch.set_num_threads(1)  # the pool's threads share the cores
         load()
         self.scorer, self.threshold = Scorer(), threshold
         self.scores: list[Any] = []

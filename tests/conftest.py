@@ -1,20 +1,7 @@
 """What several test files share: settings before anything is imported, one rendered archive, S3 servers."""
 
-import ctypes
-import json
 import os
-import random
-import signal
-import socket
-import subprocess
-import sys
-import time
-import urllib.error
-import urllib.request
 import uuid
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
-from pathlib import Path
 
 from flows.__main__ import quiet
 
@@ -22,7 +9,8 @@ quiet()
 
 import pytest  # noqa: E402
 
-CREDENTIALS = {"AWS_ACCESS_KEY_ID": "reel", "AWS_SECRET_ACCESS_KEY": "reelsecret", "AWS_DEFAULT_REGION": "us-east-1"}
+from tests import servers  # noqa: E402
+from tests.servers import CREDENTIALS  # noqa: E402
 
 
 @pytest.fixture(scope="session")
@@ -36,73 +24,17 @@ def archive(tmp_path_factory):
     return folder
 
 
-def end_with_us() -> None:
-    """Makes a child end with this process, also when it is killed (PR_SET_PDEATHSIG)."""
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
-
-
-def free_ports(count: int, also: int = 0) -> int:
-    """The first of ``count`` free ports in a row on loopback; those ``also`` higher are free as well."""
-    for first in random.sample(range(20_000, 30_000, 10), 200):
-        with ExitStack() as stack, suppress(OSError):
-            for port in [first + n + step for n in range(count) for step in {0, also}]:
-                stack.enter_context(socket.socket()).bind(("127.0.0.1", port))
-            return first
-    raise RuntimeError("no free ports")
-
-
-@contextmanager
-def serving(command: list[str], ready: str, log: Path) -> Iterator[None]:
-    """A server that runs while the block does, once it answers at a URL."""
-    with open(log, "wb") as out:
-        tool = Path(sys.executable).parent / command[0]
-        server = subprocess.Popen([tool, *command[1:]], stdout=out, stderr=out, preexec_fn=end_with_us)
-    try:
-        for _ in range(600):
-            try:
-                urllib.request.urlopen(ready, timeout=2)
-                break
-            except urllib.error.HTTPError as error:
-                if error.code < 500 and not ready.endswith("/status"):  # it asks for credentials
-                    break
-            except OSError:
-                pass
-            assert server.poll() is None, log.read_text()
-            time.sleep(0.05)
-        yield
-    finally:
-        server.kill()
-        server.wait()
-
-
 @pytest.fixture(scope="session")
 def seaweed(tmp_path_factory):
-    """The endpoint of a SeaweedFS server with the empty bucket ``reel``."""
-    folder = tmp_path_factory.mktemp("seaweed")
-    keys = {"accessKey": CREDENTIALS["AWS_ACCESS_KEY_ID"], "secretKey": CREDENTIALS["AWS_SECRET_ACCESS_KEY"]}
-    actions = ["Admin", "Read", "Write", "List", "Tagging"]
-    (folder / "s3.json").write_text(
-        json.dumps({"identities": [{"name": "reel", "credentials": [keys], "actions": actions}]})
-    )
-    port = free_ports(5, also=10_000)
-    roles = ("s3", "master", "volume", "filer", "admin")
-    command = ["weed", "-logtostderr=true", "mini", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1"]
-    command += [f"-{role}.port={port + n}" for n, role in enumerate(roles)] + [f"-s3.config={folder / 's3.json'}"]
-    command += ["-admin.ui=false", "-webdav=false", "-master.telemetry=false", "-s3.port.iceberg=0", "-s3.port.lance=0"]
-    with serving([*command, "-s3.iam=false", "-bucket=reel"], f"http://127.0.0.1:{port}/status", folder / "log"):
-        yield f"http://127.0.0.1:{port}"
+    """The endpoint of a SeaweedFS server."""
+    with servers.seaweed(tmp_path_factory.mktemp("seaweed")) as endpoint:
+        yield endpoint
 
 
 @pytest.fixture(scope="session")
 def rclone(tmp_path_factory):
-    """The endpoint of `rclone serve s3`, which takes conditions on a put and ignores them; its bucket is ``reel``."""
-    folder = tmp_path_factory.mktemp("rclone")
-    (folder / "data" / "reel").mkdir(parents=True)
-    port, keys = free_ports(1), f"{CREDENTIALS['AWS_ACCESS_KEY_ID']},{CREDENTIALS['AWS_SECRET_ACCESS_KEY']}"
-    command = ["rclone", "serve", "s3", "--config", str(folder / "none"), "--auth-key", keys]
-    command += ["--addr", f"127.0.0.1:{port}"]
-    endpoint = f"http://127.0.0.1:{port}"
-    with serving([*command, str(folder / "data")], endpoint, folder / "log"):
+    """The endpoint of a server that ignores conditions on a put."""
+    with servers.rclone(tmp_path_factory.mktemp("rclone")) as endpoint:
         yield endpoint
 
 

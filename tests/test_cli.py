@@ -149,3 +149,9 @@ def test_cost_prints_the_figures_of_the_thesis():
 
 def test_cost_of_an_unknown_system():
     assert "x3d" in refused("cost", "--system", "resnet")
+
+
+def test_the_root_may_come_first_without_its_flag(tmp_path):
+    assert "no Reelmill root here" in refused("verify", str(tmp_path / "none"))
+    assert "no Reelmill root here" in refused("gc", str(tmp_path / "none"), "--grace-hours", "1")
+    assert run("cost", "x3d").exit_code == 2

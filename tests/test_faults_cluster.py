@@ -11,8 +11,8 @@ import pytest
 
 from storage import files, parts
 from tasks import pool
-from tests.conftest import end_with_us, free_ports
 from tests.preparing import CHECKOUT, bytes_of, prepare
+from tests.servers import end_with_us, free_ports
 
 
 @pytest.fixture

@@ -1,0 +1,105 @@
+"""Prefect's server goes away while a stage works, and comes back: the run ends well, with all its parts."""
+
+import os
+import subprocess
+import sys
+import time
+import urllib.request
+
+import httpx
+import pytest
+
+from storage import files
+from tasks import report
+from tests.preparing import CHECKOUT
+from tests.servers import end_with_us, free_ports
+
+PROGRAM = """
+import sys
+from flows.__main__ import quiet
+quiet()
+from prefect import flow
+from tasks import shard
+from tasks.listing import list_archive
+
+@flow
+def small(root: str, archive: str) -> None:
+    cut = shard.recipe(3.0, 64, "span", "exact")
+    plan, listed = list_archive(root, "a", archive, None, [], 0.3, 4, 1 << 30, cut)
+    data, report = shard.shard(root, "a", plan, cut, 1.0, listed)
+    print("ended with", data.clips, "clips", flush=True)
+
+small(*sys.argv[1:])
+"""
+
+
+def server(port: int, home) -> subprocess.Popen:
+    env = os.environ | {"PREFECT_HOME": str(home), "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
+    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    with open(home / "server.log", "ab") as log:
+        started = subprocess.Popen(command, env=env, stdout=log, stderr=log, preexec_fn=end_with_us)
+    for _ in range(240):
+        try:
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/api/health", timeout=2)
+            return started
+        except OSError:
+            assert started.poll() is None, (home / "server.log").read_text()
+            time.sleep(0.25)
+    raise AssertionError("the server did not start")
+
+
+def test_a_server_that_is_away_for_a_while_fails_nothing(archive, tmp_path):
+    """PR16, rows 10 and 12: killed while parts are made, back after some seconds."""
+    port, root = free_ports(1), files.open_root(str(tmp_path / "root"))
+    running = server(port, tmp_path)
+    env = os.environ | {"PREFECT_HOME": str(tmp_path), "PREFECT_API_URL": f"http://127.0.0.1:{port}/api"}
+    command = [sys.executable, "-c", PROGRAM, root, str(archive / "archive")]
+    run = subprocess.Popen(
+        command, cwd=CHECKOUT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        preexec_fn=end_with_us,
+    )  # fmt: skip
+    said = []
+    for line in run.stdout:
+        said.append(line)
+        if "parts to do" in line:
+            running.kill()
+            running.wait()
+            time.sleep(5)
+            running = server(port, tmp_path)
+    assert run.wait() == 0, "".join(said[-30:])
+    running.kill()
+    running.wait()
+    assert any(line.startswith("ended with") for line in said)
+    assert files.names(f"{root}/parts", ".parquet")
+
+
+def test_what_cannot_be_told_to_prefect_stops_nothing(monkeypatch, capsys):
+    calls = []
+
+    def refuse(*_, **__):
+        calls.append(1)
+        raise httpx.ConnectError("refused")
+
+    monkeypatch.setattr(report, "in_run", lambda: True)
+    monkeypatch.setattr(report, "create_progress_artifact", refuse)
+    monkeypatch.setattr(report, "create_table_artifact", refuse)
+    monkeypatch.setattr(report, "_silent_until", 0.0)
+    with report.progress("shard", 2) as state:
+        state.advance(2)
+    report.table("parts", [], "none")
+    assert len(calls) == 1 and "the work goes on" in capsys.readouterr().out
+    monkeypatch.setattr(report, "_silent_until", 0.0)
+    report.table("parts", [], "none")
+    assert len(calls) == 2
+
+
+def test_our_own_mistakes_are_not_taken_for_a_silent_server(monkeypatch):
+    monkeypatch.setattr(report, "in_run", lambda: True)
+    monkeypatch.setattr(report, "_silent_until", 0.0)
+
+    def mistaken(*_, **__):
+        raise TypeError("an argument too many")
+
+    monkeypatch.setattr(report, "create_table_artifact", mistaken)
+    with pytest.raises(TypeError):
+        report.table("parts", [], "none")
