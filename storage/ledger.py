@@ -105,7 +105,7 @@ def batch(rows: list[dict[str, Any]]) -> pa.RecordBatch:
     """Rows with some of the fields as a batch of the ledger; the others are blank."""
     blank = {"detail": "", "clips": 0, "error": "", "scores": [], "thresholds": [], "seconds": 0.0}
     blank["host"] = socket.gethostname()
-    rows = [{**blank, **row, "detail": redact(row.get("detail") or "")} for row in rows]
+    rows = [{**blank, **row, "detail": redact(row["detail"]) if row.get("detail") else ""} for row in rows]
     return pa.RecordBatch.from_pylist(rows, schema=SCHEMA)
 
 

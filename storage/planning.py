@@ -20,7 +20,7 @@ from storage.ledger import Report
 from storage.plans import PLAN, WINDOW_BITS, Limits
 from storage.sources import Source, named_as_video
 
-MEMORY = "512MB"
+MEMORY = "256MB"
 BATCH = 10_000
 LISTED = pa.schema(
     [(name, pa.string()) for name in ("path", "url", "stamp", "problem", "metadata", "labels", "split", "kind")]
