@@ -161,7 +161,8 @@ def _label_rows(value: Any) -> list[tuple[float | None, float | None, str]]:
         return [(None, None, str(value).strip())]
     if isinstance(value, dict):
         names = [value[key] for key in LABEL_KEYS if key in value]
-        start, end = value.get("start"), value.get("end")
+        start: Any = value.get("start")
+        end: Any = value.get("end")
         if len(names) == 1 and isinstance(names[0], str | int) and not isinstance(names[0], bool):
             if start is None and end is None:
                 return [(None, None, str(names[0]))]

@@ -85,7 +85,7 @@ def _answer(message: dict[str, Any], blob: bytes, pipe: BinaryIO) -> tuple[dict[
         if call == "sample":
             frames, kept, times = sampling.sample(blob, **options)
             answer = {"shape": frames.shape, "kept": kept.tolist(), "times": times.tolist()}
-            return answer, memoryview(np.ascontiguousarray(frames).reshape(-1))
+            return answer, np.ascontiguousarray(frames).reshape(-1).data
         if call == "score":
             from storage import scores
 
@@ -96,7 +96,7 @@ def _answer(message: dict[str, Any], blob: bytes, pipe: BinaryIO) -> tuple[dict[
             return {"result": probing.probe(beat=beat, **options)}, b""
         if call == "thumbnails":
             for frames, times in sampling.thumbnails(beat=beat, **options):
-                send(pipe, {"part": times.tolist()}, memoryview(np.ascontiguousarray(frames).reshape(-1)))
+                send(pipe, {"part": times.tolist()}, np.ascontiguousarray(frames).reshape(-1).data)
             return {"result": "done"}, b""
         raise LookupError(call)
     except video.Rejected as error:

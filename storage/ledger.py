@@ -93,7 +93,8 @@ def tally(entries: Iterable[Entry]) -> Report:
 
 def total(root: str, step: str, names: list[str], shown: int) -> tuple[Report, list[Entry]]:
     """The counts over many ledgers of a step, and up to ``shown`` of the quarantined entries."""
-    report, bad = Report(), []
+    report = Report()
+    bad: list[Entry] = []
     for name in names:
         entries = read(root, step, name)
         report += tally(entries)

@@ -202,7 +202,7 @@ class Sandbox:
         """`storage.scores.measure` in the child: scores and the two halves of the signature."""
         answer, blob = self.call("score", {}, data)
         try:
-            return scores.unpack(answer, blob)
+            return scores.unpack(answer, bytes(blob))
         except (ValueError, TypeError, KeyError) as error:
             raise Rejected("decoder_crash", f"an answer that is none ({error})") from error
 

@@ -7,10 +7,11 @@ all results are rounded, so the same clip has the same scores on every machine.
 import io
 from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 
 import av
 import numpy as np
+from av.container import InputContainer
 
 from storage import files
 from storage.video import Rejected
@@ -75,7 +76,7 @@ def _decoded(data: bytes) -> Any:
             stream.codec_context.thread_count = 1
             stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
             base = float(stream.time_base or 1 / 90_000)
-            for frame in container.decode(stream):
+            for frame in cast(InputContainer, container).decode(stream):
                 yield float(frame.pts or 0) * base, _luma(frame)
     except av.error.FFmpegError as error:
         raise Rejected("decode_error", str(error)) from error
@@ -86,7 +87,7 @@ def _luma(frame: av.VideoFrame) -> np.ndarray:
     if frame.format.name not in PLANAR:
         frame = frame.reformat(format="gray")
     plane = frame.planes[0]
-    return np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[: frame.height, : frame.width]
+    return np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)[: frame.height, : frame.width]
 
 
 def _shrink(picture: np.ndarray, rows: int, columns: int) -> np.ndarray:
@@ -216,8 +217,8 @@ def pack(measured: tuple[Scores, np.ndarray, np.ndarray]) -> tuple[dict[str, Any
 def unpack(answer: dict[str, Any], blob: bytes) -> tuple[Scores, np.ndarray, np.ndarray]:
     """The measurement that `pack` packed; ValueError, TypeError or KeyError where it is none."""
     values = answer["scores"]
-    scores = Scores(
-        **{name: (int if name in ("duplicate_frames", "frames") else float)(values[name]) for name in NAMES}
-    )
+    whole = ("duplicate_frames", "frames")
+    numbers: dict[str, Any] = {name: (int if name in whole else float)(values[name]) for name in NAMES}
+    scores = Scores(**numbers)
     looks, moves = np.frombuffer(blob, "<u8").reshape(2, -1)
     return scores, looks, moves

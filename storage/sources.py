@@ -106,7 +106,7 @@ def _inside(tar: Source) -> Iterator[Source]:
         found = adoption.videos(sample) if not sample.flaw else [(m, {}) for m in sample.members.values()]
         for video, beside in found:
             name = f"{tar.path}/{video.name}"
-            place = {"size": video.size, "offset": video.offset, "stamp": f"{tar.stamp}:{video.offset}"}
+            place: dict[str, Any] = {"size": video.size, "offset": video.offset, "stamp": f"{tar.stamp}:{video.offset}"}
             try:
                 if sample.flaw or any(member.size > adoption.LARGEST_SIDECAR for member in beside.values()):
                     raise adoption.BadSidecar

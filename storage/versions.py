@@ -83,7 +83,7 @@ class Difference:
     def __add__(self, other: "Difference") -> "Difference":
         sums = [getattr(self, n) + getattr(other, n) for n in ("rows", "changed", "reshaped", "numbers")]
         largest, total = max(self.largest, other.largest), self.total + other.total
-        return Difference(*sums, largest, total, self.changes + other.changes)
+        return Difference(*sums, largest=largest, total=total, changes=self.changes + other.changes)  # type: ignore[misc]
 
     def __str__(self) -> str:
         text = f"{self.changed} of {self.rows} rows changed"

@@ -217,10 +217,10 @@ def repeats(pairs: list[dict[str, Any]], order: Callable[[Clip], Any], usable: s
         if near_by:
             chosen = min(near_by, key=lambda clip: order(heads[clip]))
             pair = like[first][chosen]
-            numbers = {name: float(pair[name]) for name in ("look", "move", "share")}
+            look, move, share = (float(pair[name]) for name in ("look", "move", "share"))
             for clip in copies.get(first, [first]):
                 if clip in usable:
-                    found[clip] = Repeat(*heads[chosen], "near", **numbers)
+                    found[clip] = Repeat(*heads[chosen], "near", look, move, share)
             continue
         kept.add(first)
         for clip in copies.get(first, []):

@@ -71,8 +71,8 @@ def _on_cluster(
         futures = client.map(function, items, pure=False)
         owner = {future.key: item for future, item in zip(futures, items, strict=True)}
         for future in done(futures, loop=client.loop):
-            error = future.exception()
-            yield owner[future.key], error if error is not None else future.result()
+            raised = future.exception()
+            yield owner[future.key], raised if raised is not None else future.result()
     except (CancelledError, CommClosedError) as error:
         raise ClusterLost(
             f"the Dask scheduler at {address} is gone; what was committed stays, run again for the rest"

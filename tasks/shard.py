@@ -105,7 +105,7 @@ class _Cutter:
             rows = [row for row in part.rows() if _holds(member, row)] if part else []
             if part is None or not rows:
                 return None
-            media = []
+            media: list[Path] = []
             for _, data in part.clips(rows):
                 media.append(folder / f"{len(media):06d}.mp4")
                 media[-1].write_bytes(data)
