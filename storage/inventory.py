@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from storage import conditions, local
+from storage.errors import StoreError
 from storage.stores import UNKNOWN, ask, bucket_and_key, code_of, is_local, is_s3, join, locate
 
 PAGE = 1000
@@ -143,4 +144,4 @@ def _put_at(info: dict[str, Any]) -> float:
     for name in ("LastModified", "mtime", "updated", "last_modified", "created"):
         if (value := info.get(name)) is not None:
             return float(value) if isinstance(value, int | float) else float(value.timestamp())
-    raise NotImplementedError("this store tells no times")
+    raise StoreError("this store does not say when an object was put, and without that nothing can be called old")

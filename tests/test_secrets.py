@@ -42,7 +42,7 @@ INNOCENT = [
     "https://example.org/@someone/x",
     "s3://bucket/key?versionId=3HL4kqtJlcpXroDTDmJ",
     "parts/9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0ab822cd15d6c15b0f00a08.tar",
-    "sqlite:////root/mlflow/mlflow.db",
+    "sqlite:////srv/mlflow/mlflow.db",
     "12:30 me@example.org",
     "token 5 of 7; the password is needed",
     "--classes token,secret,signature",
