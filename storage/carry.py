@@ -1,38 +1,54 @@
 """Rows of a column that a part before had: what a clip was found to be stays true when its part is made anew."""
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from storage import columns, datasets
+from storage import columns, datasets, files
 from storage.datasets import Dataset
 from storage.errors import Damaged, InputError
 from storage.parts import Part
 
 
-def replaced(root: str, dataset: Dataset) -> list[Part]:
-    """The parts of the dataset version before that are in this one no longer."""
+@dataclass(frozen=True)
+class Before:
+    """The parts of the dataset version before that are in this one no longer, and the clips that each holds."""
+
+    parts: tuple[Part, ...] = ()
+    clips: tuple[frozenset[tuple[str, str]], ...] = ()  # (key, sha256) by part
+
+
+NOTHING = Before()
+
+
+def replaced(root: str, dataset: Dataset) -> Before:
+    """What may be carried over into the parts of a dataset; reads each replaced part's index once."""
     if not (before := dataset.about.get("before")):
-        return []
+        return NOTHING
     try:
         old = datasets.load(root, dataset.name, before)
+        here = {part.id for part in dataset.parts}
+        gone = [part for part in old.parts if part.id not in here]
+        return Before(tuple(gone), tuple(files.at_once(_clips, gone)))
     except (InputError, Damaged):  # gone, or not to be trusted: everything is computed
-        return []
-    here = {part.id for part in dataset.parts}
-    return [part for part in old.parts if part.id not in here]
+        return NOTHING
 
 
-def known(root: str, column: str, version: str, part: Part, before: Sequence[Part]) -> pa.Table | None:
+def _clips(part: Part) -> frozenset[tuple[str, str]]:
+    return frozenset((row["key"], row["sha256"]) for row in part.table(["key", "sha256"]).to_pylist())
+
+
+def known(root: str, column: str, version: str, part: Part, before: Before) -> pa.Table | None:
     """The rows that the parts ``before`` have for clips of this part: of the same key and the same bytes."""
-    wanted = {(row["key"], row["sha256"]) for row in part.table(["key", "sha256"]).to_pylist()} if before else set()
+    wanted = _clips(part) if before.parts else frozenset()
     found = []
-    for old in before:
+    for old, clips in zip(before.parts, before.clips, strict=True):
+        shared = [key for key, _ in wanted & clips]
         try:
-            here = [(r["key"], r["sha256"]) in wanted for r in old.table(["key", "sha256"]).to_pylist()]
-            if any(here) and columns.has(root, column, version, old.id):
-                found.append(columns.read(root, column, version, old).filter(pa.array(here)))
+            if shared and columns.has(root, column, version, old.id):
+                found.append(of_keys(columns.read(root, column, version, old), shared))
         except Damaged:
             continue
     return pa.concat_tables(found).replace_schema_metadata(None) if found else None

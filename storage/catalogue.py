@@ -56,8 +56,7 @@ def url(root: str, dataset: Dataset) -> str:
 
 def build(root: str, dataset: Dataset) -> str:
     """Writes the catalogue of a dataset and returns its URL. Raises `Damaged` for a key in two parts."""
-    with ThreadPoolExecutor(AT_ONCE) as pool:
-        indexes = list(pool.map(lambda part: part.table(FIELDS), dataset.parts))
+    indexes = files.at_once(lambda part: part.table(FIELDS), dataset.parts)
     pieces = []
     for number, table in enumerate(indexes):
         digests = [bytes.fromhex(value) for value in table["sha256"].to_pylist()]

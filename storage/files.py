@@ -11,10 +11,12 @@ import random
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from storage import conditions
 from storage.conditions import MARKER, announce, read_tagged
@@ -36,6 +38,9 @@ __all__ = ["LOCALHOST", "MARKER", "_system", "absolute", "join", "locate", "perc
 
 SCHEMA = 2  # of everything below a root; a newer one is refused, see `open_root`
 READS = (1, 2)  # schemas of roots that are still read; 2 added members and metadata to the index, hosts to the ledger
+AT_ONCE = 16  # requests under way
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 SWAPS = 1000  # losing that often is no race any more
 
 
@@ -118,6 +123,14 @@ def scratch() -> Iterator[Path]:
     """A private local folder, removed at the end."""
     with tempfile.TemporaryDirectory(prefix="reelmill-") as folder:
         yield Path(folder)
+
+
+def at_once(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+    """Results in order, several at a time, a bounded number ahead: for calls that wait for a store."""
+    items = iter(items)
+    with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="reelmill-store") as threads:
+        while some := list(islice(items, 64 * AT_ONCE)):
+            yield from threads.map(function, some)
 
 
 def publish(source: str | Path, url: str, *, same: bool = True, give: bool = False) -> bool:

@@ -95,8 +95,7 @@ def total(root: str, step: str, names: list[str], shown: int) -> tuple[Report, l
     """The counts over many ledgers of a step, and up to ``shown`` of the quarantined entries."""
     report = Report()
     bad: list[Entry] = []
-    for name in names:
-        entries = read(root, step, name)
+    for entries in files.at_once(lambda name: read(root, step, name), names):
         report += tally(entries)
         bad += [entry for entry in entries if entry.verdict == "quarantined"][: shown - len(bad)]
     return report, bad

@@ -4,8 +4,7 @@ import csv
 import io
 import json
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from itertools import groupby, islice
+from itertools import groupby
 from typing import Any
 
 import pyarrow as pa
@@ -18,7 +17,6 @@ from storage.sources import Source
 
 SUFFIXES = (".csv", ".parquet", ".jsonl", ".ndjson", ".json")
 OWN = ("path", "url", "label", "start", "end", "split")  # all other columns are metadata
-SIDE_BY_SIDE = 16  # files asked about at once
 
 
 def is_list(archive: str) -> bool:
@@ -67,9 +65,7 @@ def listing(url: str) -> Iterator[Source]:
     folder = url.rsplit("/", 1)[0]
     named = ((_place(url, number, row), row) for number, row in enumerate(rows(url), start=1))
     once = (next(group)[1] for _, group in groupby(named, key=lambda pair: pair[0]))
-    with ThreadPoolExecutor(SIDE_BY_SIDE) as pool:
-        while some := list(islice(once, 1000)):
-            yield from pool.map(lambda row: _source(folder, row), some)
+    yield from files.at_once(lambda row: _source(folder, row), once)
 
 
 def _place(url: str, number: int, row: dict[str, Any]) -> str:

@@ -1,7 +1,6 @@
 """Features: image embeddings of frames by a frozen open_clip model, as a column beside the media."""
 
 from collections import defaultdict
-from collections.abc import Sequence
 from functools import lru_cache, partial
 from typing import Any
 
@@ -13,6 +12,7 @@ from prefect.cache_policies import NO_CACHE
 
 from models import clip
 from storage import carry, columns, files
+from storage.carry import NOTHING, Before
 from storage.datasets import Dataset
 from storage.errors import Damaged, InputError
 from storage.ledger import Report
@@ -54,7 +54,7 @@ def _frames(part: Part, rows: list[dict[str, Any]], fps: float) -> Any:
 
 
 def extract_part(
-    part: Part, *, root: str, model: str, pretrained: str | None, fps: float, before: Sequence[Part] = ()
+    part: Part, *, root: str, model: str, pretrained: str | None, fps: float, before: Before = NOTHING
 ) -> Report:
     """Embeds the frames of one part and commits the column; parts ``before`` may have some of its clips' features."""
     towers, name = encoder(model, pretrained), version(model, pretrained, fps)

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -23,7 +22,6 @@ from storage.video import Rejected
 from tasks import pool
 from tasks.report import progress, say
 
-SIDE_BY_SIDE = 16  # sources read at once for their fingerprints: it is waiting, not work
 USUAL = Limits()
 CHUNK = 64  # sources probed in one call of the pool
 WHOLE = 8 << 20  # bytes of packets that are read to know how long a video is; of more the header says it
@@ -76,10 +74,9 @@ def plan_archive(
             window = max(1, math.ceil(unit / recipe["span"])) * recipe["span"]
             probe(planning, window)
             number = planning.assign(recipe, limits, window)
-            with ThreadPoolExecutor(SIDE_BY_SIDE) as threads:
-                moved = planning.moved() if same else []
-                there = threads.map(lambda part: parts.committed(root, part), moved)
-                committed = [part for part, found in zip(moved, there, strict=True) if found]
+            moved = planning.moved() if same else []
+            there = files.at_once(lambda part: parts.committed(root, part), moved)
+            committed = [part for part, found in zip(moved, there, strict=True) if found]
             book, report = planning.account()
             plan = plans.save(root, name, planning.write(recipe, committed))
             files.replace(book.read_bytes(), ledger.url(root, "list", name))
@@ -102,8 +99,9 @@ def _recall(planning: Planning, root: str, name: str, recipe: dict[str, Any]) ->
         return False
     url = plans.url(root, name, before)
     try:
-        planning.recall(tables.read(url).select(plans.PLAN.names))
-        return bool(tables.about(url)["recipe"] == recipe)
+        table, about = tables.both(url)
+        planning.recall(table.select(plans.PLAN.names))
+        return bool(about["recipe"] == recipe)
     except (FileNotFoundError, KeyError):
         return False  # of an older schema: everything is looked at again
 
@@ -111,7 +109,7 @@ def _recall(planning: Planning, root: str, name: str, recipe: dict[str, Any]) ->
 def identify(planning: Planning, root: str) -> None:
     """Fingerprints what is new; where a fingerprint leaves a doubt, the whole file is read."""
     with progress("identify", planning.count_fresh(), "files") as state:
-        planning.identified(_advancing(state, _threaded(_identify, planning.fresh())))
+        planning.identified(_advancing(state, files.at_once(_identify, planning.fresh())))
     for mark, now, then in planning.ambiguous(sources.WHOLE):
         contents = {row["content_id"] or _content_before(root, row): row["identity"] for row in then}
         contents.pop("", None)
@@ -151,13 +149,6 @@ def _identify(source: Source) -> dict[str, Any]:
         return {"path": source.path, "identity": sources.fingerprint(source)}
     except Rejected as error:
         return {"path": source.path, "problem": error.reason, "detail": error.detail}
-
-
-def _threaded(function: Any, items: Iterator[Any]) -> Iterator[Any]:
-    """Results in order, some threads at once, a bounded number of items ahead."""
-    with ThreadPoolExecutor(SIDE_BY_SIDE) as threads:
-        while some := list(islice(items, 1000)):
-            yield from threads.map(function, some)
 
 
 def _advancing(state: Any, rows: Iterable[Any]) -> Iterator[Any]:

@@ -1,7 +1,6 @@
 """Batch inference: a checkpoint over committed parts, into a predictions column and a table of segments."""
 
 import io
-from collections.abc import Sequence
 from functools import lru_cache, partial
 from typing import Any
 
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 import models
 from models.x3d import normalise
 from storage import carry, checkpoints, columns, datasets, files, tables
+from storage.carry import NOTHING, Before
 from storage.checkpoints import Checkpoint
 from storage.errors import Damaged, InputError
 from storage.ledger import Report
@@ -116,7 +116,7 @@ def _segments_url(root: str, name: str, part: str) -> str:
     return files.join(root, "segments", name, f"{part}.parquet")
 
 
-def predict_part(part: Part, *, root: str, checkpoint: str, before: Sequence[Part] = ()) -> Report:
+def predict_part(part: Part, *, root: str, checkpoint: str, before: Before = NOTHING) -> Report:
     """Predicts one part: scores of every source frame, and the segments table beside it, which is written first.
 
     Clips that a part ``before`` has predictions of are not predicted again.
@@ -196,7 +196,7 @@ def count_segments(root: str, name: str, parts: list[Part], selection: str | Non
 
 
 def predict_parts(
-    root: str, parts: list[Part], checkpoint: Checkpoint, title: str = "predict", before: Sequence[Part] = ()
+    root: str, parts: list[Part], checkpoint: Checkpoint, title: str = "predict", before: Before = NOTHING
 ) -> tuple[str, Report]:
     """Predicts the parts that lack this model's predictions; returns the column's version and this run's counts.
 

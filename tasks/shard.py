@@ -15,6 +15,7 @@ from storage.ledger import Entry, Report
 from storage.limits import Rejected, check_size
 from storage.parts import Part
 from storage.plans import Draft, Member
+from storage.video import NEAR
 from tasks import report, shots
 from tasks.stage import cover
 
@@ -66,6 +67,7 @@ class _Cutter:
     def __init__(self, root: str, draft: Draft, recipe: dict[str, Any], folder: Path) -> None:
         self.root, self.draft, self.recipe, self.folder = root, draft, recipe, folder
         self.local: tuple[str, str] = ("", "")  # URL and path of the source fetched last: its windows lie together
+        self.others: dict[str, tuple[Part | None, list[dict[str, Any]]]] = {}
         self.decoded = 0
 
     def entries(self, members: list[Member], suspects: set[str]) -> Iterator[tuple[Entry, list[Any], list[Path]]]:
@@ -101,8 +103,8 @@ class _Cutter:
     def _taken(self, member: Member, folder: Path) -> tuple[list[Any], list[Path]] | None:
         """The clips of a member out of the part that it was in before; None where they have to be cut."""
         try:
-            part = parts.find(self.root, member.was) if member.was else None
-            rows = [row for row in part.rows() if _holds(member, row)] if part else []
+            part, rows = self._before(member.was)
+            rows = [row for row in rows if _holds(member, row)]
             if part is None or not rows:
                 return None
             media: list[Path] = []
@@ -112,6 +114,13 @@ class _Cutter:
         except Damaged:
             return None
         return [_row(member, row["content_id"], row) for row in rows], media
+
+    def _before(self, part: str) -> tuple[Part | None, list[dict[str, Any]]]:
+        """A part that clips may be taken from, and its index rows; read once for all members."""
+        if part and part not in self.others:
+            found = parts.find(self.root, part)
+            self.others[part] = (found, found.rows() if found else [])
+        return self.others.get(part, (None, []))
 
     def _cut(self, member: Member, folder: Path, *, alone: bool) -> tuple[list[Any], list[Path]]:
         check_size(member.source.size)
@@ -142,7 +151,8 @@ class _Cutter:
 
 
 def _holds(member: Member, row: dict[str, Any]) -> bool:
-    within = row["start"] >= member.start and (member.end is None or row["start"] < member.end)
+    start = row["start"] + float(NEAR)  # a frame this close before a border counts as on it
+    within = start >= member.start and (member.end is None or start < member.end)
     return bool(row["identity"] == member.identity and within)
 
 
@@ -197,7 +207,7 @@ def shard_archive(
     total.decoded, total.seconds, total.bytes = done.decoded, done.seconds, done.bytes
     if total.items != sum(draft.units for draft in drafts) or not total.balanced:
         raise Incomplete(f"shard: {sum(d.units for d in drafts)} sources were planned, {total.items} are in the ledger")
-    found = [part for draft in drafts if (part := parts.find(root, draft.id))]
+    found = [part for part in files.at_once(lambda draft: parts.find(root, draft.id), drafts) if part]
     _tables(found, bad, total.quarantined.total())
     count = total.quarantined.total() + listed.quarantined.total()
     if count >= BUDGET_FROM and count > failure_budget * listed.items:

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
+from storage import files
 from storage.errors import Damaged, Incomplete, InputError
 from storage.ledger import Report
 from tasks import pool
@@ -28,7 +29,7 @@ def cover(
     The store decides what is done, before and after: whatever the pool or a scheduler says, the stage fails with
     `Incomplete`, naming what is missing, unless every unit is committed at the end.
     """
-    todo = [u for u in units if not committed(u)]
+    todo = _missing(units, committed)
     say(f"  {name:<12} {len(todo)} {unit} to do, {len(units) - len(todo)} already there")
     total = Report()
     failures: dict[Unit, Exception] = {}
@@ -45,7 +46,7 @@ def cover(
                 else:
                     total += result
                     state.advance()
-            todo = [u for u in todo if not committed(u)]
+            todo = _missing(todo, committed)
             if not todo:
                 break
     if todo:
@@ -53,3 +54,7 @@ def cover(
         shown = ", ".join(getattr(u, "id", str(u)) for u in todo[:5])
         raise Incomplete(f"{name}: {len(todo)} of {len(units)} {unit} are not committed ({shown}): {causes}")
     return total
+
+
+def _missing(units: list[Unit], committed: Callable[[Unit], bool]) -> list[Unit]:
+    return [unit for unit, there in zip(units, files.at_once(committed, units), strict=True) if not there]
