@@ -124,7 +124,7 @@ def _guard() -> None:
 
 
 def _redacted(text: str) -> str:
-    from tasks.report import redact
+    from storage.secrets import redact
 
     return redact(text)
 
@@ -147,7 +147,9 @@ def _run(target: Any, check: Callable[..., Any] | None, options: dict[str, Any])
         if names & set(FAILURES):
             click.echo(_redacted(f"reelmill: failed: {error}"), err=True)
             sys.exit(EXIT_FAILED)
-        _redacted("")  # what is imported for it redacts the traceback that follows
+        from tasks import redaction
+
+        redaction.install()  # the traceback that follows holds no credentials
         raise
 
 

@@ -1,6 +1,7 @@
 """Rows of a column that a part before had: what a clip was found to be stays true when its part is made anew."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import pyarrow as pa
@@ -14,37 +15,45 @@ from storage.parts import Part
 
 @dataclass(frozen=True)
 class Before:
-    """The parts of the dataset version before that are in this one no longer, and the clips that each holds."""
+    """Which dataset version came before one: what is no longer in this one may be carried over. Nothing is read yet."""
 
-    parts: tuple[Part, ...] = ()
-    clips: tuple[frozenset[tuple[str, str]], ...] = ()  # (key, sha256) by part
+    root: str
+    name: str
+    version: str
+    before: str
 
 
-NOTHING = Before()
+def replaced(root: str, dataset: Dataset) -> Before | None:
+    """What may be carried over into the parts of a dataset; None where it is the first of its name."""
+    before = dataset.about.get("before")
+    return Before(root, dataset.name, dataset.version, before) if before else None
 
 
-def replaced(root: str, dataset: Dataset) -> Before:
-    """What may be carried over into the parts of a dataset; reads each replaced part's index once."""
-    if not (before := dataset.about.get("before")):
-        return NOTHING
+@lru_cache(maxsize=4)
+def _held(known: Before) -> list[tuple[Part, frozenset[tuple[str, str]]]]:
+    """The parts that are in the version before alone, and (key, sha256) of their clips; once a process."""
     try:
-        old = datasets.load(root, dataset.name, before)
-        here = {part.id for part in dataset.parts}
-        gone = [part for part in old.parts if part.id not in here]
-        return Before(tuple(gone), tuple(files.at_once(_clips, gone)))
+        here = {part.id for part in datasets.load(known.root, known.name, known.version).parts}
+        old = datasets.load(known.root, known.name, known.before).parts
     except (InputError, Damaged):  # gone, or not to be trusted: everything is computed
-        return NOTHING
+        return []
+    gone = [part for part in old if part.id not in here]
+    return list(zip(gone, files.at_once(_clips, gone), strict=True))
 
 
 def _clips(part: Part) -> frozenset[tuple[str, str]]:
-    return frozenset((row["key"], row["sha256"]) for row in part.table(["key", "sha256"]).to_pylist())
+    try:
+        return frozenset((row["key"], row["sha256"]) for row in part.table(["key", "sha256"]).to_pylist())
+    except Damaged:
+        return frozenset()
 
 
-def known(root: str, column: str, version: str, part: Part, before: Before) -> pa.Table | None:
-    """The rows that the parts ``before`` have for clips of this part: of the same key and the same bytes."""
-    wanted = _clips(part) if before.parts else frozenset()
-    found = []
-    for old, clips in zip(before.parts, before.clips, strict=True):
+def known(root: str, column: str, version: str, part: Part, before: Before | None) -> pa.Table | None:
+    """The rows that parts of the version before have for clips of this part: of the same key and the same bytes."""
+    if before is None:
+        return None
+    wanted, found = _clips(part), []
+    for old, clips in _held(before):
         shared = [key for key, _ in wanted & clips]
         try:
             if shared and columns.has(root, column, version, old.id):

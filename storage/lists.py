@@ -13,6 +13,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from storage import files
 from storage.errors import InputError, StoreError
+from storage.secrets import refuse_credentials
 from storage.sources import Source
 
 SUFFIXES = (".csv", ".parquet", ".jsonl", ".ndjson", ".json")
@@ -79,6 +80,7 @@ def _source(folder: str, row: dict[str, Any]) -> Source:
     place = str(row.get("path") or row.get("url")).strip()
     target = str(row.get("url") or place).strip()
     url = target if "://" in target or target.startswith("/") else files.join(folder, target)
+    refuse_credentials(url, "the list")
     metadata = json.dumps({k: v for k, v in row.items() if k not in OWN and v not in (None, "")}, default=str)
     fs, path = files.locate(url)
     try:

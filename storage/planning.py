@@ -112,26 +112,33 @@ class Planning:
         for some in batches(rows):
             self._insert("found", [blank | row for row in some], FOUND)
 
-    def ambiguous(self, whole: int) -> Iterator[tuple[str, list[dict[str, Any]], list[dict[str, Any]]]]:
-        """Fingerprints that leave a doubt: of videos over ``whole`` bytes, shared with another now or before.
-
-        Yields (fingerprint, videos of this listing, rows of the plan before).
-        """
+    def doubts(self, whole: int) -> int:
+        """How many new videos a fingerprint leaves a doubt about: those over ``whole`` bytes that share it."""
         self.db.execute(f"""
-            CREATE OR REPLACE TABLE doubtful AS SELECT DISTINCT f.identity FROM found f JOIN sources s USING (path)
+            CREATE TABLE doubtful AS SELECT row_number() OVER (ORDER BY mark) - 1 AS id, mark, files FROM (
+            SELECT f.identity AS mark, count(*) AS files FROM found f JOIN sources s USING (path)
             ANTI JOIN known k ON k.url = s.url AND k."offset" = s."offset" AND k.stamp = s.stamp
             WHERE s.size > {whole} AND f.problem = '' AND (
-              EXISTS (FROM known k WHERE left(k.identity, 32) = f.identity)
-              OR EXISTS (FROM found o WHERE left(o.identity, 32) = f.identity AND o.path != f.path))""")
-        for (mark,) in self.db.cursor().execute("SELECT identity FROM doubtful ORDER BY 1").fetchall():
-            now = f"SELECT * FROM found JOIN sources USING (path) WHERE left(identity, 32) = '{mark}' ORDER BY path"
-            then = f"SELECT * FROM known WHERE left(identity, 32) = '{mark}' ORDER BY path"
-            yield mark, list(self._rows(now)), list(self._rows(then))
+              f.identity IN (SELECT left(identity, 32) FROM known)
+              OR f.identity IN (SELECT left(identity, 32) FROM found GROUP BY 1 HAVING count(*) > 1))
+            GROUP BY 1)""")
+        return int(self._one("SELECT coalesce(sum(files), 0) FROM doubtful"))
 
-    def settle(self, path: str, identity: str, content_id: str) -> None:
-        """Says what a doubtful video is."""
-        update = "UPDATE found SET identity = ?, content_id = ? WHERE path = ?"
-        self.db.execute(update, [identity, content_id, path])
+    def doubtful(self) -> Iterator[tuple[list[dict[str, Any]], list[dict[str, Any]]]]:
+        """Yields (videos of this listing, rows of the plan before) that share such fingerprints, some at a time."""
+        for first in range(0, self._one("SELECT count(*) FROM doubtful"), BATCH):
+            some = f"JOIN doubtful d ON left(identity, 32) = d.mark AND d.id BETWEEN {first} AND {first + BATCH - 1}"
+            now = f"SELECT * FROM found JOIN sources USING (path) {some} ORDER BY mark, path"
+            then = f"SELECT * FROM known {some} ORDER BY mark, path"
+            yield list(self._rows(now)), list(self._rows(then))
+
+    def settle(self, rows: Iterable[dict[str, Any]]) -> None:
+        """Takes in what doubtful videos are: path, identity and content id, or problem and detail."""
+        blank = {"identity": "", "content_id": "", "facts": "", "problem": "", "detail": ""}
+        for some in batches(rows):
+            self.db.register("batch", pa.Table.from_pylist([blank | row for row in some], schema=FOUND))
+            self.db.execute("""UPDATE found SET identity = batch.identity, content_id = batch.content_id,
+                problem = batch.problem, detail = batch.detail FROM batch WHERE found.path = batch.path""")
 
     def unprobed(self) -> Iterator[Source]:
         """The first of each content whose header was not read yet."""

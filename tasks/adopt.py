@@ -15,6 +15,7 @@ from storage.errors import BudgetExceeded, Damaged, InputError, StoreError
 from storage.labels import Labels, read_labels, split_of
 from storage.ledger import Entry, Report
 from storage.sandbox import mine
+from storage.secrets import refuse_credentials
 from storage.video import Rejected
 from tasks.report import say
 from tasks.stage import cover
@@ -161,6 +162,11 @@ def _record(marker: str) -> dict[str, Any]:
     return found
 
 
+def _adopted(root: str, marker: str) -> bool:
+    """Whether a shard was adopted and its parts are still there; gc may have taken those of no dataset."""
+    return files.exists(marker) and all(parts.committed(root, part) for part in _record(marker)["parts"])
+
+
 def _members(root: str, found: list[dict[str, Any]]) -> dict[str, parts.Part]:
     """The parts of adopted shards; raises `Damaged` where one is gone."""
     members = {}
@@ -198,13 +204,13 @@ def adopt_shards(
     given = read_labels(labels) if labels else {}
     options = {**options, "labels": files.digest_of(sorted((k, v.rows, v.split) for k, v in given.items()))}
     work = partial(adopt_shard, root=root, options=options, given=given)
-    done = cover(STEP, found, work, lambda shard: files.exists(_marker(root, shard, options)), unit="shards")
+    done = cover(STEP, found, work, lambda shard: _adopted(root, _marker(root, shard, options)), unit="shards")
     markers = [_marker(root, shard, options) for shard in found]
     found_records = [_record(marker) for marker in markers]
     ids = [marker.rpartition("/")[2].removesuffix(".json") for marker in markers]
-    entries = [entry for number in ids for entry in ledger.read(root, STEP, number)]
-    _strangers(given, entries, labels or "")
-    total = ledger.tally(entries)
+    if given:
+        _strangers(given, [entry for number in ids for entry in ledger.read(root, STEP, number)], labels or "")
+    total, _ = ledger.total(root, STEP, ids, 0)
     total.decoded, total.bytes = done.decoded, done.bytes
     bad = total.quarantined.total()
     reasons = ", ".join(f"{count} {reason}" for reason, count in total.quarantined.most_common())
@@ -254,6 +260,8 @@ def adopt(
 
     Nothing is extracted or unpickled. A second run adopts only shards that are new or changed.
     """
+    for option, url in (("--root", root), ("--labels", labels or ""), *(("--shards", url) for url in shards)):
+        refuse_credentials(url, option)
     found = adoption.find(shards)
     root = files.open_root(root)
     options = {"split": split, "held_out": held_out, "text": text, "open_end": open_end}

@@ -6,6 +6,7 @@ from typing import Any
 from storage import datasets, files
 from storage.errors import InputError
 from storage.labels import check_paths
+from storage.lists import is_list
 from storage.secrets import refuse_credentials
 from storage.sources import named_as_video
 from tasks.listing import labels_of, listing
@@ -22,6 +23,8 @@ def prepare(root: str, archive: str, labels: str | None, classes: list[str], **_
     for option, url in (("--root", root), ("--archive", archive), ("--labels", labels)):
         refuse_credentials(url or "", option)
     named = set(labels_of(archive, labels, classes))
+    if "://" in archive or is_list(archive):  # listed once, while planning, which looks at the paths too
+        named = set()
     count, video = 0, False
     for source in listing(archive):
         count, video = count + 1, video or named_as_video(source.path)

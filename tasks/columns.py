@@ -121,13 +121,15 @@ def _others(root: str, column: str, version: str, data: Dataset, about: dict[str
     return any(columns.about(root, column, version, part) != about for part in there)
 
 
-def _uses(root: str, entry: Version, listed: list[Version], model: str) -> list[str]:
+def _uses(root: str, entry: Version, listed: list[Version], known: list[Dataset], model: str) -> list[str]:
     """Who needs a version."""
     found = []
     for name, (have, all_) in entry.covers.items():
         others = [e for e in listed if e.column == entry.column and e.version != entry.version]
         if have == all_ and not any(e.covers.get(name) == (all_, all_) for e in others):
             found.append(f"it is the only version that covers dataset {name}")
+    if entry.column == datasets.SELECTION:
+        found += [f"dataset {data.name} is selected by it" for data in known if data.selection == entry.version]
     if entry.column == "pseudo_labels":
         from tasks import label
 
@@ -155,9 +157,10 @@ def drop(
 ) -> str:
     """Remove a version of a column, unless it is in use: the champion's predictions, or all that a dataset has."""
     root = files.existing_root(root)
-    listed = versions.survey(root, _datasets(root, None))
+    known = _datasets(root, None)
+    listed = versions.survey(root, known)
     entry = _one(root, column, version, listed)
-    uses = _uses(root, entry, listed, model)
+    uses = _uses(root, entry, listed, known, model)
     if uses and not force:
         raise InputError(f"column {column} {version} is in use: {'; '.join(uses)}; --force removes it all the same")
     what = f"column {column} {version}: {len(entry.parts)} parts, {_size(entry.bytes)}"

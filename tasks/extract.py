@@ -12,7 +12,7 @@ from prefect.cache_policies import NO_CACHE
 
 from models import clip
 from storage import carry, columns, files
-from storage.carry import NOTHING, Before
+from storage.carry import Before
 from storage.datasets import Dataset
 from storage.errors import Damaged, InputError
 from storage.ledger import Report
@@ -54,7 +54,7 @@ def _frames(part: Part, rows: list[dict[str, Any]], fps: float) -> Any:
 
 
 def extract_part(
-    part: Part, *, root: str, model: str, pretrained: str | None, fps: float, before: Before = NOTHING
+    part: Part, *, root: str, model: str, pretrained: str | None, fps: float, before: Before | None = None
 ) -> Report:
     """Embeds the frames of one part and commits the column; parts ``before`` may have some of its clips' features."""
     towers, name = encoder(model, pretrained), version(model, pretrained, fps)

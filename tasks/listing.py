@@ -10,7 +10,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from storage import files, ledger, lists, parts, plans, sources, tables
-from storage.errors import InputError, StoreError
+from storage.errors import InputError
 from storage.labels import Labels, check_classes, check_paths, read_labels
 from storage.ledger import Report
 from storage.planning import Planning
@@ -20,6 +20,7 @@ from storage.secrets import refuse_credentials
 from storage.sources import Source
 from storage.video import Rejected
 from tasks import pool
+from tasks.identify import identify
 from tasks.report import progress, say
 
 USUAL = Limits()
@@ -104,57 +105,6 @@ def _recall(planning: Planning, root: str, name: str, recipe: dict[str, Any]) ->
         return bool(about["recipe"] == recipe)
     except (FileNotFoundError, KeyError):
         return False  # of an older schema: everything is looked at again
-
-
-def identify(planning: Planning, root: str) -> None:
-    """Fingerprints what is new; where a fingerprint leaves a doubt, the whole file is read."""
-    with progress("identify", planning.count_fresh(), "files") as state:
-        planning.identified(_advancing(state, files.at_once(_identify, planning.fresh())))
-    for mark, now, then in planning.ambiguous(sources.WHOLE):
-        contents = {row["content_id"] or _content_before(root, row): row["identity"] for row in then}
-        contents.pop("", None)
-        seen = {(row["url"], row["offset"], row["stamp"]) for row in then}
-        fresh = [row for row in now if (row["url"], row["offset"], row["stamp"]) not in seen]
-        read = {row["path"]: _content(_as_source(row)) for row in (fresh if contents else now)}
-        for row in now:
-            if row["path"] in read and row["identity"] == mark:
-                content = read[row["path"]]
-                only = not contents and len(set(read.values())) == 1
-                identity = contents.get(content) or (mark if only else f"{mark}-{content[:16]}")
-                planning.settle(row["path"], identity, content)
-
-
-def _as_source(row: dict[str, Any]) -> Source:
-    return Source(row["path"], row["url"], row["size"], row["stamp"], row["offset"])
-
-
-def _content(source: Source) -> str:
-    try:
-        return sources.content_id(source)
-    except Rejected as error:
-        raise StoreError(f"{source.url}: {error.detail}") from error
-
-
-def _content_before(root: str, row: dict[str, Any]) -> str:
-    """What a source of the plan before turned out to hold, if it was cut."""
-    try:
-        entries = ledger.read(root, "shard", row["part"]) if row["part"] else []
-    except FileNotFoundError:
-        return ""
-    return next((entry.content_id for entry in entries if entry.item == row["path"]), "")
-
-
-def _identify(source: Source) -> dict[str, Any]:
-    try:
-        return {"path": source.path, "identity": sources.fingerprint(source)}
-    except Rejected as error:
-        return {"path": source.path, "problem": error.reason, "detail": error.detail}
-
-
-def _advancing(state: Any, rows: Iterable[Any]) -> Iterator[Any]:
-    for row in rows:
-        state.advance()
-        yield row
 
 
 def probe(planning: Planning, window: float) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import models
 from models.x3d import normalise
 from storage import carry, checkpoints, columns, datasets, files, tables
-from storage.carry import NOTHING, Before
+from storage.carry import Before
 from storage.checkpoints import Checkpoint
 from storage.errors import Damaged, InputError
 from storage.ledger import Report
@@ -116,7 +116,7 @@ def _segments_url(root: str, name: str, part: str) -> str:
     return files.join(root, "segments", name, f"{part}.parquet")
 
 
-def predict_part(part: Part, *, root: str, checkpoint: str, before: Before = NOTHING) -> Report:
+def predict_part(part: Part, *, root: str, checkpoint: str, before: Before | None = None) -> Report:
     """Predicts one part: scores of every source frame, and the segments table beside it, which is written first.
 
     Clips that a part ``before`` has predictions of are not predicted again.
@@ -196,7 +196,7 @@ def count_segments(root: str, name: str, parts: list[Part], selection: str | Non
 
 
 def predict_parts(
-    root: str, parts: list[Part], checkpoint: Checkpoint, title: str = "predict", before: Before = NOTHING
+    root: str, parts: list[Part], checkpoint: Checkpoint, title: str = "predict", before: Before | None = None
 ) -> tuple[str, Report]:
     """Predicts the parts that lack this model's predictions; returns the column's version and this run's counts.
 
@@ -226,7 +226,8 @@ def predict(root: str, dataset: str, model: str, splits: list[str]) -> dict[str,
         "champion": champion.version,
         "version": name,
         "parts": len(parts),
-        "clips": sum(sum(data.kept(root, part)) for part in parts),
+        "clips": sum(part.samples for part in parts),
+        "clips_selected": sum(sum(data.kept(root, part)) for part in parts),
         "predicted": done.decoded,
         "segments": count_segments(root, name, parts, data.selection),
         "predictions_path": files.join(root, "columns", COLUMN, name),

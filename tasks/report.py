@@ -22,7 +22,7 @@ from tasks import redaction
 redaction.install()  # whoever runs a stage imports this file
 
 EVERY = 3.0  # seconds between progress lines
-SILENCE = 60.0  # seconds without a word to a server that does not answer
+SILENCE = 60.0  # seconds without progress to a server that does not answer
 TABLE_ROWS = 1000  # an artifact is a page, not an archive
 
 
@@ -36,20 +36,23 @@ def say(text: str) -> None:
     print(redact(text), flush=True)
 
 
-_silent_until = 0.0  # Prefect did not answer; until then it is not told anything
+_silent_until = 0.0  # Prefect did not answer; until then it is not told of progress
 
 
 def _tell(function: Callable[..., Any], *args: Any, **words: Any) -> Any:
-    """Tells Prefect something. What a run has done does not hang on whether its server answers: it is told later."""
+    """Tells Prefect something. What a run has done does not hang on whether its server answers."""
     global _silent_until
-    if time.monotonic() < _silent_until:
-        return None
     try:
         return function(*args, **words)
-    except (httpx.HTTPError, OSError, RuntimeError) as error:
+    except (httpx.TransportError, OSError) as error:
         _silent_until = time.monotonic() + SILENCE
         say(f"  prefect      does not answer ({type(error).__name__}); the work goes on")
-        return None
+    except httpx.HTTPStatusError as error:
+        if error.response.status_code < 500:
+            raise
+        _silent_until = time.monotonic() + SILENCE
+        say(f"  prefect      fails ({error.response.status_code}); the work goes on")
+    return None
 
 
 def clock(seconds: float) -> str:
@@ -84,7 +87,7 @@ class Progress:
             f"  {self.name:<12} {self.done}/{self.total} {self.unit}"
             f" · {rate:.1f}/s · ETA {clock(left)}{' · ' + note if note else ''}"
         )
-        if self.artifact is not None:
+        if self.artifact is not None and time.monotonic() >= _silent_until:
             _tell(update_progress_artifact, self.artifact, progress=100.0 * self.done / max(1, self.total))
 
 

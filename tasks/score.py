@@ -9,7 +9,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from storage import carry, columns, scores
-from storage.carry import NOTHING, Before
+from storage.carry import Before
 from storage.datasets import Dataset
 from storage.errors import Damaged
 from storage.ledger import Report
@@ -29,7 +29,7 @@ def _lists(hashes: list[np.ndarray]) -> pa.Array:
     return pa.ListArray.from_arrays(pa.array(offsets), pa.array(flat.astype(np.uint64)))
 
 
-def score_part(part: Part, *, root: str, before: Before = NOTHING) -> Report:
+def score_part(part: Part, *, root: str, before: Before | None = None) -> Report:
     """Decodes each clip of a part once and commits its scores and signature; parts ``before`` may have them."""
     had = carry.known(root, COLUMN, scores.version(), part, before)
     todo = carry.missing(part, had)

@@ -37,7 +37,7 @@ def examine(root: str, dataset: str | None, sample: float, seed: int) -> tuple[l
     findings: list[Finding] = []
     failed: list[str] = []
     with progress("verify", len(units), "objects") as state:
-        for unit, result in pool.run(partial(_check, root=root, whole=frozenset(whole)), units):
+        for (unit, _), result in pool.run(partial(_check, root=root), [(unit, unit in whole) for unit in units]):
             if isinstance(result, Exception):
                 failed.append(f"{unit.url}: {type(result).__name__}: {result}")
             else:
@@ -51,8 +51,8 @@ def examine(root: str, dataset: str | None, sample: float, seed: int) -> tuple[l
     return sorted(set(findings), key=lambda f: (f.kind, f.url, f.problem)), looked
 
 
-def _check(unit: Unit, *, root: str, whole: frozenset[Unit]) -> list[Finding]:
-    return soundness.check(unit, root, unit in whole)
+def _check(unit: tuple[Unit, bool], *, root: str) -> list[Finding]:
+    return soundness.check(unit[0], root, unit[1])
 
 
 def verify(
