@@ -124,7 +124,7 @@ def _guard() -> None:
 
 
 def _redacted(text: str) -> str:
-    from storage.secrets import redact
+    from tasks.redaction import redact
 
     return redact(text)
 

@@ -17,6 +17,7 @@ from storage.labels import Labels
 from storage.parts import Part
 from storage.reading import VIDEOS
 from storage.shards import Member, Sample
+from storage.stores import ask
 
 SIDECARS = ("json", "cls", "label", "txt")
 LABEL_KEYS = ("label", "class", "class_name", "category")
@@ -61,18 +62,15 @@ def find(patterns: list[str]) -> list[Shard]:
 def _matching(url: str) -> Iterator[Shard]:
     fs, path = files.locate(url)
     local = isinstance(fs, LocalFileSystem)
-    if fs.isfile(path):
-        matched = {path: fs.info(path)}
-    elif fs.isdir(path):
-        matched = {p: i for p, i in fs.find(path, detail=True).items() if p.endswith((".tar", ".tar.gz", ".tgz"))}
+    if ask(fs, "isfile", path):
+        matched = {path: ask(fs, "info", path)}
+    elif ask(fs, "isdir", path):
+        everything = ask(fs, "find", path, detail=True)
+        matched = {p: i for p, i in everything.items() if p.endswith((".tar", ".tar.gz", ".tgz"))}
     else:
-        matched = {p: i for p, i in fs.glob(path, detail=True).items() if i["type"] == "file"}
+        matched = {p: i for p, i in ask(fs, "glob", path, detail=True).items() if i["type"] == "file"}
     for where, info in matched.items():
-        yield Shard(where if local else fs.unstrip_protocol(where), stamp(info))
-
-
-def stamp(info: dict[str, Any]) -> str:
-    return f"{info.get('size')}:{info.get('ETag') or info.get('mtime') or info.get('created') or ''}"
+        yield Shard(where if local else fs.unstrip_protocol(where), files.stamp(info))
 
 
 def videos(sample: Sample) -> list[tuple[Member, dict[str, Member]]]:

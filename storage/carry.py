@@ -30,34 +30,36 @@ def replaced(root: str, dataset: Dataset) -> Before | None:
 
 
 @lru_cache(maxsize=4)
-def _held(known: Before) -> list[tuple[Part, frozenset[tuple[str, str]]]]:
-    """The parts that are in the version before alone, and (key, sha256) of their clips; once a process."""
+def _held(known: Before) -> dict[tuple[str, str], Part]:
+    """Which part of the version before alone holds a clip of (key, sha256); read once a process."""
     try:
         here = {part.id for part in datasets.load(known.root, known.name, known.version).parts}
         old = datasets.load(known.root, known.name, known.before).parts
     except (InputError, Damaged):  # gone, or not to be trusted: everything is computed
-        return []
+        return {}
     gone = [part for part in old if part.id not in here]
-    return list(zip(gone, files.at_once(_clips, gone), strict=True))
+    return {clip: part for part, clips in zip(gone, files.at_once(_clips, gone), strict=True) for clip in clips}
 
 
-def _clips(part: Part) -> frozenset[tuple[str, str]]:
+def _clips(part: Part) -> list[tuple[str, str]]:
     try:
-        return frozenset((row["key"], row["sha256"]) for row in part.table(["key", "sha256"]).to_pylist())
+        return [(row["key"], row["sha256"]) for row in part.table(["key", "sha256"]).to_pylist()]
     except Damaged:
-        return frozenset()
+        return []
 
 
 def known(root: str, column: str, version: str, part: Part, before: Before | None) -> pa.Table | None:
     """The rows that parts of the version before have for clips of this part: of the same key and the same bytes."""
-    if before is None:
-        return None
-    wanted, found = _clips(part), []
-    for old, clips in _held(before):
-        shared = [key for key, _ in wanted & clips]
+    held = _held(before) if before else {}
+    shared: dict[Part, list[str]] = {}
+    for clip in _clips(part) if held else ():
+        if clip in held:
+            shared.setdefault(held[clip], []).append(clip[0])
+    found = []
+    for old, keys in shared.items():
         try:
-            if shared and columns.has(root, column, version, old.id):
-                found.append(of_keys(columns.read(root, column, version, old), shared))
+            if columns.has(root, column, version, old.id):
+                found.append(of_keys(columns.read(root, column, version, old), keys))
         except Damaged:
             continue
     return pa.concat_tables(found).replace_schema_metadata(None) if found else None

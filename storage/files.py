@@ -13,7 +13,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -84,6 +84,36 @@ def read_verified(url: str, sha256: str, start: int | None = None, end: int | No
         if digest(data) == sha256:
             return data
     raise Damaged(f"{url}: bytes {start or 0} to {'the end' if end is None else end} differ from their digest")
+
+
+def info(url: str) -> dict[str, Any]:
+    """What the store says of an object or a folder; FileNotFoundError where nothing is."""
+    fs, path = locate(url)
+    found: dict[str, Any] = ask(fs, "info", path)
+    return found
+
+
+def stamp(facts: dict[str, Any]) -> str:
+    """What changes when an object's bytes may have changed: its size, and its ETag or time as the store says them."""
+    for name in ("ETag", "etag", "mtime", "LastModified", "last_modified", "updated", "created"):
+        if facts.get(name):
+            return f"{facts.get('size')}:{facts[name]}"
+    return f"{facts.get('size')}:"
+
+
+def opened(url: str, block: int = 1 << 20) -> Any:
+    """An object as a file to read, on a remote store in ranges of ``block`` bytes."""
+    fs, path = locate(url)
+    return open(path, "rb") if is_local(fs) else for_ranges(fs).open(path, "rb", block_size=block)
+
+
+def local_path(url: str, copy: str | Path) -> str:
+    """Where an object's bytes are on this machine: its own path on a local disk, else ``copy``, fetched."""
+    fs, path = locate(url)
+    if is_local(fs):
+        return path
+    ask(fs, "get_file", path, str(copy), size=int(info(url)["size"]))
+    return str(copy)
 
 
 def read_json(url: str) -> Any:
@@ -194,7 +224,7 @@ def remove(url: str) -> None:
     fs, path = locate(url)
     with _permitted(url):
         conditions.admit(url)
-        if ask(fs, "exists", path):
+        with suppress(FileNotFoundError):
             ask(fs, "rm_file", path)
 
 

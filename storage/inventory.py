@@ -8,7 +8,7 @@ from typing import Any
 
 from storage import conditions, local
 from storage.errors import StoreError
-from storage.stores import UNKNOWN, ask, bucket_and_key, code_of, is_local, is_s3, join, locate
+from storage.stores import UNKNOWN, ask, bucket_and_key, code_of, is_local, is_s3, join, locate, pages
 
 PAGE = 1000
 
@@ -84,17 +84,10 @@ def _walk_local(root: str, folder: str) -> Iterator[Item]:
 
 
 def _walk_s3(fs: Any, path: str) -> Iterator[Item]:
-    target = bucket_and_key(fs, path)
-    prefix = target["Key"].rstrip("/") + "/" if target["Key"] else ""
-    more: dict[str, Any] = {}
-    while True:
-        page = ask(fs, "call_s3", "list_objects_v2", Bucket=target["Bucket"], Prefix=prefix, MaxKeys=PAGE, **more)
-        for entry in page.get("Contents", []):
-            if entry["Key"] != prefix:
-                yield Item(entry["Key"][len(prefix) :], int(entry["Size"]), entry["LastModified"].timestamp())
-        if not page.get("IsTruncated"):
-            return
-        more = {"ContinuationToken": page["NextContinuationToken"]}
+    base = bucket_and_key(fs, path)["Key"].rstrip("/")
+    for entry in pages(fs, path, PAGE):
+        name = entry["Key"].removeprefix(base + "/") if base else entry["Key"]
+        yield Item(name, int(entry["Size"]), entry["LastModified"].timestamp())
 
 
 def uploads(root: str) -> Iterator[Upload]:

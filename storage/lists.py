@@ -27,10 +27,9 @@ def is_list(archive: str) -> bool:
 
 def rows(url: str) -> Iterator[dict[str, Any]]:
     """The rows of a list, as a stream; `InputError` that names the file and the row where it cannot be read."""
-    fs, path = files.locate(files.absolute(url))
     number = 1
     try:
-        with fs.open(path, "rb") as file:
+        with files.opened(files.absolute(url)) as file:
             for number, row in enumerate(_parsed(url, file), start=2):
                 if not isinstance(row, dict) or None in row:
                     number -= 1
@@ -82,20 +81,18 @@ def _source(folder: str, row: dict[str, Any]) -> Source:
     url = target if "://" in target or target.startswith("/") else files.join(folder, target)
     refuse_credentials(url, "the list")
     metadata = json.dumps({k: v for k, v in row.items() if k not in OWN and v not in (None, "")}, default=str)
-    fs, path = files.locate(url)
     try:
-        info = fs.info(path)
+        info = files.info(url)
     except (FileNotFoundError, NotADirectoryError):
         return Source(place, url, 0, "", problem="not_found", metadata=metadata)
     except PermissionError as error:
-        if not isinstance(fs, LocalFileSystem):  # our credentials, not this file
+        if not isinstance(files.locate(url)[0], LocalFileSystem):  # our credentials, not this file
             raise StoreError(f"{url} may not be looked at: {error}") from error
         return Source(place, url, 0, "", problem="permission", metadata=metadata)
     except OSError as error:
         raise StoreError(f"{url} cannot be looked at: {error}") from error
-    stamp = f"{info.get('size')}:{info.get('ETag') or info.get('mtime') or info.get('created') or ''}"
     problem = "" if info["type"] == "file" else "not_regular_file"
-    return Source(place, url, int(info.get("size") or 0), stamp, problem=problem, metadata=metadata)
+    return Source(place, url, int(info.get("size") or 0), files.stamp(info), problem=problem, metadata=metadata)
 
 
 def has_labels(url: str) -> bool:

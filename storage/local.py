@@ -47,7 +47,10 @@ def beside(source: str | Path | bytes, path: str) -> Iterator[str]:
 
 def hand_over(source: str | Path, path: str) -> bool:
     """Makes a file the object itself, where both are on one disk; FileExistsError where something is there."""
-    os.makedirs(os.path.dirname(path), exist_ok=True)
+    folder = os.path.dirname(path)
+    os.makedirs(folder, exist_ok=True)
+    if os.stat(source).st_dev != os.stat(folder).st_dev:
+        return False
     handle = os.open(source, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -58,7 +61,7 @@ def hand_over(source: str | Path, path: str) -> bool:
         return False
     finally:
         os.close(handle)
-    sync_folder(os.path.dirname(path))
+    sync_folder(folder)
     return True
 
 
@@ -90,8 +93,9 @@ def locked(path: str) -> Iterator[None]:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX)
         except OSError:
+            hidden = os.open(os.path.join(folder, ".lock"), os.O_RDWR | os.O_CREAT, 0o644)
             os.close(handle)
-            handle = os.open(os.path.join(folder, ".lock"), os.O_RDWR | os.O_CREAT, 0o644)
+            handle = hidden
             fcntl.flock(handle, fcntl.LOCK_EX)
         yield
     finally:

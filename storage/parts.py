@@ -90,12 +90,12 @@ class Part:
     def clips(self, rows: list[dict[str, Any]] | None = None) -> Iterator[tuple[dict[str, Any], Data]]:
         """Yields (index row, MP4 bytes), each clip read by its byte range and checked against its sha256."""
         for row in self.rows() if rows is None else rows:
-            for _ in range(2):  # what came damaged over the wire is asked for once more
-                data = self._read(row["offset"], row["offset"] + row["size"])
-                if files.digest(data) == row["sha256"]:
-                    break
-            else:
-                raise Damaged(f"part {self.id}: clip {row['key']} in {self.media} differs from its index")
+            try:
+                data = files.read_verified(self.media, row["sha256"], row["offset"], row["offset"] + row["size"])
+            except FileNotFoundError as error:
+                raise Damaged(f"part {self.id}: {self.media} is gone") from error
+            except Damaged as error:
+                raise Damaged(f"part {self.id}: clip {row['key']} in {self.media} differs from its index") from error
             yield row, data
 
     def _read(self, start: int | None = None, end: int | None = None) -> Any:

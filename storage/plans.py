@@ -144,9 +144,8 @@ def drafts(root: str, name: str, digest: str) -> list[Draft]:
 
 def members(draft: Draft) -> list[Member]:
     """The sources of one part, in the order in which their clips lie in it."""
-    fs, path = files.locate(draft.plan)
     try:
-        with fs.open(path, "rb") as file:
+        with files.opened(draft.plan) as file:
             table = pq.read_table(file, filters=[("part", "=", draft.id)], page_checksum_verification=True)
     except FileNotFoundError as error:
         raise Damaged(f"{draft.plan}: the plan of part {draft.id} is gone; prepare again") from error

@@ -66,10 +66,9 @@ def _samples(part: Part, verify: bool) -> Iterator[dict[str, Any]]:
     place = {row["member"]: number for number, row in enumerate(rows)}
     if len(place) != len(rows):
         raise Damaged(f"part {part.id}: two rows of its index name one member")
-    fs, path = files.locate(part.media)
     done = 0
     try:
-        with fs.open(path, "rb", block_size=4 * BLOCK, cache_type="readahead") as stream:
+        with files.opened(part.media, 4 * BLOCK) as stream:
             hashed = _Hashed(stream, verify)
             for sample in _expanded(part, hashed):
                 for name in sample:

@@ -79,8 +79,7 @@ class _Bytes:
     def __init__(self, source: str | BinaryIO) -> None:
         self.source, self.at, self.buffer = source, 0, b""
         if isinstance(source, str):
-            fs, path = files.locate(source)
-            self.size = int(fs.info(path)["size"])
+            self.size = int(files.info(source)["size"])
         else:
             self.size = source.seek(0, 2)
 

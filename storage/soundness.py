@@ -6,9 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from fsspec.implementations.local import LocalFileSystem
-
-from storage import checkpoints, columns, datasets, files, ledger, parts, records, shards, tables
+from storage import checkpoints, columns, datasets, files, inventory, ledger, parts, records, shards, tables
 from storage.errors import Damaged, InputError
 from storage.parts import Part
 
@@ -53,16 +51,14 @@ class Finding:
 
 def units(root: str, dataset: str | None = None) -> list[Unit]:
     """All objects under a root that are checked, or those of one dataset's latest version."""
-    fs, top = files.locate(root)
-    base = top.rstrip("/") + "/"
     found = [Unit("marker", files.join(root, files.MARKER))]
-    for path, info in sorted(fs.find(top, detail=True).items()):
-        below = path.removeprefix(base)
+    for item in sorted(inventory.walk(root), key=lambda item: item.name):
+        below = item.name
         kind, *rest = below.split("/")
         wanted = (".parquet",) if kind == "parts" else (".json", ".parquet")
         if kind not in KINDS or any(piece.startswith(".") for piece in rest) or not below.endswith(wanted):
             continue
-        found.append(Unit(kind, files.join(root, below), int(info.get("size") or 0)))
+        found.append(Unit(kind, files.join(root, below), item.size))
     return found if dataset is None else _of_dataset(root, dataset, found)
 
 
@@ -223,7 +219,7 @@ def _part(unit: Unit, root: str, whole: bool) -> Iterator[Finding]:
     remedy = OURS if part.media.startswith(files.join(root, "parts", "")) else THEIRS
     fs, path = files.locate(part.media)
     try:
-        if (size := int(fs.info(path)["size"])) != part.bytes:
+        if (size := int(files.info(part.media)["size"])) != part.bytes:
             yield Finding("parts", part.media, f"{size} bytes, {part.bytes} were committed", remedy)
             return
         for problem in _tar(part, rows, remedy == OURS) if whole else ():
@@ -235,10 +231,7 @@ def _part(unit: Unit, root: str, whole: bool) -> Iterator[Finding]:
 def _tar(part: Part, rows: list[dict[str, Any]], strict: bool) -> Iterator[str]:
     """What is wrong with a tar whose size is right; a remote one is fetched once."""
     with files.scratch() as folder:
-        fs, path = files.locate(part.media)
-        if not isinstance(fs, LocalFileSystem):
-            fs.get_file(path, str(folder / "tar"))
-            path = str(folder / "tar")
+        path = files.local_path(part.media, folder / "tar")
         with open(path, "rb") as file:
             bad = []
             for row in rows:

@@ -12,7 +12,7 @@ import re
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any, BinaryIO
+from typing import Any
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
@@ -20,12 +20,14 @@ from fsspec.utils import glob_translate
 
 from storage import files
 from storage.errors import InputError, StoreError
-from storage.video import Rejected
+from storage.limits import Rejected
+from storage.stores import ask, bucket_and_key, is_s3, pages
 
 EXTENSIONS = (
     *(".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".m2ts", ".mts", ".flv"),
     *(".ogv", ".wmv", ".3gp", ".3g2", ".asf", ".vob", ".mxf"),
 )
+PIECE = 16 << 20  # bytes that one request fetches of a source
 BLOCK = 64 * 1024  # bytes of each of the three places that a fingerprint looks at
 WHOLE = 4 * BLOCK  # a file up to this size is read whole: its fingerprint is exact
 TAR = ".tar"
@@ -58,9 +60,11 @@ def listing(archive: str) -> Iterator[Source]:
     archive = files.absolute(archive)
     base, wanted = _split_glob(archive)
     fs, top = files.locate(base)
-    if not fs.exists(top):
-        raise InputError(f"{base}: no such archive; give the folder or URL that holds the videos")
-    if fs.isfile(top) and not top.endswith(TAR):
+    try:
+        kind = files.info(base)["type"]
+    except FileNotFoundError as error:
+        raise InputError(f"{base}: no such archive; give the folder or URL that holds the videos") from error
+    if kind == "file" and not top.endswith(TAR):
         raise InputError(f"{base}: a file; give the folder or URL that holds the videos, or a list of them")
     for source in _everything(fs, top, base):
         if wanted is None or wanted.match(source.path):
@@ -84,13 +88,12 @@ def _everything(fs: fsspec.AbstractFileSystem, top: str, base: str) -> Iterator[
         folder = info["type"] == "directory" or below.endswith("/")  # S3 may hold an empty object for a folder
         if any(piece.startswith(".") for piece in below.split("/")) or folder and not named_as_video(below):
             continue
-        stamp = info.get("ETag") or info.get("mtime") or info.get("created") or ""
         size, url = int(info.get("size") or 0), base if path == top else files.join(base, below)
         problem = "" if info["type"] == "file" else "not_regular_file"
         if local and not _is_text(below):
             below, url = files.percent(below), files.LOCALHOST + files.percent(path[1:])
             problem = problem or ("not_regular_file" if os.path.lexists(prefix + below) else "")
-        yield Source(below, url, size, f"{size}:{stamp}", problem=problem)
+        yield Source(below, url, size, files.stamp(info), problem=problem)
 
 
 def _inside(tar: Source) -> Iterator[Source]:
@@ -98,9 +101,13 @@ def _inside(tar: Source) -> Iterator[Source]:
     from storage import adoption, shards
 
     try:
-        samples = shards.group(shards.walk(tar.url, strict=False, open_end=True))
+        with reading(tar):
+            samples = shards.group(shards.walk(tar.url, strict=False, open_end=True))
     except shards.Refused:
         yield replace(tar, problem="bad_shard")
+        return
+    except Rejected as error:
+        yield replace(tar, problem=error.reason)
         return
     for sample in samples:
         found = adoption.videos(sample) if not sample.flaw else [(m, {}) for m in sample.members.values()]
@@ -145,22 +152,14 @@ def _facts(path: str) -> dict[str, Any]:
 
 
 def _remote_files(fs: fsspec.AbstractFileSystem, top: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    if not hasattr(fs, "call_s3"):
-        yield from sorted(fs.find(top, detail=True, withdirs=True).items())
-        return
-    if fs.isfile(top):
-        yield top, fs.info(top)
-        return
-    bucket, _, prefix = top.partition("/")
-    more: dict[str, str] = {}
-    while True:  # a page of a thousand at a time
-        page = fs.call_s3("list_objects_v2", Bucket=bucket, Prefix=f"{prefix.rstrip('/')}/".lstrip("/"), **more)
-        for entry in page.get("Contents", []):
-            facts = {"type": "file", "size": entry["Size"], "ETag": entry["ETag"]}
-            yield f"{bucket}/{entry['Key']}", facts
-        if not page.get("IsTruncated"):
-            return
-        more = {"ContinuationToken": page["NextContinuationToken"]}
+    if not is_s3(fs):  # no pages to be had: one answer holds them all
+        yield from sorted(ask(fs, "find", top, detail=True, withdirs=True).items())
+    elif top.endswith(TAR):
+        yield top, ask(fs, "info", top)
+    else:
+        bucket = bucket_and_key(fs, top)["Bucket"]
+        for entry in pages(fs, top):
+            yield f"{bucket}/{entry['Key']}", {"type": "file", "size": entry["Size"], "ETag": entry["ETag"]}
 
 
 def _is_text(name: str) -> bool:
@@ -224,29 +223,20 @@ def content_id(source: Source) -> str:
 
 def fetch(source: Source, folder: str) -> str:
     """A local path of a source's bytes: its own where it is a local file, else a copy in ``folder``."""
-    fs, path = files.locate(source.url)
-    if isinstance(fs, LocalFileSystem) and source.offset < 0:
-        return path
     target = os.path.join(folder, "source")
     with reading(source):
         if source.offset < 0:
-            fs.get_file(path, target)
-        else:
-            with open(target, "wb") as file:
-                for block in _blocks(source):
-                    file.write(block)
+            return files.local_path(source.url, target)
+        with open(target, "wb") as file:
+            file.writelines(_blocks(source))
     return target
 
 
 def _blocks(source: Source) -> Iterator[bytes]:
-    fs, path = files.locate(source.url)
-    left = source.size if source.offset >= 0 else None
-    file: BinaryIO
-    with fs.open(path, "rb", cache_type="readahead") as file:
-        file.seek(max(0, source.offset))
-        while block := file.read(1 << 22 if left is None else min(left, 1 << 22)):
-            left = None if left is None else left - len(block)
-            yield block
+    """The bytes of a source, a request for each block: as many as were listed."""
+    begin = max(0, source.offset)
+    for at in range(begin, begin + source.size, PIECE):
+        yield files.read(source.url, at, min(at + PIECE, begin + source.size))
 
 
 class reading:

@@ -124,6 +124,19 @@ def bucket_and_key(fs: fsspec.AbstractFileSystem, path: str) -> dict[str, Any]:
     return {"Bucket": bucket, "Key": key}
 
 
+def pages(fs: fsspec.AbstractFileSystem, path: str, size: int = 1000) -> Iterator[dict[str, Any]]:
+    """What S3 lists below a path, an entry at a time, a page of ``size`` in memory."""
+    target = bucket_and_key(fs, path)
+    prefix = target["Key"].rstrip("/") + "/" if target["Key"] else ""
+    more: dict[str, Any] = {}
+    while True:
+        page = ask(fs, "call_s3", "list_objects_v2", Bucket=target["Bucket"], Prefix=prefix, MaxKeys=size, **more)
+        yield from (entry for entry in page.get("Contents", []) if entry["Key"] != prefix)
+        if not page.get("IsTruncated"):
+            return
+        more = {"ContinuationToken": page["NextContinuationToken"]}
+
+
 def ask(fs: fsspec.AbstractFileSystem, method: str, *args: Any, size: int = 0, **kwargs: Any) -> Any:
     """Calls a method of a file system, on a remote one with a limit in time that follows from ``size`` bytes.
 

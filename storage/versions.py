@@ -20,7 +20,7 @@ import pyarrow.json
 import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 
-from storage import columns, files, tables
+from storage import columns, files, inventory, tables
 from storage.datasets import Dataset
 from storage.errors import InputError
 from storage.parts import Part
@@ -43,20 +43,18 @@ class Version:
 
 
 def survey(root: str, datasets: list[Dataset]) -> list[Version]:
-    """All versions of all columns, from one listing, one footer a version and the datasets' own counts.
+    """All versions of all columns, from one listing, one object a version and the datasets' own counts.
 
     ``rows`` counts those of parts that a dataset lists.
     """
-    fs, top = files.locate(files.join(root, "columns"))
     found: dict[tuple[str, str], Version] = {}
-    listed = fs.find(top, detail=True) if fs.exists(top) else {}
-    for path, info in sorted(listed.items()):
-        pieces = path.removeprefix(top.rstrip("/") + "/").split("/")
+    for item in sorted(inventory.walk(files.join(root, "columns")), key=lambda item: item.name):
+        pieces = item.name.split("/")
         if len(pieces) != 3 or pieces[2].startswith(".") or not pieces[2].endswith(".parquet"):
             continue
         entry = found.setdefault((pieces[0], pieces[1]), Version(pieces[0], pieces[1]))
         entry.parts.add(pieces[2].removesuffix(".parquet"))
-        entry.bytes += int(info.get("size") or 0)
+        entry.bytes += item.size
     samples = {part.id: part.samples for data in datasets for part in data.parts}
     for entry in found.values():
         entry.rows = sum(samples.get(part, 0) for part in entry.parts)

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from fsspec.implementations.local import LocalFileSystem
 from pydantic import Field
 
 from storage import adoption, datasets, files, ledger, parts, records, shards
@@ -14,9 +13,9 @@ from storage.adoption import BadSidecar, Shard
 from storage.errors import BudgetExceeded, Damaged, InputError, StoreError
 from storage.labels import Labels, read_labels, split_of
 from storage.ledger import Entry, Report
+from storage.limits import Rejected
 from storage.sandbox import mine
 from storage.secrets import refuse_credentials
-from storage.video import Rejected
 from tasks.report import say
 from tasks.stage import cover
 
@@ -131,10 +130,7 @@ def adopt_shard(shard: Shard, *, root: str, options: dict[str, Any], given: dict
     marker = _marker(root, shard, options)
     refused, made, size, digest = "", [], 0, ""
     with files.scratch() as folder:
-        fs, path = files.locate(shard.url)
-        if not isinstance(fs, LocalFileSystem):
-            fs.get_file(path, str(folder / "shard.tar"))
-            path = str(folder / "shard.tar")
+        path = files.local_path(shard.url, folder / "shard.tar")
         try:
             entries, rows = _examine(shard, path, options, given)
             size, digest = Path(path).stat().st_size, files.digest_file(path)
@@ -144,8 +140,7 @@ def adopt_shard(shard: Shard, *, root: str, options: dict[str, Any], given: dict
         except shards.Refused as error:
             refused = str(error)
             entries = [Entry(shard.url, "quarantined", error.reason, error.detail, error="Refused")]
-    fs, path = files.locate(shard.url)
-    if adoption.stamp(fs.info(path)) != shard.stamp:
+    if files.stamp(files.info(shard.url)) != shard.stamp:
         raise StoreError(f"{shard.url} changed while it was read; adopt it again when it is whole")
     ledger.write(root, STEP, marker.rpartition("/")[2].removesuffix(".json"), entries)
     about = {"shard": shard.url, "stamp": shard.stamp, "digest": digest, "parts": made, "refused": refused}

@@ -18,8 +18,7 @@ SAMPLE = 2000  # vectors that uniformity is measured on
 
 def freshness(root: str, dataset: Dataset) -> dict[str, Any]:
     """When the dataset's pointer moved last, as far as the store says."""
-    fs, path = files.locate(files.join(root, "datasets", dataset.name, "latest.json"))
-    info = fs.info(path)
+    info = files.info(files.join(root, "datasets", dataset.name, "latest.json"))
     stamp = info.get("mtime") or info.get("LastModified") or info.get("created")
     when = datetime.fromtimestamp(stamp, UTC) if isinstance(stamp, int | float) else stamp
     return {"version": dataset.version, "moved": when.isoformat() if when else None, "clips": dataset.clips}

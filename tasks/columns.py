@@ -135,8 +135,7 @@ def _uses(root: str, entry: Version, listed: list[Version], known: list[Dataset]
 
         if entry.version == label.version():
             found.append("it is what `reelmill retrain` trains on")
-    fs, path = files.locate(files.join(root, "mlflow", "mlflow.db"))
-    if os.environ.get("MLFLOW_TRACKING_URI") or fs.exists(path):
+    if os.environ.get("MLFLOW_TRACKING_URI") or files.exists(files.join(root, "mlflow", "mlflow.db")):
         from tasks import predict, tracking
 
         champion = tracking.champion(root, model)

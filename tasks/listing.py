@@ -13,12 +13,12 @@ from storage import files, ledger, lists, parts, plans, sources, tables
 from storage.errors import InputError
 from storage.labels import Labels, check_classes, check_paths, read_labels
 from storage.ledger import Report
+from storage.limits import Rejected
 from storage.planning import Planning
 from storage.plans import Limits
 from storage.sandbox import mine
 from storage.secrets import refuse_credentials
 from storage.sources import Source
-from storage.video import Rejected
 from tasks import pool
 from tasks.identify import identify
 from tasks.report import progress, say

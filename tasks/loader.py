@@ -21,9 +21,9 @@ from torch import Tensor
 from storage import columns
 from storage.datasets import kept
 from storage.errors import Damaged, InputError
+from storage.limits import Rejected
 from storage.parts import Part
 from storage.sandbox import mine
-from storage.video import Rejected
 
 CACHE_BYTES = 2 << 30
 SLACK = 1e-6  # seconds, so that float rounding moves no frame across a label's end

@@ -20,9 +20,9 @@ from storage.carry import Before
 from storage.checkpoints import Checkpoint
 from storage.errors import Damaged, InputError
 from storage.ledger import Report
+from storage.limits import Rejected
 from storage.parts import Part
 from storage.sandbox import mine
-from storage.video import Rejected
 from tasks import tracking
 from tasks.loader import resized
 from tasks.stage import cover

@@ -13,9 +13,9 @@ from storage.carry import Before
 from storage.datasets import Dataset
 from storage.errors import Damaged
 from storage.ledger import Report
+from storage.limits import Rejected
 from storage.parts import Part
 from storage.sandbox import mine
-from storage.video import Rejected
 from tasks.stage import cover
 
 COLUMN = "scores"
