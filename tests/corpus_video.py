@@ -368,13 +368,14 @@ def two_sizes(p):
 case(64, "a size that changes", "size_change", two_sizes, file="a.ts")
 
 
-def streams(p, sizes):
+def streams(p, sizes, codec="mpeg4", frames=8):
+    """A stream of each size."""
     with av.open(str(p), "w") as out:
         made = []
         for size in sizes:
-            made.append(out.add_stream("mpeg4", rate=RATE))
+            made.append(out.add_stream(codec, rate=RATE))
             made[-1].width, made[-1].height = size
-        for t in range(8):
+        for t in range(frames):
             for stream in made:
                 frame = av.VideoFrame.from_ndarray(picture(t, stream.width, stream.height), "rgb24")
                 out.mux(stream.encode(frame))

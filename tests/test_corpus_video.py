@@ -2,8 +2,6 @@
 
 import ctypes
 import os
-import socket
-import threading
 import time
 
 import pytest
@@ -22,24 +20,6 @@ def box():
     box = Sandbox(stall=20.0)
     yield box
     box.close()
-
-
-@pytest.fixture(scope="module")
-def listener():
-    """A port of this machine and the connections that were made to it."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        calls = []
-
-        def wait():
-            try:
-                while True:
-                    calls.append(server.accept()[0].close())
-            except OSError:
-                pass
-
-        threading.Thread(target=wait, daemon=True).start()
-        yield server.getsockname()[1], calls
-        server.shutdown(socket.SHUT_RDWR)
 
 
 class Watch:

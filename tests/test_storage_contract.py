@@ -51,16 +51,6 @@ def root(kind, place):
     lease.release(url)
 
 
-@pytest.fixture
-def source(tmp_path):
-    def make(data):
-        path = tmp_path / uuid.uuid4().hex
-        path.write_bytes(data)
-        return path
-
-    return make
-
-
 def together(count, work):
     """Runs work(number) in that many threads that start at once; what they returned."""
     gate, done = threading.Barrier(count), {}

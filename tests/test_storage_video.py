@@ -4,8 +4,6 @@ import gzip
 import importlib.util
 import os
 import shutil
-import socket
-import threading
 import zipfile
 from fractions import Fraction
 from pathlib import Path
@@ -13,7 +11,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from corpus_video import RATE, RED, H, W
+from corpus_video import RATE, RED, H, W, streams
 from corpus_video import hum as _hum
 from corpus_video import make as _make
 from corpus_video import picture as _picture
@@ -135,16 +133,7 @@ def test_a_varying_frame_rate_keeps_its_times(tmp_path, cut, kind):
 
 def test_the_largest_of_two_streams_is_taken(tmp_path, cut):
     path = tmp_path / "two.mp4"
-    with av.open(str(path), "w") as out:
-        streams = []
-        for size in ((48, 32), (W, H), (64, 64)):
-            streams.append(out.add_stream("libx264", rate=RATE))
-            streams[-1].width, streams[-1].height = size
-        for t in range(20):
-            for stream in streams:
-                frame = av.VideoFrame.from_ndarray(_picture(t, stream.width, stream.height), "rgb24")
-                out.mux(stream.encode(frame))
-        [out.mux(stream.encode(None)) for stream in streams]
+    streams(path, ((48, 32), (W, H), (64, 64)), codec="libx264", frames=20)
     (clip,), _ = cut(path)
     assert (clip["width"], clip["height"], clip["frames"]) == (W, H, 20)
 
@@ -298,24 +287,6 @@ def test_what_is_no_file(tmp_path, make, reason):
 
 
 # Files that name others
-
-
-@pytest.fixture
-def listener():
-    """A port of this machine and the connections that were made to it."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        calls = []
-
-        def wait():
-            try:
-                while True:
-                    calls.append(server.accept()[0].close())
-            except OSError:
-                pass
-
-        threading.Thread(target=wait, daemon=True).start()
-        yield server.getsockname()[1], calls
-        server.shutdown(socket.SHUT_RDWR)
 
 
 REFERENCES = {
