@@ -5,11 +5,12 @@ import os
 import time
 
 import pytest
-from corpus_video import CASES, OK, make
 
 from storage import sniff
 from storage.limits import LIMIT_BYTES, REASONS, Limits, Rejected, check_size
 from storage.sandbox import Sandbox
+from tests.corpus_video import CASES, OK
+from tests.videos import make
 
 FRAMES = {15: 60, 18: 60, 19: 60, 23: 60, 26: 60, 45: 40, 47: 40, 48: 40, 49: 60, 60: 60, 61: 12, 63: 40, 66: 8, 86: 60}
 IN_ACCESS, IN_OPEN = 0x1, 0x20

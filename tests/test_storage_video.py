@@ -11,15 +11,15 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from corpus_video import RATE, RED, H, W, streams
-from corpus_video import hum as _hum
-from corpus_video import make as _make
-from corpus_video import picture as _picture
-from corpus_video import still as _still
 
 from storage import cutting, sampling
 from storage.encoder import Encoder
 from storage.video import REASONS, Limits, Rejected
+from tests.videos import RATE, RED, H, W, streams
+from tests.videos import hum as _hum
+from tests.videos import make as _make
+from tests.videos import picture as _picture
+from tests.videos import still as _still
 
 
 @pytest.fixture
