@@ -83,6 +83,22 @@ def at(monkeypatch):
     return lead
 
 
+@pytest.fixture
+def place(request, tmp_path, at):
+    """Makes the URL of an empty place on a kind of store."""
+
+    def make(kind):
+        if kind == "local":
+            return str(tmp_path / uuid.uuid4().hex)
+        if kind == "memory":
+            return f"memory://{uuid.uuid4().hex}"
+        if kind == "moto":
+            return f"{request.getfixturevalue('s3')}/{uuid.uuid4().hex}"
+        return at(request.getfixturevalue(kind))
+
+    return make
+
+
 @pytest.fixture(scope="session")
 def s3():
     """The URL of an empty bucket on a server of this process; plain ``s3://`` URLs lead there."""
