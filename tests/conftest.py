@@ -1,6 +1,8 @@
-"""What several test files share: settings before anything is imported, one rendered archive, S3 servers."""
+"""What several test files share: settings before anything is imported, one rendered archive, a listener, S3 servers."""
 
 import os
+import socket
+import threading
 import uuid
 
 from flows.__main__ import quiet
@@ -22,6 +24,36 @@ def archive(tmp_path_factory):
     folder = tmp_path_factory.mktemp("rendered")
     synthetic.render_archive(folder, 0, 16, 6, run=pool.processes)
     return folder
+
+
+@pytest.fixture(scope="module")
+def listener():
+    """A port of this machine and the connections that were made to it."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        calls = []
+
+        def wait():
+            try:
+                while True:
+                    calls.append(server.accept()[0].close())
+            except OSError:
+                pass
+
+        threading.Thread(target=wait, daemon=True).start()
+        yield server.getsockname()[1], calls
+        server.shutdown(socket.SHUT_RDWR)
+
+
+@pytest.fixture
+def source(tmp_path):
+    """Makes a local file of the given bytes."""
+
+    def make(data):
+        path = tmp_path / uuid.uuid4().hex
+        path.write_bytes(data)
+        return path
+
+    return make
 
 
 @pytest.fixture(scope="session")
@@ -49,6 +81,22 @@ def at(monkeypatch):
         return f"s3://reel/{uuid.uuid4().hex}"
 
     return lead
+
+
+@pytest.fixture
+def place(request, tmp_path, at):
+    """Makes the URL of an empty place on a kind of store."""
+
+    def make(kind):
+        if kind == "local":
+            return str(tmp_path / uuid.uuid4().hex)
+        if kind == "memory":
+            return f"memory://{uuid.uuid4().hex}"
+        if kind == "moto":
+            return f"{request.getfixturevalue('s3')}/{uuid.uuid4().hex}"
+        return at(request.getfixturevalue(kind))
+
+    return make
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,6 @@
 """Preparing an archive without Prefect, as several test files and the processes that they kill do it."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,21 @@ def prepare(
     planned, listed = plan(root, archive, labels, recipe, **more)
     found, report = shard.shard_archive(root, "a", planned, recipe=recipe, failure_budget=budget, listed=listed)
     return datasets.freeze(root, "a", found, {"recipe": recipe}), report
+
+
+def two_folders(clips: list[Path], home: Path) -> Path:
+    """Copies clips into two folders of `home`'s archive and prepares it there, three to a part."""
+    for number, clip in enumerate(clips):
+        folder = home / "archive" / ("one" if number % 2 else "two")
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copy(clip, folder / clip.name)
+    again(home)
+    return home
+
+
+def again(home: Path, **more: Any) -> tuple[Dataset, Report]:
+    """Prepares a home's archive into its root, anew or once more."""
+    return prepare(str(home / "root"), str(home / "archive"), **{"units": 3, **more})
 
 
 def bytes_of(root: Path) -> dict[str, Any]:

@@ -2,16 +2,15 @@
 
 import ctypes
 import os
-import socket
-import threading
 import time
 
 import pytest
-from corpus_video import CASES, OK, make
 
 from storage import sniff
 from storage.limits import LIMIT_BYTES, REASONS, Limits, Rejected, check_size
 from storage.sandbox import Sandbox
+from tests.corpus_video import CASES, OK
+from tests.videos import make
 
 FRAMES = {15: 60, 18: 60, 19: 60, 23: 60, 26: 60, 45: 40, 47: 40, 48: 40, 49: 60, 60: 60, 61: 12, 63: 40, 66: 8, 86: 60}
 IN_ACCESS, IN_OPEN = 0x1, 0x20
@@ -22,24 +21,6 @@ def box():
     box = Sandbox(stall=20.0)
     yield box
     box.close()
-
-
-@pytest.fixture(scope="module")
-def listener():
-    """A port of this machine and the connections that were made to it."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        calls = []
-
-        def wait():
-            try:
-                while True:
-                    calls.append(server.accept()[0].close())
-            except OSError:
-                pass
-
-        threading.Thread(target=wait, daemon=True).start()
-        yield server.getsockname()[1], calls
-        server.shutdown(socket.SHUT_RDWR)
 
 
 class Watch:

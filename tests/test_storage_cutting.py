@@ -6,11 +6,11 @@ from fractions import Fraction
 import av
 import numpy as np
 import pytest
-from corpus_video import RATE, RED, H, W, make, set_options
 
 from storage import copying, cutting
 from storage.sampling import sample
 from storage.video import Footage, Limits, Rejected, Unsure
+from tests.videos import RATE, RED, H, W, make, set_options
 
 GROUPS = {"bf": 3, "g": 25, "x264-params": "scenecut=0"}
 OPEN = {"bf": 3, "g": 25, "x264-params": "open-gop=1:scenecut=0"}

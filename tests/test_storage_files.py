@@ -23,18 +23,6 @@ def root(request, tmp_path):
     return str(tmp_path / "root") if request.param == "local" else f"memory://{uuid.uuid4().hex}"
 
 
-@pytest.fixture
-def source(tmp_path):
-    """Makes a local file of the given bytes."""
-
-    def make(data):
-        path = tmp_path / uuid.uuid4().hex
-        path.write_bytes(data)
-        return path
-
-    return make
-
-
 def test_first_publish_creates(root, source):
     assert files.publish(source(b"one"), f"{root}/a/object") is True
     assert files.read(f"{root}/a/object") == b"one"

@@ -7,11 +7,11 @@ from fractions import Fraction
 import av
 import numpy as np
 import pytest
-from corpus_video import HDR10, RATE, RED, H, W, jpegs, make, set_options, sound, wide
 
 from storage import probing, sampling
 from storage.sandbox import Sandbox
 from storage.video import Footage, Limits, Rejected, Unsure
+from tests.videos import HDR10, RATE, RED, H, W, jpegs, make, set_options, sound, wide
 
 
 @pytest.fixture(scope="module")

@@ -7,14 +7,13 @@ import signal
 import subprocess
 import sys
 import time
-import uuid
 from pathlib import Path
 
 import pytest
-import s3fault
 
 from storage import conditions, datasets, files, inventory, parts, stores
 from storage.errors import Conflict, Damaged, InputError, RootError, StoreError
+from tests import s3fault
 
 LARGE = random.Random(7).randbytes(300_000)
 
@@ -34,16 +33,6 @@ def root(proxy, at, monkeypatch):
     proxy.seen.clear()
     yield url
     proxy.faults.clear()
-
-
-@pytest.fixture
-def source(tmp_path):
-    def make(data):
-        path = tmp_path / uuid.uuid4().hex
-        path.write_bytes(data)
-        return path
-
-    return make
 
 
 @pytest.mark.parametrize("kind", ["500", "503", "reset", "409"])
