@@ -10,6 +10,7 @@ import hashlib
 import json
 import tarfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -142,29 +143,29 @@ def write_tar(rows: list[dict[str, Any]], media: list[Path], path: Path) -> tupl
 
     The bytes are a function of the clips alone: no times, owners or modes get in.
     """
-    done = []
-    whole = hashlib.sha256()
-    with open(path, "wb", buffering=0) as tar:
+    done: list[dict[str, Any]] = []
+    whole, at = hashlib.sha256(), 0
 
-        def write(*pieces: bytes) -> None:
-            for piece in pieces:
-                tar.write(piece)
-                whole.update(piece)
+    def write(pieces: list[bytes]) -> None:
+        for piece in pieces:
+            tar.write(piece)
+            whole.update(piece)
 
+    # Both digests leave the interpreter free: the tar's is taken, and its bytes written, while the next clip is read.
+    with open(path, "wb", buffering=0) as tar, ThreadPoolExecutor(1) as behind:
+        written = behind.submit(write, [])
         for row, file in zip(rows, media, strict=True):
             data = file.read_bytes()
             row = {"metadata": "{}", "identity": "", **row, "member": f"{row['key']}.mp4"}
-            write(_header(row["member"], len(data)))
-            row |= {"offset": tar.tell(), "size": len(data), "sha256": files.digest(data)}
-            text = json.dumps(
-                {name: row[name] for name in SIDECAR} | {"metadata": json.loads(row["metadata"])}, sort_keys=True
-            )
-            write(
-                data, _padding(len(data)), _header(f"{row['key']}.json", len(text)), text.encode(), _padding(len(text))
-            )
+            row |= {"offset": at + tarfile.BLOCKSIZE, "size": len(data), "sha256": files.digest(data)}
+            pieces = [*_member(row["member"], data), *_member(f"{row['key']}.json", _sidecar(row))]
+            at += sum(map(len, pieces))
+            written.result()
+            written = behind.submit(write, pieces)
             done.append(row)
+        written.result()
         end = 2 * tarfile.BLOCKSIZE
-        write(b"\0" * (end + -(tar.tell() + end) % tarfile.RECORDSIZE))
+        write([b"\0" * (end + -(at + end) % tarfile.RECORDSIZE)])
     return done, whole.hexdigest()
 
 
@@ -183,15 +184,16 @@ SIDECAR = (
 )
 
 
-def _header(name: str, size: int) -> bytes:
-    """The header of a member; json.dumps writes ASCII, so characters are bytes."""
+def _sidecar(row: dict[str, Any]) -> bytes:
+    facts = {name: row[name] for name in SIDECAR} | {"metadata": json.loads(row["metadata"])}
+    return json.dumps(facts, sort_keys=True).encode()
+
+
+def _member(name: str, data: bytes) -> tuple[bytes, bytes, bytes]:
+    """A member of a tar: header, bytes, padding."""
     member = tarfile.TarInfo(name)
-    member.size, member.mode, member.mtime = size, 0o644, 0
-    return member.tobuf(tarfile.USTAR_FORMAT)
-
-
-def _padding(size: int) -> bytes:
-    return b"\0" * (-size % tarfile.BLOCKSIZE)
+    member.size, member.mode, member.mtime = len(data), 0o644, 0
+    return member.tobuf(tarfile.USTAR_FORMAT), data, b"\0" * (-len(data) % tarfile.BLOCKSIZE)
 
 
 def commit(root: str, part: str, rows: list[dict[str, Any]], media: list[Path], folder: Path) -> Part:
