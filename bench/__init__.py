@@ -1,1 +1,1 @@
-"""Measurements: each figure is a ratio to a named baseline that ran in the same minute on the same machine."""
+"""Measurements: ratios to a named baseline that ran in the same minute on the same machine, and rates beside them."""

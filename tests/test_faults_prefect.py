@@ -87,7 +87,6 @@ def test_what_cannot_be_told_to_prefect_stops_nothing(monkeypatch, capsys):
     with report.progress("shard", 2) as state:
         state.advance(2)
     report.table("parts", [], "none")
-    report.table("parts", [], "none")
     # Progress is told no more for a while; what a run leaves behind is tried each time.
     assert len(calls) == 2 and capsys.readouterr().out.count("the work goes on") == 2
 
