@@ -1,18 +1,18 @@
-"""A labelled archive of real H.264 files whose right answers are known by construction.
+"""A labelled archive of real H.264 files whose right answers are known by construction; `storage.scenes` draws them.
 
-Actors are textured shapes on a textured background. Every class is a *motion*: position, size, colour, angle and
-texture are drawn alike for all classes, so one frame says nothing. Two sets are rendered:
+Three sets are rendered:
 
 - ``weak``: one action per video, a video-level label only (as Kinetics has them);
 - ``dense``: longer videos of several actors with still gaps, overlapping actions and frame-exact segments (as
-  Charades).
+  Charades);
+- ``long``: half a minute in which little happens for a short time, with shapes that sway and a camera that wanders.
 """
 
 import csv
 import importlib.util
 import shutil
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
@@ -20,115 +20,7 @@ import av
 import numpy as np
 
 from storage.encoder import Encoder
-
-CLASSES = ("left", "right", "up", "down", "spin", "grow", "shrink", "blink")
-SIZES = ((96, 72), (112, 112), (128, 96), (72, 96), (160, 120))  # width, height
-FRAME_RATES = (12, 15, 16, 20, 24)
-SHAPES = ("square", "triangle", "bar", "cross")
-PATCH = 24  # texture samples across an actor
-
-
-@dataclass(frozen=True)
-class Segment:
-    """An action between two times in seconds; the ends lie between frames, so no rounding can move a frame out."""
-
-    start: float
-    end: float
-    label: str
-
-
-@dataclass
-class Actor:
-    """What is drawn and how it moves: ``timeline`` holds (first frame, last frame + 1, class)."""
-
-    shape: str
-    texture: np.ndarray  # [PATCH, PATCH, 3] uint8
-    x: float  # centre, share of the width
-    y: float  # centre, share of the height
-    size: float  # half the extent, share of the shorter side
-    angle: float
-    rate: float  # each class scales it to its own unit; see `advance`
-    turn: int  # direction of a spin
-    timeline: list[tuple[int, int, str]] = field(default_factory=list)
-    phase: float = 0.0
-    visible: bool = True
-
-    def advance(self, label: str | None, seconds: float) -> None:
-        """Moves the state on by one frame of ``seconds`` under the action ``label`` (None: stands still)."""
-        self.visible = True
-        step = self.rate * seconds
-        if label in ("left", "right"):
-            self.x = (self.x + (step if label == "right" else -step)) % 1.0
-        elif label in ("up", "down"):
-            self.y = (self.y + (step if label == "down" else -step)) % 1.0
-        elif label == "spin":
-            self.angle += self.turn * 2.6 * np.pi * step
-        elif label in ("grow", "shrink"):
-            self.size *= np.exp(2.4 * step if label == "grow" else -2.4 * step)
-            self.size = SMALLEST if self.size > LARGEST else LARGEST if self.size < SMALLEST else self.size
-        elif label == "blink":
-            self.phase += 7.0 * step
-            self.visible = int(self.phase) % 2 == 0
-
-
-SMALLEST, LARGEST = 0.16, 0.40
-
-
-def _texture(rng: np.random.Generator, height: int, width: int, cells: int) -> np.ndarray:
-    """A smooth random colour field `[height, width, 3]` float in 0..255, made by bilinear growth of a coarse grid."""
-    coarse = rng.uniform(0, 255, (cells + 1, cells + 1, 3))
-    rows, columns = np.linspace(0, cells - 1e-6, height), np.linspace(0, cells - 1e-6, width)
-    r, c = rows.astype(int), columns.astype(int)
-    fr, fc = (rows - r)[:, None, None], (columns - c)[None, :, None]
-    top = coarse[r][:, c] * (1 - fc) + coarse[r][:, c + 1] * fc
-    bottom = coarse[r + 1][:, c] * (1 - fc) + coarse[r + 1][:, c + 1] * fc
-    return top * (1 - fr) + bottom * fr
-
-
-def _inside(shape: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """Where the unit shape covers the plane; u and v run over -1..1 across it."""
-    if shape == "square":
-        return np.maximum(abs(u), abs(v)) < 0.85
-    if shape == "triangle":
-        return (v > -0.8) & (abs(u) < 0.5 * (0.9 - v))
-    if shape == "bar":
-        return (abs(u) < 0.95) & (abs(v) < 0.45)
-    return np.minimum(abs(u), abs(v)) < 0.35
-
-
-def _paint(frame: np.ndarray, actor: Actor) -> None:
-    """Draws the actor into `[H, W, 3]` uint8, wrapped around the borders so that motion never has to turn back."""
-    H, W, _ = frame.shape
-    half = actor.size * min(H, W)
-    reach = int(np.ceil(half * 1.45))
-    cx, cy = actor.x * W, actor.y * H
-    columns = np.arange(int(cx) - reach, int(cx) + reach + 1)
-    rows = np.arange(int(cy) - reach, int(cy) + reach + 1)
-    dx, dy = (columns - cx)[None, :] / half, (rows - cy)[:, None] / half
-    cos, sin = np.cos(actor.angle), np.sin(actor.angle)
-    u, v = cos * dx + sin * dy, -sin * dx + cos * dy
-    mask = _inside(actor.shape, u, v) & (abs(u) < 1) & (abs(v) < 1)
-    inside_rows, inside_columns = np.nonzero(mask)
-    texels = actor.texture[
-        ((v[mask] + 1) * PATCH / 2).astype(int),
-        ((u[mask] + 1) * PATCH / 2).astype(int),
-    ]
-    frame[rows[inside_rows] % H, columns[inside_columns] % W] = texels
-
-
-def _actor(rng: np.random.Generator) -> Actor:
-    texture = _texture(rng, PATCH, PATCH, 1) * 0.2 + rng.uniform(140, 200, 3)
-    texture[:, PATCH // 2 :] -= 60  # two halves, so that a turning shape looks different at every angle
-    return Actor(
-        shape=str(rng.choice(SHAPES)),
-        texture=texture.astype(np.uint8),
-        x=rng.uniform(),
-        y=rng.uniform(),
-        size=float(np.exp(rng.uniform(np.log(SMALLEST), np.log(LARGEST)))),
-        angle=rng.uniform(0, 2 * np.pi),
-        rate=rng.uniform(0.35, 0.65),
-        turn=int(rng.choice((-1, 1))),
-    )
+from storage.scenes import CLASSES, STYLES, Scene, stage
 
 
 @dataclass(frozen=True)
@@ -137,83 +29,34 @@ class Script:
 
     path: str  # below the archive
     seed: tuple[int, ...]
-    kind: str  # weak | dense
+    kind: str  # weak | dense | long: a key of `STYLES`
     label: str = ""  # of a weak video
     split: str = "train"
 
 
-@dataclass(frozen=True)
-class Scene:
-    width: int
-    height: int
-    fps: int
-    frames: int
-    actors: list[Actor]
-    background: np.ndarray
-
-    def segments(self) -> list[Segment]:
-        spans = [span for actor in self.actors for span in actor.timeline]
-        return [
-            Segment(max(0.0, (first - 0.5) / self.fps), (last - 0.5) / self.fps, label)
-            for first, last, label in sorted(spans)
-        ]
-
-    def draw(self) -> Iterator[np.ndarray]:
-        """Yields the frames `[H, W, 3]` uint8 in order."""
-        for t in range(self.frames):
-            frame = self.background.copy()
-            for actor in self.actors:
-                label = next((name for a, b, name in actor.timeline if a <= t < b), None)
-                actor.advance(label, 1 / self.fps)
-                if actor.visible:
-                    _paint(frame, actor)
-            yield frame
-
-
-def stage(script: Script) -> Scene:
-    """Sets the scene of a script: size, rate, background, actors and what each does when."""
-    rng = np.random.default_rng(script.seed)
-    width, height = SIZES[rng.integers(len(SIZES))]
-    fps = int(rng.choice(FRAME_RATES))
-    dense = script.kind == "dense"
-    frames = int(rng.uniform(8.0, 12.0) * fps) if dense else int(rng.uniform(2.4, 3.2) * fps)
-    background = (_texture(rng, height, width, 3) * 0.2 + rng.uniform(20, 70, 3)).astype(np.uint8)
-    actors = [_actor(rng) for _ in range(2 if dense else 1)]
-    if dense:
-        for actor in actors:
-            _timetable(actor, frames, fps, rng)
-    else:
-        actors[0].timeline = [(0, frames, script.label)]
-    return Scene(width, height, fps, frames, actors, background)
-
-
-def _timetable(actor: Actor, frames: int, fps: int, rng: np.random.Generator) -> None:
-    """Alternates still gaps and actions until the video ends."""
-    t = int(rng.uniform(0.0, 1.5) * fps)
-    while t < frames - fps:
-        last = min(frames, t + int(rng.uniform(1.2, 3.2) * fps))
-        actor.timeline.append((t, last, str(rng.choice(CLASSES))))
-        t = last + int(rng.uniform(0.7, 2.2) * fps)
-
-
-def scripts(seed: int, weak: int, dense: int, held_out: float = 1 / 3) -> list[Script]:
-    """The videos of an archive: ``weak`` weakly labelled ones over all classes, ``dense`` ones split by video."""
-    kept_out = round(dense * held_out)
+def scripts(seed: int, weak: int, dense: int, held_out: float = 1 / 3, long: int = 0) -> list[Script]:
+    """The videos of an archive: ``weak`` weakly labelled ones over all classes, the others split by video."""
     found = [
         Script(f"weak/{label}/{i:04d}.mp4", (seed, 0, i), "weak", label)
         for i, label in ((i, CLASSES[i % len(CLASSES)]) for i in range(weak))
     ]
-    for i in range(dense):
-        split = "heldout" if i < kept_out else "train"
-        found.append(Script(f"dense/{split}/{i:04d}.mp4", (seed, 1, i), "dense", split=split))
+    for kind, stream, count in (("dense", 1, dense), ("long", 3, long)):  # 2: what is broken
+        for i in range(count):
+            split = "heldout" if i < round(count * held_out) else "train"
+            found.append(Script(f"{kind}/{split}/{i:04d}.mp4", (seed, stream, i), kind, split=split))
     return found
+
+
+def staged(script: Script) -> Scene:
+    """The scene of a script."""
+    return stage(STYLES[script.kind], script.label, np.random.default_rng(script.seed))
 
 
 def render(script: Script, archive: Path) -> list[dict[str, object]]:
     """Renders one script into the archive and returns its label rows (path, start, end, label, split)."""
     path = archive / script.path
     path.parent.mkdir(parents=True, exist_ok=True)
-    scene = stage(script)
+    scene = staged(script)
     with Encoder(path, scene.width, scene.height, Fraction(scene.fps)) as encoder:
         for t, frame in enumerate(scene.draw()):
             encoder.write(frame, Fraction(t, scene.fps))
@@ -279,6 +122,7 @@ def render_archive(
     seed: int,
     weak: int,
     dense: int,
+    long: int = 0,
     *,
     run: Callable[[Callable[[Script], list[dict[str, object]]], list[Script]], Iterable[list[dict[str, object]]]],
 ) -> dict[str, object]:
@@ -288,7 +132,7 @@ def render_archive(
     """
     archive = folder / "archive"
     rows: list[dict[str, object]] = []
-    for made in run(_Render(archive), scripts(seed, weak, dense)):
+    for made in run(_Render(archive), scripts(seed, weak, dense, long=long)):
         rows += made
     broken = plant_broken(archive, seed)
     real = copy_real(archive)
@@ -297,7 +141,7 @@ def render_archive(
         "archive": str(archive),
         "labels": str(folder / "labels.csv"),
         "seed": seed,
-        "videos": weak + dense + len(broken) + len(real),
+        "videos": weak + dense + long + len(broken) + len(real),
         "broken": broken,
         "real": real,
     }

