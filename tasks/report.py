@@ -1,5 +1,6 @@
 """What people see while a stage runs and after it: lines on the terminal, progress and tables in Prefect."""
 
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -55,6 +56,11 @@ def _tell(function: Callable[..., Any], *args: Any, **words: Any) -> Any:
     return None
 
 
+def key_of(name: str) -> str:
+    """A name as Prefect takes it for an artifact's key: lowercase letters, digits and dashes."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
 def clock(seconds: float) -> str:
     """Seconds as m:ss."""
     return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
@@ -97,7 +103,7 @@ def progress(name: str, total: int, unit: str = "parts") -> Iterator[Progress]:
     artifact = None
     if in_run():
         text = redact(f"{name}: {total} {unit}")
-        made = _tell(create_progress_artifact, 0.0, key=f"progress-{name}", description=text)
+        made = _tell(create_progress_artifact, 0.0, key=key_of(f"progress-{name}"), description=text)
         artifact = made if made is None or isinstance(made, UUID) else UUID(str(made))
     state = Progress(name, total, unit, artifact)
     yield state
@@ -111,13 +117,13 @@ def table(key: str, rows: list[dict[str, Any]], description: str) -> None:
         return
     more = f" (the first {TABLE_ROWS} of {len(rows)})" if len(rows) > TABLE_ROWS else ""
     plain = [{redact(k): redact(str(v)) for k, v in row.items()} for row in rows[:TABLE_ROWS]]
-    _tell(create_table_artifact, plain or [{"": "nothing"}], key=key, description=redact(description + more))
+    _tell(create_table_artifact, plain or [{"": "nothing"}], key=key_of(key), description=redact(description + more))
 
 
 def markdown(key: str, text: str, description: str = "") -> None:
     """Publishes a markdown artifact."""
     if in_run():
-        _tell(create_markdown_artifact, redact(text), key=key, description=redact(description))
+        _tell(create_markdown_artifact, redact(text), key=key_of(key), description=redact(description))
 
 
 def escape(text: str) -> str:
