@@ -11,9 +11,10 @@ from av.video.stream import VideoStream
 
 from storage.cutting import Place, Plan, record
 from storage.encoder import ours
+from storage.footage import Footage
 from storage.limits import DEFAULT, Limits, Rejected
 from storage.picture import shown_size
-from storage.video import Clock, Footage, open_video, packets, video_stream
+from storage.video import Clock, open_video, packets, video_stream
 
 CODECS = ("h264", "hevc", "av1", "libdav1d", "mpeg4", "vp9", "mpeg2video")  # that MP4 holds and its readers know
 HELD_BACK = 1024  # packets in memory while a rest may still be too short for a clip
@@ -206,7 +207,7 @@ class _Copier:
         writer, self.writer = self.writer, None
         writer.close()
         assert self.place
-        numbers = (len(self.clips), self.place, writer.begun, writer.last, writer.count)
+        numbers = (len(self.clips), self.place, (writer.begun, writer.last), writer.count)
         self.clips.append(record(self.clock, self.plan, *numbers, (self.width, self.height)))
 
 

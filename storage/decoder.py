@@ -83,13 +83,13 @@ def _answer(message: dict[str, Any], blob: bytes, pipe: BinaryIO) -> tuple[dict[
         options["limits"] = video.Limits(**options["limits"])
     try:
         if call == "sample":
-            frames, kept, times = sampling.sample(blob, **options)
+            frames, kept, times = sampling.sample(blob, beat=beat, **options)
             answer = {"shape": frames.shape, "kept": kept.tolist(), "times": times.tolist()}
             return answer, np.ascontiguousarray(frames).reshape(-1).data
         if call == "score":
             from storage import scores
 
-            return scores.pack(scores.measure(blob))
+            return scores.pack(scores.measure(blob, beat=beat, **options))
         if call == "cut":
             return {"result": cutting.cut_any(beat=beat, **options)}, b""
         if call == "probe":

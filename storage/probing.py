@@ -9,7 +9,7 @@ import numpy as np
 from av.video.stream import VideoStream
 
 from storage.limits import DEFAULT, Limits, Rejected
-from storage.picture import HDR, shown_size, turns
+from storage.picture import range_of, shown_size, turns
 from storage.video import FALLBACK_TIME_BASE, open_video, packets, video_stream
 
 MAX_PACKETS = 200_000  # two hours; what is longer is told by its header, and says so
@@ -74,7 +74,7 @@ def probe(
             "sample_aspect_ratio": float(stream.sample_aspect_ratio or 1),
             "pixel_format": frame.format.name,
             "bit_depth": max(part.bits for part in frame.format.components),
-            "hdr": HDR.get(int(frame.color_trc), ""),
+            "hdr": range_of(frame),
             "interlaced": bool(frame.interlaced_frame) or stream.codec_context.field_order in INTERLACED,
             "audio": bool(container.streams.audio),
             "header_duration": header,
