@@ -17,6 +17,7 @@ from storage.limits import DEFAULT, Limits
 from storage.picture import Upright, range_of
 from storage.video import NEAR, Clock
 
+METHOD = 2  # goes up when the same source and options give other clips; part of what identifies a part
 HELD_BACK = 256  # frames in memory while a rest may still be too short for a clip
 Place = tuple[int, int]  # (shot, piece of the shot)
 
@@ -242,15 +243,3 @@ def _note(frame: av.VideoFrame, deinterlaced: bool) -> str:
     """What is done to a frame beyond scaling and turning it."""
     mapped = [f"{range_of(frame)} mapped to standard range"] if range_of(frame) else []
     return ", ".join(["deinterlaced"] * deinterlaced + mapped)
-
-
-def cut_any(path: str, folder: str, *, mode: str = "exact", **options: Any) -> list[dict[str, Any]]:
-    """`cut`, or `storage.copying.copy` where ``mode`` is "copy"."""
-    from storage import copying
-
-    if mode == "copy":
-        options.pop("short_side", None)
-        return copying.copy(path, folder, **options)
-    if mode != "exact":
-        raise ValueError(f"no such mode: {mode}")
-    return cut(path, folder, **options)

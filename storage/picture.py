@@ -12,6 +12,7 @@ from storage.tones import tone_map
 
 BT709 = 1  # the number of its primaries
 BT601 = 6  # the matrix of SMPTE 170M by its number in H.273, which swscale counts otherwise
+INTERLACED = (2, 3, 4, 5)  # field orders, by FFmpeg's numbers
 HDR = {16: "pq", 18: "hlg"}  # transfer curves of high dynamic range, by their number in H.273
 
 
@@ -78,6 +79,11 @@ class Upright:
         scale = min(1.0, self.short_side / min(width, frame.height)) if self.short_side else 1.0
         sides = [max(step, round(side * scale / step) * step) for side in (width, frame.height)]
         return {"width": sides[0], "height": sides[1]}
+
+
+def interlaced(stream: VideoStream, frame: av.VideoFrame) -> bool:
+    """Whether a stream, or its first frame, is said to be interlaced."""
+    return bool(frame.interlaced_frame) or stream.codec_context.field_order in INTERLACED
 
 
 def range_of(frame: av.VideoFrame) -> str:

@@ -9,12 +9,11 @@ import numpy as np
 from av.video.stream import VideoStream
 
 from storage.limits import DEFAULT, Limits, Rejected
-from storage.picture import range_of, shown_size, turns
+from storage.picture import interlaced, range_of, shown_size, turns
 from storage.video import FALLBACK_TIME_BASE, open_video, packets, video_stream
 
 MAX_PACKETS = 200_000  # two hours; what is longer is told by its header, and says so
 MAX_BYTES = 2 << 30
-INTERLACED = (2, 3, 4, 5)  # field orders, by FFmpeg's numbers
 
 
 def probe(
@@ -75,7 +74,7 @@ def probe(
             "pixel_format": frame.format.name,
             "bit_depth": max(part.bits for part in frame.format.components),
             "hdr": range_of(frame),
-            "interlaced": bool(frame.interlaced_frame) or stream.codec_context.field_order in INTERLACED,
+            "interlaced": interlaced(stream, frame),
             "audio": bool(container.streams.audio),
             "header_duration": header,
             "key_frames": keys,

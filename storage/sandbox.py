@@ -146,7 +146,7 @@ class Sandbox:
         mode: str = "exact",
         tail: float = 1.0,
     ) -> list[dict[str, Any]]:
-        """`storage.cutting.cut` (mode "exact") or `storage.copying.copy` ("copy") in the child.
+        """`storage.copying.cut_any` in the child: mode "exact", or "copy" where the source can be copied.
 
         A crash is tried once more, to spare who only sat beside the cause.
         """
