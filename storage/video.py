@@ -92,6 +92,9 @@ def video_stream(container: InputContainer, limits: Limits) -> VideoStream:
         raise Rejected("too_many_pixels", f"{width}x{height}")
     if 0 < min(width, height) < limits.min_side:
         raise Rejected("too_small", f"{width}x{height}")
+    for other in container.streams:  # sound and the like are not even read where the container lets them be skipped
+        if other.index != stream.index:
+            other.discard = av.stream.Discard.all
     return stream
 
 

@@ -69,6 +69,13 @@ def test_where_packets_are_read_from_changes_no_byte(long, tmp_path, monkeypatch
     assert [data for _, some in sought for data in some] == whole[1]
 
 
+def test_shots_are_copied_alike_from_anywhere(long, tmp_path, monkeypatch):
+    options = {"window": (31, 47), "bounds": [10.2, 31.0, 33.3, 33.9, 40.5, 47.0]}
+    sought = _run(copy, long["mp4"], tmp_path / "a", **options)
+    monkeypatch.setattr(groups, "SEEKABLE", ())
+    assert _run(copy, long["mp4"], tmp_path / "b", **options) == sought and len(sought[0]) > 5
+
+
 def test_a_seek_that_lands_late_is_noticed(long, tmp_path, monkeypatch):
     wanted = _run(copy, long["mp4"], tmp_path / "a", window=(30, 36))
     beats = []
