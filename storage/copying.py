@@ -36,9 +36,7 @@ def cut_any(
         except Rejected as rejected:
             if rejected.reason != "needs_reencode":
                 raise
-            why = rejected.detail
-        for begun in Path(folder).glob("[0-9]*.mp4"):
-            begun.unlink()
+            why = rejected.detail  # what was copied by now is overwritten: no place has more copies than cuts
     clips = cut(path, folder, short_side=short_side, **options)
     return [clip | {"notes": [*clip["notes"], f"not copied: {why}"] if why else clip["notes"]} for clip in clips]
 
