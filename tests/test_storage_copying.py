@@ -14,7 +14,7 @@ from storage.sandbox import Sandbox
 from storage.video import Limits, Rejected
 from tasks import shard
 from tests.preparing import prepare
-from tests.videos import INTERLACED, make, set_options
+from tests.videos import INTERLACED, RATE, make, set_options
 
 COPY = shard.recipe(2.0, 64, "span", "copy")
 
@@ -141,6 +141,37 @@ def test_a_first_key_frame_that_leans_on_others_is_no_place_to_begin(tmp_path):
     exact, copied = _run(cutting.cut, path, tmp_path / "a"), _run(cut_any, path, tmp_path / "b", mode="copy")
     assert copied[1] == exact[1] and sum(clip["frames"] for clip in copied[0]) >= 70
     assert copied[0][0]["notes"] == ["not copied: a first key frame that leans on others"]
+
+
+def _ordered(path, shown, keys):
+    """Pictures that are each whole, in a file that says when each is shown and which are key frames."""
+    pictures = make(path.with_name("plain.avi"), codec="mpeg4", frames=len(shown), options={"g": "1"})
+    with av.open(str(pictures)) as plain, av.open(str(path), "w") as out:
+        stream = out.add_stream_from_template(plain.streams.video[0], opaque=True)
+        unit = stream.time_base = Fraction(1, RATE)
+        for n, packet in enumerate(p for p in plain.demux(video=0) if p.size):
+            packet.stream, packet.time_base, packet.pts, packet.dts = stream, unit, shown[n], n - 4
+            packet.is_keyframe = n in keys
+            out.mux(packet)
+    return str(path)
+
+
+ORDERS = {
+    "": ([0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11], {0, 6}),
+    "frames that lean on the group before": ([0, 1, 2, 3, 4, 6, 7, 8, 9, 10, 11, 5], {0, 5}),
+    "a key frame that is shown before frames that precede it": ([0, 1, 2, 3, 4, 6, 5, 7, 8, 9, 10, 11], {0, 6}),
+}
+
+
+@pytest.mark.parametrize("why", ORDERS)
+def test_groups_that_overlap_in_time_are_not_copied(tmp_path, why):
+    """Else frames would be in the wrong clip, or in none."""
+    path = _ordered(tmp_path / "a.mp4", *ORDERS[why])
+    if not why:  # a control
+        return groups.check(path, Limits(), 60.0, lambda: None)
+    with pytest.raises(Rejected) as caught:
+        groups.check(path, Limits(), 60.0, lambda: None)
+    assert (caught.value.reason, caught.value.detail) == ("needs_reencode", why)
 
 
 def test_nothing_of_a_copy_that_was_given_up_is_left(tmp_path):

@@ -62,7 +62,7 @@ def test_windows_give_the_bytes_of_a_cut_in_one_go(woven, tmp_path, kind):
 
 
 def test_a_key_frame_at_the_start_of_a_window_needs_the_frame_before(tmp_path):
-    path = make(tmp_path / "a.mp4", frames=120, **{**INTERLACED, "options": {**INTERLACED["options"], "g": "20"}})
+    path = make(tmp_path / "a.mkv", frames=120, **{**INTERLACED, "options": {**INTERLACED["options"], "g": "20"}})
     whole, late = _cut(path, tmp_path / "whole")[1], _cut(path, tmp_path / "late", window=(4, None))[1]
     assert late == whole[2:]
 
