@@ -150,7 +150,7 @@ def _ordered(path, shown, keys):
         stream = out.add_stream_from_template(plain.streams.video[0], opaque=True)
         unit = stream.time_base = Fraction(1, RATE)
         for n, packet in enumerate(p for p in plain.demux(video=0) if p.size):
-            packet.stream, packet.time_base, packet.pts, packet.dts = stream, unit, shown[n], n - 4
+            packet.stream, packet.time_base, packet.pts, packet.dts = stream, unit, shown[n], n - 8
             packet.is_keyframe = n in keys
             out.mux(packet)
     return str(path)
