@@ -2,13 +2,13 @@
 
 import numpy as np
 import pytest
-from films import encode, film, moving, prepare_films, write
 
 from storage import datasets, files, near, scores
 from storage.errors import InputError
 from storage.near import Signatures
 from tasks import duplicates, score
 from tasks.duplicates import across, find_duplicates, read_pairs, repeats
+from tests.films import encode, film, moving, prepare_films, write
 
 FPS = 12
 

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from films import encode, film, moving, prepare_films
 
 from storage import columns, datasets, files, scores
 from storage.encoder import Encoder
@@ -16,6 +15,7 @@ from storage.errors import Damaged
 from storage.sandbox import Sandbox, mine
 from storage.video import Rejected
 from tasks import score
+from tests.films import encode, film, moving, prepare_films
 
 CHECKOUT = Path(__file__).parent.parent
 

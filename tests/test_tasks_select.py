@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from films import film, moving, prepare_films, write
 
 from flows.__main__ import main
 from storage import columns, datasets, files, ledger, parts, scores
@@ -17,6 +16,7 @@ from tasks.pretrain import classes_of, records
 from tasks.score import score_dataset
 from tasks.select import REASONS, Thresholds, select_dataset
 from tasks.train_rank import Spec
+from tests.films import film, moving, prepare_films, write
 
 BLACK = np.zeros((48, 64, 3), np.uint8)
 LIMITS = Thresholds(min_motion=0.004, min_sharpness=0.15, max_black=0.5, max_static=0.5, min_duration=1.2)
