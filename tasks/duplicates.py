@@ -7,6 +7,7 @@ added is compared with everything; what was compared before is taken from the da
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -65,16 +66,19 @@ def read_pairs(root: str, dataset: Dataset, scored: str | None = None) -> list[d
 
 def _clips(root: str, dataset: Dataset, scored: str) -> pa.Table:
     """part, key, sha256, looks and moves of all clips, in the order of their keys."""
-    pieces = []
-    for part in dataset.parts:
-        try:
-            table = columns.read(root, SCORES, scored, part, ["looks", "moves"])
-        except FileNotFoundError as error:
-            raise InputError(f"dataset {dataset.name} has no scores; run `reelmill select` or prepare again") from error
-        table = table.append_column("sha256", part.table(["sha256"])["sha256"])
-        pieces.append(table.append_column("part", pa.array([part.id] * part.samples, pa.string())))
-    whole = pa.concat_tables(pieces)
+    whole = pa.concat_tables(files.at_once(partial(_of_part, root, scored), dataset.parts))
     return whole.take(pc.sort_indices(whole, [("key", "ascending"), ("part", "ascending")])).combine_chunks()
+
+
+def _of_part(root: str, scored: str, part: Part) -> pa.Table:
+    """What `_clips` has of one part; each of its objects is read once."""
+    index = part.table(["key", "sha256"])
+    try:
+        table = columns.read(root, SCORES, scored, part, ["looks", "moves"], index["key"].to_pylist())
+    except FileNotFoundError as error:
+        raise InputError(f"part {part.id} has no scores {scored}; run `reelmill select` or prepare again") from error
+    table = table.append_column("sha256", index["sha256"])
+    return table.append_column("part", pa.array([part.id] * part.samples, pa.string()))
 
 
 def _signatures(clips: pa.Table) -> Signatures:
