@@ -18,10 +18,10 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from storage import columns, files, near, scores, tables
+from storage.bands import Signatures
 from storage.datasets import Dataset
 from storage.errors import InputError
 from storage.ledger import Report
-from storage.near import Signatures
 from storage.parts import Part
 from tasks.report import say
 
@@ -36,6 +36,7 @@ PAIRS = pa.schema(
         ("move", pa.float32()),  # the same between what moves in them
         ("share", pa.float32()),  # of the shorter clip that was compared
         ("shift", pa.float32()),  # seconds by which the other is ahead
+        ("how", pa.string()),  # what was done to one of them beside that: mirrored, cropped, both or nothing
     ]
 )
 SCORES = "scores"
@@ -81,10 +82,10 @@ def _of_part(root: str, scored: str, part: Part) -> pa.Table:
     return table.append_column("part", pa.array([part.id] * part.samples, pa.string()))
 
 
-def _signatures(clips: pa.Table) -> Signatures:
+def _signatures(clips: pa.Table) -> list[Signatures]:
     looks, moves = (clips[name].combine_chunks() for name in ("looks", "moves"))
     flat = [array.flatten().to_numpy(zero_copy_only=False) for array in (looks, moves)]
-    return Signatures(flat[0], flat[1], np.concatenate([[0], np.cumsum(pc.list_value_length(looks).to_numpy())]))
+    return near.views(flat[0], flat[1], pc.list_value_length(looks).to_numpy().astype(np.int64), scores.VIEWS)
 
 
 def _firsts(clips: pa.Table) -> np.ndarray:
@@ -130,7 +131,7 @@ def compare(root: str, dataset: Dataset, scored: str) -> pa.Table:
     found = near.pairs(_signatures(clips.take(places)), new[places])
     one, other = places[found["one"]], places[found["other"]]
     numbers = {name: found[name] for name in ("look", "move", "share")} | {"shift": found["shift"] / scores.GRID}
-    made = [_table(clips, one, other, "near", numbers)]
+    made = [_table(clips, one, other, "near", numbers, np.asarray(near.HOW)[found["how"]].tolist())]
     copies = np.flatnonzero(~alone)
     same = {"look": 0.0, "move": 0.0, "share": 1.0, "shift": 0.0}
     made.append(_table(clips, firsts[copies], copies, "exact", {k: np.full(len(copies), v) for k, v in same.items()}))
@@ -141,10 +142,13 @@ def compare(root: str, dataset: Dataset, scored: str) -> pa.Table:
     return pa.concat_tables(made).sort_by([(n, "ascending") for n in ("key", "part", "other", "other_part")])
 
 
-def _table(clips: pa.Table, one: Any, other: Any, kind: str, numbers: dict[str, np.ndarray]) -> pa.Table:
+def _table(
+    clips: pa.Table, one: Any, other: Any, kind: str, numbers: dict[str, np.ndarray], how: list[str] | None = None
+) -> pa.Table:
     mine, theirs = clips.take(one), clips.take(other)
     values = [mine["part"], mine["key"], theirs["part"], theirs["key"], pa.array([kind] * len(one), pa.string())]
     values += [pa.array(numbers[name], pa.float32()) for name in ("look", "move", "share", "shift")]
+    values.append(pa.array(how or [""] * len(one), pa.string()))
     return pa.table(values, schema=PAIRS)
 
 
@@ -192,6 +196,7 @@ class Repeat:
     look: float
     move: float
     share: float
+    how: str = ""
 
 
 def repeats(pairs: list[dict[str, Any]], order: Callable[[Clip], Any], usable: set[Clip]) -> dict[Clip, Repeat]:
@@ -224,7 +229,7 @@ def repeats(pairs: list[dict[str, Any]], order: Callable[[Clip], Any], usable: s
             look, move, share = (float(pair[name]) for name in ("look", "move", "share"))
             for clip in copies.get(first, [first]):
                 if clip in usable:
-                    found[clip] = Repeat(*heads[chosen], "near", look, move, share)
+                    found[clip] = Repeat(*heads[chosen], "near", look, move, share, pair["how"])
             continue
         kept.add(first)
         for clip in copies.get(first, []):

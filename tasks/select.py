@@ -116,13 +116,13 @@ def select_part(judged: Judged, *, root: str, version: str, name: str, threshold
     made: list[dict[str, object]] = []
     for row, reason in zip(judged.scores.to_pylist(), judged.reasons(thresholds), strict=True):
         numbers = {score: float(row[score]) for score in SHOWN}
-        of = ""
+        of = how = ""
         if reason == "near_duplicate":
             repeat = judged.repeated[row["key"]]
-            of = repeat.key
+            of, how = repeat.key, f" ({repeat.how})" if repeat.how else ""
             numbers |= {"look": repeat.look, "move": repeat.move, "share": repeat.share}
         verdict = "dropped" if reason else "kept"
-        detail = f"shows what {of} shows" if of else ""
+        detail = f"shows what {of} shows{how}" if of else ""
         entries.append(
             Entry(
                 row["key"], verdict, reason, detail, clips=int(not reason), duration=row["duration"],
