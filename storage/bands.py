@@ -54,6 +54,14 @@ def _bits(hashes: np.ndarray, frequencies: list[int]) -> np.ndarray:
     return packed
 
 
+def _once(values: np.ndarray, times: int = 1) -> np.ndarray:
+    """The values that come at least so many times, sorted, each once; for 64-bit numbers faster than `np.unique`."""
+    values = np.sort(values)
+    begins = np.flatnonzero(np.diff(values, prepend=values[:1] + np.uint64(1)))
+    counts = np.diff(begins, append=len(values))
+    return values[begins[counts >= times]]
+
+
 def entries(looks: np.ndarray, moves: np.ndarray, clips: np.ndarray) -> list[np.ndarray]:
     """Per band (value of 24 bits << 32 | clip), sorted, each once: of looks, of moves, and of both together."""
     F, half = FREQUENCIES, np.uint64(12)
@@ -62,7 +70,7 @@ def entries(looks: np.ndarray, moves: np.ndarray, clips: np.ndarray) -> list[np.
     look, move = looks[moving], moves[moving]
     found = [(_bits(look, F[o:24:2]) << half | _bits(move, F[o:24:2]), moving) for o in (0, 1)]
     found += [(_bits(move, F[:24]), moving), *((_bits(looks[seen], F[o : o + 24]), seen) for o in (0, 24))]
-    return [np.unique(values << SHIFT | clips[at]) for values, at in found]
+    return [_once(values << SHIFT | clips[at]) for values, at in found]
 
 
 class Index:
@@ -82,9 +90,8 @@ class Index:
         found = [np.zeros(0, np.uint64)]
         for block in asking.blocks():
             shared = [self._shared(band, asked, mutual) for band, asked in enumerate(entries(*block))]
-            pairs, votes = np.unique(np.concatenate(shared), return_counts=True)
-            found.append(pairs[votes >= VOTES])
-        pairs = np.unique(np.concatenate(found))
+            found.append(_once(np.concatenate(shared), VOTES))
+        pairs = _once(np.concatenate(found))
         return np.stack([pairs >> SHIFT, pairs & LOW], axis=1).astype(np.int64)
 
     def _shared(self, band: int, asked: np.ndarray, mutual: bool) -> np.ndarray:
@@ -107,7 +114,7 @@ class Index:
         if mutual:
             one, other = found >> SHIFT, found & LOW
             found = np.minimum(one, other) << SHIFT | np.maximum(one, other)
-        return np.unique(found)
+        return _once(found)
 
     def _neighbours(self, keys: np.ndarray, asked: np.ndarray, first: np.ndarray, last: np.ndarray) -> np.ndarray:
         """The pairs of clips on a hot value: with those next to them, and with the first."""

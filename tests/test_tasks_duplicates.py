@@ -96,11 +96,12 @@ def test_a_mirrored_copy_is_found_and_named():
 
 
 def test_a_copy_cropped_to_its_middle_is_found_whichever_comes_first():
-    for seed, share in ((8107, 0.9), (8108, 0.8), (8109, 0.85)):
-        frames = [frame.repeat(4, 0).repeat(4, 1) for frame in moving(seed, 4 * FPS)]
-        clips = [encode(frames), encode(centre(frames, share), crf=28)]
-        assert matched(clips) == matched(clips[::-1]) == {(0, 1)}, (seed, share)
-        assert told_how([clips[0], encode(flipped(centre(frames, 0.8)))]) == ["cropped, mirrored"], seed
+    for seed, share in ((8107, 0.9), (8108, 0.8)):
+        frames = [frame.repeat(2, 0).repeat(2, 1) for frame in moving(seed, 3 * FPS)]
+        original, crop = encode(frames), encode(centre(frames, share), crf=28)
+        assert matched([original, crop]) == matched([crop, original]) == {(0, 1)}, (seed, share)
+    assert told_how([original, crop]) == ["cropped"]
+    assert told_how([original, encode(flipped(centre(frames, 0.8)))]) == ["cropped, mirrored"]
 
 
 def test_the_mirror_of_a_hash_is_the_hash_of_the_mirror():

@@ -117,7 +117,7 @@ def test_a_part_has_one_row_of_scores_a_clip(prepared):
         assert table.column_names == ["key", "duration", *scores.NAMES, "looks", "moves"]
         for row, mine_ in zip(part.rows(), table.to_pylist(), strict=True):
             assert mine_["frames"] == row["frames"] and mine_["duration"] == row["duration"]
-            assert len(mine_["looks"]) == len(mine_["moves"]) == 8
+            assert len(mine_["looks"]) == len(mine_["moves"]) == 8 * scores.VIEWS
     assert score.score_dataset(root, dataset)[1].items == 0
 
 
