@@ -88,7 +88,10 @@ class Index:
         ``mutual`` says that each side would find the other: then the smaller number comes first.
         """
         found = [np.zeros(0, np.uint64)]
-        for block in asking.blocks():
+        for looks, moves, clips in asking.blocks():
+            if mutual:  # the new ones find the old ones
+                looks = np.where(self.new[clips], looks, 0)
+            block = looks, moves, clips
             shared = [self._shared(band, asked, mutual) for band, asked in enumerate(entries(*block))]
             found.append(_once(np.concatenate(shared), VOTES))
         pairs = _once(np.concatenate(found))
@@ -96,18 +99,15 @@ class Index:
 
     def _shared(self, band: int, asked: np.ndarray, mutual: bool) -> np.ndarray:
         """Pairs (one << 32 | other) that share a value of a band, each once."""
-        keys, values, clips = self.bands[band], asked & ~LOW, asked & LOW
-        first, last = np.searchsorted(keys, values), np.searchsorted(keys, values + (LOW + np.uint64(1)))
-        hot = last - first > HOT
+        keys, fresh = self.bands[band], self.fresh[band]
+        asked = asked[self.new[asked & LOW] | (_between(fresh, asked)[1] > 0)]
+        clips = asked & LOW
+        first, counts = _between(keys, asked)
+        last = first + counts
+        hot = counts > HOT
         pairs = [self._neighbours(keys, asked[hot], first[hot], last[hot])]
-        for old, among in ((False, keys), (True, self.fresh[band])):
-            some = ~hot & (self.new[clips] != old) & (last > first)
-            one, begin, end = clips[some], first[some], last[some]
-            if old:
-                begin, end = (np.searchsorted(among, v) for v in (values[some], values[some] + (LOW + np.uint64(1))))
-            counts = end - begin
-            place = np.arange(counts.sum()) + np.repeat(begin - np.cumsum(counts) + counts, counts)
-            pairs.append(np.repeat(one, counts) << SHIFT | among[place] & LOW)
+        for among, some in ((keys, ~hot & self.new[clips]), (fresh, ~hot & ~self.new[clips])):
+            pairs.append(_all_of(clips[some], among, *_between(among, asked[some])))
         found = np.concatenate(pairs)
         one, other = found >> SHIFT, found & LOW
         found = found[(one != other) & (self.new[one] | self.new[other])]
@@ -120,4 +120,18 @@ class Index:
         """The pairs of clips on a hot value: with those next to them, and with the first."""
         here = np.searchsorted(keys, asked)
         places = [first, *(np.clip(here + step, first, last - 1) for step in (-1, 0, 1))]
-        return np.concatenate([(asked & LOW) << SHIFT | keys[place] & LOW for place in places])
+        leads = keys[first] == asked
+        ones = [(asked & LOW) << SHIFT | keys[place] & LOW for place in places]
+        return np.concatenate([*ones, _all_of(asked[leads] & LOW, keys, first[leads], (last - first)[leads])])
+
+
+def _between(keys: np.ndarray, asked: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where in sorted keys the entries with the values of others begin, and how many there are."""
+    first = np.searchsorted(keys, asked & ~LOW)
+    return first, np.searchsorted(keys, asked | LOW, "right") - first
+
+
+def _all_of(clips: np.ndarray, keys: np.ndarray, first: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Pairs of each clip with the clips of ``counts`` keys from ``first`` on."""
+    place = np.arange(counts.sum()) + np.repeat(first - np.cumsum(counts) + counts, counts)
+    return np.repeat(clips, counts) << SHIFT | keys[place] & LOW

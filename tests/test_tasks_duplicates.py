@@ -139,6 +139,18 @@ def test_what_a_hot_band_holds_is_not_compared_with_everything():
     assert len(found) < 3 * N and set(found.reshape(-1).tolist()) == set(range(N))
 
 
+@pytest.mark.parametrize("fresh", [0, 250, 499])
+def test_a_clip_that_comes_to_a_hot_band_is_compared_as_if_it_had_been_there(fresh):
+    N, hash = 500, np.random.default_rng(8141).integers(1, 1 << 63, 1, np.uint64)
+    many = Signatures(np.tile(hash, 4 * N), np.tile(hash, 4 * N), np.arange(N + 1) * 4)
+    whole = Index(many, np.ones(N, bool)).ask(many, mutual=True)
+    new = np.arange(N) == fresh
+    for mutual in (True, False):
+        later = np.sort(Index(many, new).ask(many, mutual), axis=1)
+        assert {tuple(p) for p in later.tolist()} == {tuple(p) for p in whole.tolist() if fresh in p}, mutual
+    assert len(whole) == 2 * N - 3
+
+
 def walks(count, length, seed):
     """Random signatures whose neighbouring moments differ in few bits."""
     rng = np.random.default_rng(seed)
