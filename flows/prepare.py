@@ -14,6 +14,7 @@ from tasks.listing import list_archive
 from tasks.score import score
 from tasks.select import select
 from tasks.shard import Cutting, Splitting, recipe, shard
+from tasks.shot_sheet import shot_sheet
 from tasks.summary import prepared
 from tasks.thresholds import MAX_BLACK, MAX_STATIC, MIN_DURATION, MIN_MOTION, MIN_SHARPNESS, NEAR_DUPLICATES, Thresholds
 from tasks.volumes import volumes
@@ -68,5 +69,7 @@ def prepare(
     dataset, selected = select(root, dataset, scores, wanted)
     features, extracted = extract(root, dataset, model, pretrained, feature_fps)
     pseudo_labels, _ = label(root, dataset)
+    if "shots" in cut:
+        shot_sheet(root, dataset, span)
     sheets = volumes(root, dataset, pseudo_labels, augmentation, materialise, seed)
     return prepared(root, dataset, [listed, sharded, scored, selected, extracted], features, pseudo_labels, sheets)
