@@ -100,14 +100,17 @@ class Index:
     def _shared(self, band: int, asked: np.ndarray, mutual: bool) -> np.ndarray:
         """Pairs (one << 32 | other) that share a value of a band, each once."""
         keys, fresh = self.bands[band], self.fresh[band]
-        asked = asked[self.new[asked & LOW] | (_between(fresh, asked)[1] > 0)]
+        old = np.flatnonzero(~self.new[asked & LOW])
+        asked = np.delete(asked, old[_between(fresh, asked[old])[1] == 0])
         clips = asked & LOW
         first, counts = _between(keys, asked)
         last = first + counts
         hot = counts > HOT
         pairs = [self._neighbours(keys, asked[hot], first[hot], last[hot])]
-        for among, some in ((keys, ~hot & self.new[clips]), (fresh, ~hot & ~self.new[clips])):
-            pairs.append(_all_of(clips[some], among, *_between(among, asked[some])))
+        some = ~hot & self.new[clips]
+        pairs.append(_all_of(clips[some], keys, first[some], counts[some]))
+        some = ~hot & ~self.new[clips]
+        pairs.append(_all_of(clips[some], fresh, *_between(fresh, asked[some])))
         found = np.concatenate(pairs)
         one, other = found >> SHIFT, found & LOW
         found = found[(one != other) & (self.new[one] | self.new[other])]

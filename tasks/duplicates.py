@@ -77,7 +77,9 @@ def _of_part(root: str, scored: str, part: Part) -> pa.Table:
     try:
         table = columns.read(root, SCORES, scored, part, ["looks", "moves"], index["key"].to_pylist())
     except FileNotFoundError as error:
-        raise InputError(f"part {part.id} has no scores {scored}; run `reelmill select` or prepare again") from error
+        raise InputError(
+            f"part {part.id} has no scores {scored}; run `reelmill prepare`, or `reelmill select` with any threshold"
+        ) from error
     table = table.append_column("sha256", index["sha256"])
     return table.append_column("part", pa.array([part.id] * part.samples, pa.string()))
 

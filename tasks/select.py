@@ -65,7 +65,9 @@ def scored(
     try:
         return columns.read(root, SCORES, version, part, list(fields), keys)
     except FileNotFoundError as error:
-        raise InputError(f"part {part.id} has no scores {version}; run `reelmill select` or prepare again") from error
+        raise InputError(
+            f"part {part.id} has no scores {version}; run `reelmill prepare`, or `reelmill select` with any threshold"
+        ) from error
 
 
 def judge(root: str, dataset: Dataset, version: str, thresholds: Thresholds, found: Iterable[pa.Table]) -> list[Judged]:
