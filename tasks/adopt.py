@@ -183,13 +183,14 @@ def _members(root: str, found: list[dict[str, Any]]) -> dict[str, parts.Part]:
 
 def _account(root: str, ids: list[str], given: dict[str, Labels], url: str) -> Report:
     """The counts over what was examined; raises `InputError` for labels of members that no shard has."""
-    total, unknown = Report(), set(given)
+    total, unknown, like = Report(), set(given), ""
     for entries in files.at_once(partial(ledger.read, root, STEP), ids):
         total += ledger.tally(entries)
         unknown.difference_update(*(adoption.named(entry.item.rpartition("#")[2]) for entry in entries))
+        like = like or next((entry.item.rpartition("#")[2] for entry in entries if entry.verdict == "kept"), "")
     if unknown:
         some = ", ".join(sorted(unknown)[:3])
-        raise InputError(f"{url} names {len(unknown)} members that no shard has ({some}); mend it and adopt again")
+        raise InputError(f"{url} names {len(unknown)} members that no shard has ({some}); they have such as {like}")
     return total
 
 
@@ -270,6 +271,8 @@ def adopt(
         refuse_credentials(url, option)
     found = adoption.find(shards)
     root = files.open_root(root)
+    if not add and name in datasets.names(root) and "adopted" not in datasets.load(root, name).about:
+        raise InputError(f"dataset {name} was not adopted but prepared; give another --name, or --add to it")
     options = {"split": split, "held_out": held_out, "text": text, "open_end": open_end}
     dataset, total = adopt_shards(
         root, name, found, labels=labels, options=options, failure_budget=failure_budget, add=add

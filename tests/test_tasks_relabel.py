@@ -49,7 +49,9 @@ def said(root):
 
 def test_a_typo_in_the_labels_costs_no_second_decoding(tmp_path, shards, decodes):
     root = str(tmp_path / "root")
-    with pytest.raises(InputError, match=r"l.csv names 1 members that no shard has \(one/q\); mend it"):
+    with pytest.raises(
+        InputError, match=r"l.csv names 1 members that no shard has \(one/q\); they have such as (one|two)/a.mp4"
+    ):
         adopt(root, [shards], "them", labels=labels(tmp_path, "path,label\none/q,run\n"))
     assert len(decodes) == 4 and datasets.names(root) == []
     adopt(root, [shards], "them", labels=labels(tmp_path, "path,label\none/b,run\n"))
@@ -96,3 +98,11 @@ def test_a_part_that_is_gone_is_made_again_without_decoding(tmp_path, shards, de
     adopt(root, [shards], "them")
     assert datasets.load(root, "them") == before and len(decodes) == 4
     assert before.parts[0].rows()
+
+
+def test_a_prepared_dataset_is_not_replaced_by_an_adopted_one(tmp_path, shards, decodes):
+    root = files.open_root(str(tmp_path / "root"))
+    prepared = datasets.freeze(root, "mine", [], {"recipe": {}})
+    with pytest.raises(InputError, match="dataset mine was not adopted but prepared; give another --name"):
+        adopt(root, [shards], "mine")
+    assert datasets.load(root, "mine") == prepared and not decodes

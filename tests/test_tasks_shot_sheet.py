@@ -10,7 +10,7 @@ from rendered_cuts import FPS, cuts
 from tasks import figures, shard, shot_sheet
 from tasks.shot_sheet import draw
 
-SPAN = 2.0
+SPAN = 1.0
 
 
 @pytest.fixture(scope="module")
@@ -45,3 +45,8 @@ def test_it_is_published_once_and_by_the_version_of_the_dataset(cut, monkeypatch
     assert url.endswith(f"figures/a/shots-{dataset.version}.png") and "cuts.mp4" in capsys.readouterr().out
     monkeypatch.setattr(shot_sheet, "draw", None)
     assert shot_sheet.shot_sheet.fn(root, dataset, SPAN) == url
+
+
+def test_a_clip_that_begins_where_a_span_ends_begins_no_shot():
+    clips = [({"start": start}, None) for start in (0.0, 2.0, 3.0, 5.0, 7.04)]
+    assert shot_sheet._shots(clips, 2.0) == [3.0]
