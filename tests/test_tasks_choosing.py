@@ -7,8 +7,10 @@ from collections import Counter
 from typing import get_type_hints
 
 import pytest
+from click.testing import CliRunner
 from films import moving, prepare_films
 
+from flows.__main__ import main
 from flows.prepare import prepare
 from storage import files
 from tasks import duplicates, select, what_if
@@ -93,3 +95,8 @@ def test_a_threshold_is_explained_alike_wherever_it_is_set(name):
     assert len(said) == 1 and len(said.pop()) > 20
     defaults = {inspect.signature(f).parameters[name].default for f in (prepare.fn, select.choose)}
     assert defaults == {getattr(Thresholds(), name)}, "the defaults of the options are those of the thresholds"
+
+
+def test_a_choice_that_may_be_left_out_is_a_choice():
+    shown = CliRunner().invoke(main, ["what-if", "--root", "none", "--near-duplicates", "maybe"])
+    assert shown.exit_code == 2 and "'maybe' is not one of 'keep', 'drop'" in shown.stderr
