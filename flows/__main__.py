@@ -83,6 +83,8 @@ def _option(parameter: inspect.Parameter, hint: Any) -> click.Option:
     }
     flag = "--" + parameter.name.replace("_", "-")
     kinds = [a for a in get_args(hint) if a is not type(None)]
+    if get_origin(hint) is not list and get_origin(kinds[0] if kinds else None) is Literal:  # it may be left out
+        hint = kinds[0]
     if get_origin(hint) is list:
         inner = get_args(hint)[0]
         choices = get_args(inner) if get_origin(inner) is Literal else ()

@@ -15,12 +15,15 @@ from storage.parts import Part, as_record, from_record
 SELECTION = "selection"
 
 
-def kept(root: str, selection: str | None, part: Part) -> list[bool]:
-    """Whether each clip of a part is to be used, in the part's order; without a selection all are."""
+def kept(root: str, selection: str | None, part: Part, keys: list[str] | None = None) -> list[bool]:
+    """Whether each clip of a part is to be used, in the part's order; without a selection all are.
+
+    ``keys`` are the part's, where they are known already.
+    """
     if selection is None:
         return [True] * part.samples
     try:
-        return columns.read(root, SELECTION, selection, part, ["kept"])["kept"].to_pylist()
+        return columns.read(root, SELECTION, selection, part, ["kept"], keys)["kept"].to_pylist()
     except FileNotFoundError as error:
         raise Damaged(f"part {part.id}: selection {selection} is gone; run `reelmill select` again") from error
 

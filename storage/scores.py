@@ -25,17 +25,20 @@ FAINT = 6.0  # coefficients of the picture below this are noise of an encoder
 FAINT_MOVE = 4.0  # the same for what moves
 INFORMED = 12  # of 63 coefficients that have to be above it; else a frame has no hash
 COARSE = 24  # the same for change: an encoder's noise averages out in cells this large, an actor does not
+MIDDLES = (0.9, 0.8)  # shares of the sides; the signature has the middle of the picture too, which crops leave
+MIDDLE_EVERY = 2  # moments; the middles are looked at less often
 STILL = 2  # luma; coarse thumbnails that differ by no more in any cell show the same
 MAX_MOMENTS = 240  # one minute of signature; longer clips are known by their first minute
 PLANAR = ("yuv420p", "yuvj420p", "yuv422p", "yuvj422p", "yuv444p", "yuvj444p", "nv12", "gray")
 SETTINGS = {
-    "method": 1,  # goes up when what is measured changes
+    "method": 2,  # goes up when what is measured changes
     "grid": GRID,
     "thumbnails": [LONG, COARSE],
     "cells": CELLS,
     "dark": DARK,
     "bars": BARS,
     "faint": [FAINT, FAINT_MOVE, INFORMED],
+    "middles": [*MIDDLES, MIDDLE_EVERY],
     "still": STILL,
     "moments": MAX_MOMENTS,
 }
@@ -55,6 +58,7 @@ class Scores:
     frames: int
 
 
+VIEWS = 1 + len(MIDDLES)
 NAMES = tuple(field.name for field in fields(Scores))
 
 
@@ -120,16 +124,32 @@ def hashes(pictures: np.ndarray, faint: float) -> np.ndarray:
 
 
 def signature(moments: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(looks, moves), two `[N]` uint64, of thumbnails `[N, h, w]` on the grid.
+    """(looks, moves), two `[V * N]` uint64, of thumbnails `[N, h, w]` on the grid, for `VIEWS` views end to end.
 
     Looks are hashes of the picture without black borders; moves are hashes of its difference from the mean picture
     of the clip, which leaves out a still background, and with it what all recordings of one camera have in common.
+    The first view is the whole picture, the others are its `MIDDLES`, 0 at the moments that are passed over.
     """
     rows, columns = (np.flatnonzero(moments.max(axis) >= BARS) for axis in ((0, 2), (0, 1)))
     if len(rows) and len(columns):
         moments = moments[:, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    found = [_hashed(moments)]
+    for share in MIDDLES:
+        every = np.zeros((2, len(moments)), np.uint64)
+        every[:, ::MIDDLE_EVERY] = _hashed(_middle(moments[::MIDDLE_EVERY], share))
+        found.append((every[0], every[1]))
+    looks, moves = zip(*found, strict=True)
+    return np.concatenate(looks), np.concatenate(moves)
+
+
+def _hashed(moments: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     small = np.stack([_spread(picture) for picture in moments]).astype(np.float64)
     return hashes(small, FAINT), hashes(small - small.mean(0), FAINT_MOVE)
+
+
+def _middle(moments: np.ndarray, share: float) -> np.ndarray:
+    top, left = (round(side * (1 - share) / 2) for side in moments.shape[1:])
+    return moments[:, top : moments.shape[1] - top, left : moments.shape[2] - left]
 
 
 def _spread(picture: np.ndarray) -> np.ndarray:
