@@ -100,9 +100,14 @@ def load(root: str, name: str, version: str = "latest") -> Dataset:
             f"no dataset {name!r} ({version}) under {root}; "
             + (f"there are: {', '.join(known)}" if known else "run `reelmill prepare` first")
         ) from error
+    return parse(root, name, version, listing)
+
+
+def parse(root: str, name: str, version: str, listing: Any) -> Dataset:
+    """The dataset of a list that was read. Raises `InputError` where its digest is not the version."""
     files.check_schema(root, listing)
     if _version(listing) != version:
-        raise InputError(f"dataset {name} {version}: the list under {folder} was altered; prepare it again")
+        raise InputError(f"dataset {name} {version}: the list under {root} was altered; prepare it again")
     parts = [from_record(root, record) for record in listing["parts"]]
     return Dataset(name, version, parts, listing["about"], listing.get("selection"))
 

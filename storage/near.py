@@ -5,9 +5,12 @@ a moment says nothing. Whether two clips are compared follows from the two alone
 share a band; those that more share (one camera, one title card) are compared with their neighbours and the first.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
+
+from storage import files
 
 LOOK, MOVE = 21.0, 18.0  # mean bits of 64 that may differ; unrelated clips differ in 32
 BOTH, MORE = 20.0, 12.0  # bits that both together may differ in, and those added where the whole clip is compared
@@ -20,6 +23,11 @@ BATCH = 2048  # pairs compared in one call
 SETTINGS = {"method": 1, "look": LOOK, "move": MOVE, "both": [BOTH, MORE], "unmoved": UNMOVED}
 SETTINGS |= {"least": LEAST, "share": SHARE, "hot": HOT, "votes": VOTES}
 FREQUENCIES = sorted(range(1, 64), key=lambda k: (k // 8 + k % 8, k))  # low ones first: those survive re-encoding
+
+
+def table_of(parts: Iterable[str]) -> str:
+    """The name of the table of pairs of some parts, by their ids."""
+    return f"{files.digest_of(sorted(parts))[:16]}.parquet"
 
 
 @dataclass(frozen=True)
