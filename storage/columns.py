@@ -39,7 +39,12 @@ def read(root: str, column: str, version: str, part: Part, fields: list[str] | N
 
 def about(root: str, column: str, version: str, part: Part) -> dict[str, Any]:
     """What the column was made from."""
-    return tables.about(url(root, column, version, part.id))
+    return about_at(url(root, column, version, part.id))
+
+
+def about_at(place: str) -> dict[str, Any]:
+    """What a column was made from, by the URL of one of its objects."""
+    return tables.about(place)
 
 
 def versions(root: str, column: str) -> list[str]:

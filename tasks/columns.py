@@ -2,7 +2,7 @@
 
 import json
 import os
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
@@ -12,6 +12,9 @@ from storage.errors import InputError
 from storage.versions import Difference, Version
 from tasks import pool
 from tasks.report import Progress
+
+if TYPE_CHECKING:
+    from tasks.tracking import ModelVersion
 
 ROOT = Field(description="Folder or URL that `prepare` has written to.")
 COLUMN = Field(description="Name of the column, e.g. features.")
@@ -121,6 +124,15 @@ def _others(root: str, column: str, version: str, data: Dataset, about: dict[str
     return any(columns.about(root, column, version, part) != about for part in there)
 
 
+def champion(root: str, model: str) -> "ModelVersion | None":
+    """The champion of a model, None where there is none or no tracking; a root without models loads no MLflow."""
+    if not (os.environ.get("MLFLOW_TRACKING_URI") or files.exists(files.join(root, "mlflow", "mlflow.db"))):
+        return None
+    from tasks import tracking
+
+    return tracking.champion(root, model)
+
+
 def _uses(root: str, entry: Version, listed: list[Version], known: list[Dataset], model: str) -> list[str]:
     """Who needs a version."""
     found = []
@@ -135,14 +147,12 @@ def _uses(root: str, entry: Version, listed: list[Version], known: list[Dataset]
 
         if entry.version == label.version():
             found.append("it is what `reelmill retrain` trains on")
-    if os.environ.get("MLFLOW_TRACKING_URI") or files.exists(files.join(root, "mlflow", "mlflow.db")):
-        from tasks import predict, tracking
+    if best := champion(root, model):
+        from tasks import predict
 
-        champion = tracking.champion(root, model)
-        if champion is not None:
-            checkpoint = checkpoints.describe(champion.checkpoint)
-            if entry.column == predict.COLUMN and entry.version == predict.version(checkpoint):
-                found.append(f"it holds the predictions of the champion, {model} {champion.version}")
+        checkpoint = checkpoints.describe(best.checkpoint)
+        if entry.column == predict.COLUMN and entry.version == predict.version(checkpoint):
+            found.append(f"it holds the predictions of the champion, {model} {best.version}")
     return found
 
 
