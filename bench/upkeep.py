@@ -59,7 +59,7 @@ def furnish(root: str) -> None:
     for number in range(3):  # volumes, so that gc has to ask what they were made from
         with files.scratch() as folder:
             volume = parts.commit(root, files.digest_of(["volume", number])[:16], [], [], folder)
-        columns.write(root, gc.VOLUMES, f"mode{number}", volume, empty, {"mode": number})
+        columns.write(root, "volume_labels", f"mode{number}", volume, empty, {"mode": number})
     for path in Path(root).rglob("*"):
         os.utime(path, (time.time(), path.stat().st_mtime - 2 * 86400))
 

@@ -67,9 +67,12 @@ def freeze(
         listing["selection"] = selection
     version = _version(listing)
     url = files.join(root, "datasets", name, f"{version}.json")
-    files.publish_bytes(json.dumps(records.seal(listing), sort_keys=True, indent=1).encode(), url, same=False)
+    sealed = json.dumps(records.seal(listing), sort_keys=True, indent=1).encode()
+    files.publish_bytes(sealed, url, same=False)
     if move:
         files.point({"version": version}, files.join(root, "datasets", name, "latest.json"))
+        if not files.exists(url):  # a version that was there before may have been let go at that moment
+            files.publish_bytes(sealed, url, same=False)
     return Dataset(name, version, filled, about, selection)
 
 

@@ -9,6 +9,7 @@ from pydantic import Field
 from storage import checkpoints, columns, datasets, files, versions
 from storage.datasets import Dataset
 from storage.errors import InputError
+from storage.inventory import in_units
 from storage.versions import Difference, Version
 from tasks import pool
 from tasks.report import Progress
@@ -32,10 +33,6 @@ def _one(root: str, column: str, version: str, listed: list[Version]) -> Version
     raise InputError(f"{root} has no column {column} {version}; there are: {known}")
 
 
-def _size(count: int) -> str:
-    return f"{count / 1e6:.1f} MB" if count >= 1e5 else f"{count / 1e3:.1f} kB"
-
-
 def show(
     root: Annotated[str, ROOT],
     dataset: Annotated[str | None, Field(description="Only what covers parts of this dataset.")] = None,
@@ -50,7 +47,7 @@ def show(
         covers = ", ".join(f"{name} {have} of {all_}" for name, (have, all_) in entry.covers.items()) or "no dataset"
         about = json.dumps(entry.about, sort_keys=True)
         about = about if len(about) <= 120 else about[:119] + "…"
-        facts = [entry.column, entry.version, len(entry.parts), entry.rows, _size(entry.bytes), covers, about]
+        facts = [entry.column, entry.version, len(entry.parts), entry.rows, in_units(entry.bytes), covers, about]
         rows.append("| " + " | ".join(str(fact).replace("|", "\\|") for fact in facts) + " |")
     return "\n".join(rows) if len(rows) > 2 else f"no columns under {root}"
 
@@ -172,7 +169,7 @@ def drop(
     uses = _uses(root, entry, listed, known, model)
     if uses and not force:
         raise InputError(f"column {column} {version} is in use: {'; '.join(uses)}; --force removes it all the same")
-    what = f"column {column} {version}: {len(entry.parts)} parts, {_size(entry.bytes)}"
+    what = f"column {column} {version}: {len(entry.parts)} parts, {in_units(entry.bytes)}"
     if dry_run:
         return f"would remove {what}; run again with --no-dry-run"
     versions.drop(root, column, version, entry.parts)
