@@ -3,6 +3,7 @@
 import os
 import shutil
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -231,10 +232,7 @@ def _moved(found, root, copy):
     def there(url):
         return url.replace(root, copy)
 
-    return [
-        type(p)(**{**vars(p), "media": p.media.replace(root, copy), "index": p.index.replace(root, copy)})
-        for p in parts
-    ]
+    return [replace(part, media=there(part.media), index=there(part.index)) for part in found]
 
 
 def test_a_sweep_asks_for_its_lists_now_and_then_and_not_for_each_object(root, tmp_path, monkeypatch):
@@ -244,10 +242,9 @@ def test_a_sweep_asks_for_its_lists_now_and_then_and_not_for_each_object(root, t
     for number in range(1, 31):
         commit(root, number, tmp_path)
     for mode in ("mix", "cut", "freeze"):
-        made = adoption.parts.commit(
-            root, volumes.volume_id(data.parts[0], {**settings, "mode": mode}), [], [], tmp_path
-        )
-        columns.write(root, "volume_labels", mode, made, table, {**settings, "mode": mode})
+        how = {**settings, "mode": mode}
+        made = parts.commit(root, volumes.volume_id(data.parts[0], how), [], [], tmp_path)
+        columns.write(root, "volume_labels", mode, made, table, how)
     age(root)
     asked: Counter = Counter()
     told = stores.answered
