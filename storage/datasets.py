@@ -58,9 +58,22 @@ class Dataset:
 
 
 def freeze(
-    root: str, name: str, parts: list[Part], about: dict[str, Any], selection: str | None = None, *, move: bool = True
+    root: str,
+    name: str,
+    parts: list[Part],
+    about: dict[str, Any],
+    selection: str | None = None,
+    *,
+    move: bool = True,
+    before: str | None = None,
 ) -> Dataset:
-    """Writes the list of parts (those with clips) under its digest, then moves ``latest`` to it if asked to."""
+    """Writes the list of parts (those with clips) under its digest, then moves ``latest`` to it if asked to.
+
+    ``before`` is the version that ``latest`` pointed to when the parts were decided on ("": none; None: as it is now).
+    Where another writer has moved it since, its dataset is returned, to go on with.
+    """
+    if move and before is None:
+        before = latest(root, name)
     filled = sorted((p for p in parts if p.samples), key=lambda p: p.id)
     listing = {"schema": files.SCHEMA, "name": name, "parts": [as_record(p) for p in filled], "about": about}
     if selection is not None:
@@ -70,7 +83,10 @@ def freeze(
     sealed = json.dumps(records.seal(listing), sort_keys=True, indent=1).encode()
     files.publish_bytes(sealed, url, same=False)
     if move:
-        files.point({"version": version}, files.join(root, "datasets", name, "latest.json"))
+        pointer = files.join(root, "datasets", name, "latest.json")
+        held = files.point({"version": version}, pointer, {"version": before} if before else None)["version"]
+        if held != version:
+            return load(root, name, held)
         if not files.exists(url):  # a version that was there before may have been let go at that moment
             files.publish_bytes(sealed, url, same=False)
     return Dataset(name, version, filled, about, selection)

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from storage import files, records, tables
-from storage.errors import Damaged
+from storage.errors import Conflict, Damaged
 from storage.labels import Labels
 from storage.sources import Source
 
@@ -201,9 +201,20 @@ def latest(root: str, name: str) -> str:
         return ""
 
 
-def save(root: str, name: str, path: Path) -> str:
-    """Puts a written plan into the store, makes it the newest, and returns its digest."""
+def save(root: str, name: str, path: Path, before: str) -> str:
+    """Puts a written plan into the store and makes it the newest; returns the digest of the newest.
+
+    ``before`` is the newest when this one was begun. Where another writer has made one since, it is that one.
+    """
     digest = files.digest_file(path)[:16]
     files.publish(path, url(root, name, digest), same=False)
-    files.point({"plan": digest}, files.join(root, "plans", name, "latest.json"))
+    pointer = files.join(root, "plans", name, "latest.json")
+    return str(files.point({"plan": digest}, pointer, {"plan": before} if before else None)["plan"])
+
+
+def newest(root: str, name: str, recipe: dict[str, Any]) -> str:
+    """The digest of the newest plan; `Conflict` where it cuts clips in another way than ``recipe``."""
+    digest = latest(root, name)
+    if tables.about(url(root, name, digest))["recipe"] != recipe:
+        raise Conflict(f"dataset {name}: another run plans it with other options at the same time; run again")
     return digest

@@ -42,7 +42,7 @@ def plan(root, name, numbers):
     packed = tables.pack(pa.Table.from_pylist(rows, schema=plans.PLAN))
     digest = files.digest(packed)[:16]
     files.publish_bytes(packed, f"{root}/plans/{name}/{digest}.parquet", same=False)
-    files.point({"plan": digest}, f"{root}/plans/{name}/latest.json")
+    files.replace_json({"plan": digest}, f"{root}/plans/{name}/latest.json")
     return f"plans/{name}/{digest}.parquet"
 
 
