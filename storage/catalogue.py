@@ -14,12 +14,12 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from fsspec.implementations.local import LocalFileSystem
 
 from storage import files, tables
 from storage.datasets import Dataset
 from storage.errors import Damaged, InputError
 from storage.parts import Part
+from storage.stores import is_local
 
 GROUP = 8192  # rows that a look-up reads
 KEPT = 64  # groups in memory
@@ -93,11 +93,11 @@ class Catalogue:
     def _load(self) -> None:
         """Opens the catalogue, a local one mapped and not read; raises `Damaged` where it is not sound."""
         where = url(self.root, self.dataset)
-        fs, path = files.locate(where)
-        size = fs.info(path)["size"]
         try:
-            source: Any = path if isinstance(fs, LocalFileSystem) else fs.open(path, "rb", cache_type="none")
-            if size <= SMALL:
+            source: Any = where
+            if not is_local(files.locate(where)[0]):
+                source = files.opened(where)
+            if int(files.info(where)["size"]) <= SMALL:
                 data = files.read(where)
                 tables.check(data)
                 source = pa.BufferReader(data)

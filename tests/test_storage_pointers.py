@@ -18,7 +18,6 @@ STEPS = [
     (files, "read_tagged"),
     (conditions, "create"),
     (conditions, "swap"),
-    (conditions, "overwrite"),
 ]
 
 
