@@ -93,11 +93,11 @@ class Catalogue:
     def _load(self) -> None:
         """Opens the catalogue, a local one mapped and not read; raises `Damaged` where it is not sound."""
         where = url(self.root, self.dataset)
+        size = int(files.info(where)["size"])
+        fs, path = files.locate(where)
         try:
-            source: Any = where
-            if not is_local(files.locate(where)[0]):
-                source = files.opened(where)
-            if int(files.info(where)["size"]) <= SMALL:
+            source: Any = path if is_local(fs) else files.opened(where)
+            if size <= SMALL:
                 data = files.read(where)
                 tables.check(data)
                 source = pa.BufferReader(data)
