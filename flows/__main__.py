@@ -25,6 +25,7 @@ COMMANDS = {  # name: (what runs, its check before anything starts, one line of 
     "what-if": ("tasks.what_if:what_if", None, "What thresholds would keep and drop; changes nothing."),
     "adopt": ("tasks.adopt:adopt", None, "Make a dataset of WebDataset tars that exist, where they are."),
     "verify": ("tasks.verify:verify", None, "Check every byte of a root, or a sample of it."),
+    "repair": ("tasks.repair:repair", None, "Take damaged objects away that can be made again; say what cannot."),
     "requeue": ("tasks.requeue:requeue", None, "Ask for quarantined videos to be tried again."),
     "drill": ("tasks.drill:drill", None, "Kill and damage things in a scratch archive; say what was lost."),
     "gc": ("tasks.gc:gc", None, "Remove what no dataset and no plan refers to."),

@@ -8,13 +8,14 @@ Whether two clips are compared follows from the two alone as long as fewer than 
 that more share (one camera, one title card) are compared with their neighbours and the first.
 """
 
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 
-from storage import bands
+from storage import bands, files
 from storage.bands import Index, Signatures
 
 LOOK, MOVE = 21.0, 18.0  # mean bits of 64 that may differ; unrelated clips differ in 32
@@ -30,6 +31,11 @@ SETTINGS |= {"least": LEAST, "share": SHARE, "hot": bands.HOT, "votes": bands.VO
 HOW = ("", "mirrored", "cropped", "cropped, mirrored")  # what was done to one of two clips, as far as it is known
 # Mirrored left to right, a wave of an odd number of half periods across the picture has the other sign.
 MIRROR = np.uint64(sum(1 << (63 - k) for k in range(64) if k % 2))
+
+
+def table_of(parts: Iterable[str]) -> str:
+    """The name of the table of pairs of some parts, by their ids."""
+    return f"{files.digest_of(sorted(parts))[:16]}.parquet"
 
 
 class Compared(NamedTuple):

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from storage import adoption, datasets, files, ledger, parts, records, shards
 from storage.adoption import BadSidecar, Shard
-from storage.errors import BudgetExceeded, Damaged, InputError, StoreError
+from storage.errors import BudgetExceeded, Conflict, Damaged, InputError, StoreError
 from storage.labels import Labels, read_labels
 from storage.ledger import Entry, Report
 from storage.limits import Rejected
@@ -226,15 +226,20 @@ def adopt_shards(
         )
     found_records = list(files.at_once(partial(label_shard, root=root, options=options, given=given), found))
     members = _members(root, found_records)
-    if add and name in datasets.names(root):
-        before = datasets.load(root, name)
+    latest = datasets.latest(root, name)
+    if add and latest:
+        before = datasets.load(root, name, latest)
         ids = sorted({*before.about.get("adopted", ()), *ids})
         members |= {part.id: part for part in before.parts}
     refused = [record["refused"] for record in found_records if record["refused"]]
     say(f"  {STEP:<12} {total.items} samples: {total.kept} kept, {total.dropped.total()} dropped, {bad} quarantined")
     if not members:
         raise InputError(f"nothing to adopt: {'; '.join(refused[:3]) or reasons or 'no shard holds a video'}")
-    dataset = datasets.freeze(root, name, list(members.values()), {"adopted": ids})
+    dataset = datasets.freeze(root, name, list(members.values()), {"adopted": ids}, before=latest)
+    if not members.keys() <= {part.id for part in dataset.parts}:
+        raise Conflict(
+            f"dataset {name} has moved on to version {dataset.version} meanwhile; adopt again, nothing is lost"
+        )
     if refused:
         more = f"; and {len(refused) - 3} more" if len(refused) > 3 else ""
         raise Damaged(

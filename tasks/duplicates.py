@@ -5,7 +5,7 @@ out to repeat a new one, so a verdict per clip would have to be rewritten; pairs
 added is compared with everything; what was compared before is taken from the dataset's last table.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
@@ -48,13 +48,9 @@ def version(scored: str) -> str:
     return f"near-{files.digest_of([scored, near.SETTINGS])[:8]}"
 
 
-def _name(parts: Iterable[Part]) -> str:
-    return files.digest_of(sorted(part.id for part in parts))[:16]
-
-
 def url(root: str, dataset: Dataset, scored: str) -> str:
     """Where the pairs of a dataset's parts are."""
-    return files.join(root, "near", version(scored), f"{_name(dataset.parts)}.parquet")
+    return files.join(root, "near", version(scored), near.table_of(part.id for part in dataset.parts))
 
 
 def read_pairs(root: str, dataset: Dataset, scored: str | None = None) -> list[dict[str, Any]] | None:

@@ -13,7 +13,7 @@ from pydantic import Field
 
 from storage import columns, datasets, files, ledger, scores
 from storage.datasets import SELECTION, Dataset
-from storage.errors import InputError
+from storage.errors import Conflict, InputError
 from storage.ledger import Entry, Report
 from storage.parts import Part
 from tasks.duplicates import Clip, Repeat, find_duplicates, read_pairs, repeats, version
@@ -138,15 +138,20 @@ def select_part(judged: Judged, *, root: str, version: str, name: str, threshold
     return ledger.tally(entries)
 
 
-def select_dataset(root: str, dataset: Dataset, version: str, thresholds: Thresholds) -> tuple[Dataset, Report]:
+def select_dataset(
+    root: str, dataset: Dataset, version: str, thresholds: Thresholds, before: str | None = None
+) -> tuple[Dataset, Report]:
     """Freezes the dataset with the clips that keep to the thresholds; returns it and the counts over all its clips.
+
+    ``before`` is what ``latest`` pointed to when that was decided; see `datasets.freeze`.
 
     Raises `InputError` where scores or duplicates are missing and where no clip would be left.
     """
     check(thresholds)
     about = {key: value for key, value in dataset.about.items() if key not in ("thresholds", "scores")}
     if thresholds.off:
-        return datasets.freeze(root, dataset.name, dataset.parts, about), Report(dataset.clips, dataset.clips)
+        chosen = datasets.freeze(root, dataset.name, dataset.parts, about, before=before)
+        return chosen, Report(dataset.clips, dataset.clips)
     name = selection_version(root, dataset, version, thresholds)
     found = files.at_once(lambda part: scored(root, part, version), dataset.parts)
     judged = judge(root, dataset, version, thresholds, found)
@@ -160,7 +165,7 @@ def select_dataset(root: str, dataset: Dataset, version: str, thresholds: Thresh
     about |= {"thresholds": asdict(thresholds), "scores": version}
     lost = ", ".join(f"{n} {reason}" for reason, n in total.dropped.most_common()) or "none"
     say(f"  select       {total.kept} of {total.items} clips kept, dropped: {lost}")
-    return datasets.freeze(root, dataset.name, dataset.parts, about, name), total
+    return datasets.freeze(root, dataset.name, dataset.parts, about, name, before=before), total
 
 
 def count(judged: list[Judged], thresholds: Thresholds) -> Report:
@@ -180,7 +185,10 @@ def count(judged: list[Judged], thresholds: Thresholds) -> Report:
 @task(task_run_name="select · {dataset.name}", cache_policy=NO_CACHE)
 def select(root: str, dataset: Dataset, version: str, thresholds: Thresholds) -> tuple[Dataset, Report]:
     """Selects the clips that keep to the thresholds; see `select_dataset`."""
-    return select_dataset(root, dataset, version, thresholds)
+    chosen, total = select_dataset(root, dataset, version, thresholds, dataset.about.get("before"))
+    if [part.id for part in chosen.parts] != [part.id for part in dataset.parts]:
+        say(f"  select       another run was first with version {chosen.version}; this one goes on with that")
+    return chosen, total
 
 
 def choose(
@@ -207,5 +215,7 @@ def choose(
         score_dataset(root, found)
         if near_duplicates == "drop":
             find_duplicates(root, found, version)
-    chosen, total = select_dataset(root, found, version, thresholds)
+    chosen, total = select_dataset(root, found, version, thresholds, found.version)
+    if [part.id for part in chosen.parts] != [part.id for part in found.parts]:
+        raise Conflict(f"dataset {dataset} has moved on to version {chosen.version} meanwhile; select again")
     return f"dataset {dataset} {chosen.version}: {total.kept} of {total.items} clips"

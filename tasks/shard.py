@@ -234,6 +234,8 @@ def shard(
     root: str, name: str, plan: str, recipe: dict[str, Any], failure_budget: float, listed: Report
 ) -> tuple[datasets.Dataset, Report]:
     """Cuts and shards what is missing of a plan; the dataset is not the latest before clips are selected."""
+    before = datasets.latest(root, name)  # in this order: a plan that is newer than this shows
+    plan = plans.newest(root, name, recipe)
     found, total = shard_archive(root, name, plan, recipe=recipe, failure_budget=failure_budget, listed=listed)
-    about = {"recipe": recipe, "before": datasets.latest(root, name)}
+    about = {"recipe": recipe, "before": before}
     return datasets.freeze(root, name, found, about, move=False), total
