@@ -48,6 +48,7 @@ def quiet() -> None:
         "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",  # errors are said once, in one line, below
+        "PREFECT_LOGGING_INTERNAL_LEVEL": "CRITICAL",  # else a line for each event that a lost server did not get
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
         "HF_HUB_OFFLINE": "1",
@@ -134,23 +135,32 @@ def _run(target: Any, check: Callable[..., Any] | None, options: dict[str, Any])
     try:
         if check is not None:
             check(**options)
-        if hasattr(target, "fn"):
-            _guard()
-        result = target(**options)
+        result = _flow(target, options) if hasattr(target, "fn") else target(**options)
         if isinstance(result, str):
             click.echo(_redacted(result))
     except Exception as error:
-        names = {kind.__name__ for kind in type(error).__mro__}
-        if names & set(KNOWN):
-            click.echo(_redacted(f"reelmill: {error}"), err=True)
-            sys.exit(EXIT_INPUT)
-        if names & set(FAILURES):
-            click.echo(_redacted(f"reelmill: failed: {error}"), err=True)
-            sys.exit(EXIT_FAILED)
+        if code := _said(error):
+            sys.exit(code)
         from tasks import redaction
 
         redaction.install()  # the traceback that follows holds no credentials
         raise
+
+
+def _flow(flow: Any, options: dict[str, Any]) -> Any:
+    from tasks import silence
+
+    _guard()
+    return silence.run(flow, options, lambda error: _said(error) or EXIT_FAILED)
+
+
+def _said(error: BaseException) -> int:
+    """Says an error in one line and returns its exit code; 0 where it is one of ours and needs its traceback."""
+    names = {kind.__name__ for kind in type(error).__mro__}
+    code = EXIT_INPUT if names & set(KNOWN) else EXIT_FAILED if names & set(FAILURES) else 0
+    if code:
+        click.echo(_redacted(f"reelmill: {'' if code == EXIT_INPUT else 'failed: '}{error}"), err=True)
+    return code
 
 
 class Command(click.Command):
