@@ -39,7 +39,8 @@ COMMANDS = {  # name: (what runs, its check before anything starts, one line of 
 }
 EXIT_INPUT, EXIT_FAILED = 2, 1
 KNOWN = ("InputError", "RootError")  # the person who called can mend these
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.ENAMETOOLONG)  # no fault of ours, nor of the store
+DISK = [os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)]  # no fault of ours
+DISK += ["database or disk is full"]  # as SQLite says it
 FAILURES = ("BudgetExceeded", "Incomplete", "Damaged", "Conflict", "StoreError", "TrainingFailed", "ClusterLost")
 
 
@@ -159,8 +160,8 @@ def _flow(flow: Any, options: dict[str, Any]) -> Any:
 def _said(error: BaseException) -> int:
     """Says an error in one line and returns its exit code; 0 where it is one of ours and needs its traceback."""
     names = {kind.__name__ for kind in type(error).__mro__}
-    full = isinstance(error, OSError) and error.errno in FULL
-    code = EXIT_INPUT if names & set(KNOWN) else EXIT_FAILED if names & set(FAILURES) or full else 0
+    failed = names & set(FAILURES) or any(words in str(error) for words in DISK)
+    code = EXIT_INPUT if names & set(KNOWN) else EXIT_FAILED if failed else 0
     if code:
         click.echo(_redacted(f"reelmill: {'' if code == EXIT_INPUT else 'failed: '}{error}"), err=True)
     return code

@@ -57,10 +57,17 @@ class Dataset:
         ]
 
 
+def check_name(name: str) -> None:
+    """Refuses a name of a dataset that is no name of one folder."""
+    if not name or name.startswith(".") or any(c in "/\\" or not c.isprintable() for c in name):
+        raise InputError(f"dataset {name!r}: a name may hold no slash, begin with no dot, and must not be empty")
+
+
 def freeze(
     root: str, name: str, parts: list[Part], about: dict[str, Any], selection: str | None = None, *, move: bool = True
 ) -> Dataset:
     """Writes the list of parts (those with clips) under its digest, then moves ``latest`` to it if asked to."""
+    check_name(name)
     filled = sorted((p for p in parts if p.samples), key=lambda p: p.id)
     listing = {"schema": files.SCHEMA, "name": name, "parts": [as_record(p) for p in filled], "about": about}
     if selection is not None:
@@ -89,6 +96,7 @@ def latest(root: str, name: str) -> str:
 
 def load(root: str, name: str, version: str = "latest") -> Dataset:
     """Reads a dataset; the default is the version that ``latest`` points to."""
+    check_name(name)
     folder = files.join(root, "datasets", name)
     try:
         if version == "latest":

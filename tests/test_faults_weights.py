@@ -37,8 +37,8 @@ def evil_pt(canary) -> bytes:
 def spec(tmp_path_factory):
     """A small detector's training that has two steps behind it."""
     root = str(tmp_path_factory.mktemp("root"))
-    options = {"size": "XS"}
-    spec = Spec(root, [], ["run", "walk"], "dense", "x3d", options, selection=None, fps=5.0, frames=4, size=32)
+    options = {"size": "TINY"}
+    spec = Spec(root=root, parts=[], classes=["run", "walk"], objective="dense", options=options, frames=4)
     model = train_rank.build(spec)
     optimizer = train_rank.optimiser(model, spec)
     state = {"optimizer": optimizer.state_dict()}
