@@ -55,8 +55,8 @@ def _parsed(url: str, file: Any) -> Iterator[Any]:
         _once([(name, None) for name in table.fieldnames or ()])
         yield from table
     else:
-        strict = {"object_pairs_hook": _once, "parse_constant": _no_number}
-        yield from (json.loads(line, **strict) for line in text if line.strip())
+        strict = json.JSONDecoder(object_pairs_hook=_once, parse_constant=_no_number)
+        yield from (strict.decode(line) for line in text if line.strip())
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -232,5 +232,9 @@ def shard(
 ) -> tuple[datasets.Dataset, Report]:
     """Cuts and shards what is missing of a plan; the dataset is not the latest before clips are selected."""
     found, total = shard_archive(root, name, plan, recipe=recipe, failure_budget=failure_budget, listed=listed)
+    if not any(part.samples for part in found):
+        lost = total.quarantined + total.dropped + listed.quarantined + listed.dropped
+        why = ", ".join(f"{n} {reason}" for reason, n in lost.most_common())
+        raise BudgetExceeded(f"none of {listed.items} files gave a clip ({why}); see the ledger under {root}/ledger")
     about = {"recipe": recipe, "before": datasets.latest(root, name)}
     return datasets.freeze(root, name, found, about, move=False), total

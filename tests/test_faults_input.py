@@ -1,4 +1,4 @@
-"""What comes from outside is data: nothing unpickles or reads YAML, JSON says each thing once, odd URLs lead nowhere."""
+"""From outside comes data: nothing unpickles or reads YAML, JSON says each thing once, odd URLs lead nowhere."""
 
 import ast
 import json
@@ -10,8 +10,10 @@ from click.testing import CliRunner
 
 from flows.__main__ import EXIT_INPUT, main
 from storage import datasets, files, lists
-from storage.errors import InputError
+from storage.errors import BudgetExceeded, InputError
 from storage.labels import read_labels
+from tasks import shard
+from tests.preparing import RECIPE, plan
 
 ROOT = Path(__file__).parent.parent
 SOURCES = [path for folder in ("flows", "tasks", "models", "storage") for path in (ROOT / folder).glob("*.py")]
@@ -165,3 +167,13 @@ def test_a_name_of_a_dataset_is_no_way_out_of_the_root(name, tmp_path):
         with pytest.raises(InputError, match="a name may hold no slash"):
             act()
     assert sorted(os.listdir(tmp_path)) == ["root"]
+
+
+def test_an_archive_that_gives_no_clip_at_all_fails_with_its_reasons(tmp_path):
+    """PR07, PR08: also where it is too small for a share of failures to say much."""
+    root = files.open_root(str(tmp_path / "root"))
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "x.mp4").write_bytes(b"x")
+    planned, listed = plan(root, str(tmp_path / "a"))
+    with pytest.raises(BudgetExceeded, match=r"none of 1 files gave a clip \(1 not_video\)"):
+        shard.shard.fn(root, "a", planned, RECIPE, 1.0, listed)

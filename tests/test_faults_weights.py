@@ -1,4 +1,4 @@
-"""Weights from elsewhere, wherever they are read: evil, cut, flipped, of another model, not finite (cases 131 to 134)."""
+"""Weights from elsewhere, wherever they are read: evil, cut, flipped, of another model, not finite (131 to 134)."""
 
 import io
 import json
