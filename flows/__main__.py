@@ -4,6 +4,7 @@ Options are made from the typed signature of what a command runs, which is impor
 asked for: `reelmill --help` loads neither Prefect nor torch.
 """
 
+import errno
 import importlib
 import inspect
 import os
@@ -39,6 +40,8 @@ COMMANDS = {  # name: (what runs, its check before anything starts, one line of 
 }
 EXIT_INPUT, EXIT_FAILED = 2, 1
 KNOWN = ("InputError", "RootError")  # the person who called can mend these
+DISK = [os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)]  # no fault of ours
+DISK += ["database or disk is full"]  # as SQLite says it
 FAILURES = ("BudgetExceeded", "Incomplete", "Damaged", "Conflict", "StoreError", "TrainingFailed", "ClusterLost")
 
 
@@ -49,6 +52,7 @@ def quiet() -> None:
         "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",  # errors are said once, in one line, below
+        "PREFECT_LOGGING_INTERNAL_LEVEL": "CRITICAL",  # else a line for each event that a lost server did not get
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
         "HF_HUB_OFFLINE": "1",
@@ -137,23 +141,33 @@ def _run(target: Any, check: Callable[..., Any] | None, options: dict[str, Any])
     try:
         if check is not None:
             check(**options)
-        if hasattr(target, "fn"):
-            _guard()
-        result = target(**options)
+        result = _flow(target, options) if hasattr(target, "fn") else target(**options)
         if isinstance(result, str):
             click.echo(_redacted(result))
     except Exception as error:
-        names = {kind.__name__ for kind in type(error).__mro__}
-        if names & set(KNOWN):
-            click.echo(_redacted(f"reelmill: {error}"), err=True)
-            sys.exit(EXIT_INPUT)
-        if names & set(FAILURES):
-            click.echo(_redacted(f"reelmill: failed: {error}"), err=True)
-            sys.exit(EXIT_FAILED)
+        if code := _said(error):
+            sys.exit(code)
         from tasks import redaction
 
         redaction.install()  # the traceback that follows holds no credentials
         raise
+
+
+def _flow(flow: Any, options: dict[str, Any]) -> Any:
+    from tasks import silence
+
+    _guard()
+    return silence.run(flow, options, lambda error: _said(error) or EXIT_FAILED)
+
+
+def _said(error: BaseException) -> int:
+    """Says an error in one line and returns its exit code; 0 where it is one of ours and needs its traceback."""
+    names = {kind.__name__ for kind in type(error).__mro__}
+    failed = names & set(FAILURES) or any(words in str(error) for words in DISK)
+    code = EXIT_INPUT if names & set(KNOWN) else EXIT_FAILED if failed else 0
+    if code:
+        click.echo(_redacted(f"reelmill: {'' if code == EXIT_INPUT else 'failed: '}{error}"), err=True)
+    return code
 
 
 class Command(click.Command):

@@ -60,6 +60,12 @@ class Dataset:
         ]
 
 
+def check_name(name: str) -> None:
+    """Refuses a name of a dataset that is no name of one folder."""
+    if not name or name.startswith(".") or any(c in "/\\" or not c.isprintable() for c in name):
+        raise InputError(f"dataset {name!r}: a name may hold no slash, begin with no dot, and must not be empty")
+
+
 def freeze(
     root: str,
     name: str,
@@ -75,6 +81,7 @@ def freeze(
     ``before`` is the version that ``latest`` pointed to when the parts were decided on ("": none; None: as it is now).
     Where another writer has moved it since, its dataset is returned, to go on with.
     """
+    check_name(name)
     if move and before is None:
         before = latest(root, name)
     filled = sorted((p for p in parts if p.samples), key=lambda p: p.id)
@@ -111,6 +118,7 @@ def latest(root: str, name: str) -> str:
 
 def load(root: str, name: str, version: str = "latest") -> Dataset:
     """Reads a dataset; the default is the version that ``latest`` points to."""
+    check_name(name)
     folder = files.join(root, "datasets", name)
     try:
         if version == "latest":

@@ -55,7 +55,7 @@ def load(url: str) -> nn.Module:
     torch.set_num_threads(1)  # the pool's threads share the cores
     about = checkpoints.describe(url).about
     model = models.build(about["system"], num_classes=len(about["classes"]), **about["options"])
-    model.load_state_dict(checkpoints.load_weights(url))
+    model.load_state_dict(checkpoints.load_weights(url, model.state_dict()))
     return model.eval().to(memory_format=torch.channels_last_3d)
 
 

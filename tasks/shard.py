@@ -237,5 +237,9 @@ def shard(
     before = datasets.latest(root, name)  # in this order: a plan that is newer than this shows
     plan = plans.newest(root, name, recipe)
     found, total = shard_archive(root, name, plan, recipe=recipe, failure_budget=failure_budget, listed=listed)
+    if not any(part.samples for part in found):
+        lost = total.quarantined + total.dropped + listed.quarantined + listed.dropped
+        why = ", ".join(f"{n} {reason}" for reason, n in lost.most_common())
+        raise BudgetExceeded(f"none of {listed.items} files gave a clip ({why}); see the ledger under {root}/ledger")
     about = {"recipe": recipe, "before": before}
     return datasets.freeze(root, name, found, about, move=False), total

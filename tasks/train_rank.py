@@ -73,7 +73,8 @@ def build(spec: Spec) -> nn.Module:
         known = checkpoints.describe(spec.start).about["classes"]
         shared = [name for name in spec.classes if name in known]
         rows, earlier_rows = ([names.index(n) for n in shared] for names in (spec.classes, known))
-        earlier, weights = checkpoints.load_weights(spec.start), model.state_dict()
+        weights = model.state_dict()
+        earlier = checkpoints.load_weights(spec.start, weights, free="fc2.")
         for name, tensor in weights.items():
             if name.startswith("fc2."):
                 tensor[rows] = earlier[name][earlier_rows]
@@ -144,7 +145,7 @@ def run(spec: Spec, name: str, rank: int = 0, ranks: int = 1) -> None:
     first = 0
     if found:
         first = found.step
-        model.load_state_dict(checkpoints.load_weights(found.url))
+        model.load_state_dict(checkpoints.load_weights(found.url, model.state_dict()))
         optimizer.load_state_dict(checkpoints.load_state(found.url)["optimizer"])
     wrapped = nn.parallel.DistributedDataParallel(model) if ranks > 1 else model
     wrapped.train()
