@@ -10,10 +10,12 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.overrides import TorchFunctionMode
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -44,7 +46,7 @@ def count(model: nn.Module | Callable[[], nn.Module], *shapes: tuple[int, ...], 
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     on_meta = {name: tensor.detach().to("meta") for name, tensor in tensors.items()}
     inputs = tuple(torch.empty(shape, device="meta") for shape in shapes)
-    with counted_macs(model) as macs, torch.no_grad(), torch.device("meta"):
+    with counted_macs(model) as macs, torch.no_grad(), torch.device("meta"), WithoutNorms():
         functional_call(model, on_meta, inputs)
     convs = {name: n for (kind, name), n in macs.items() if kind == "conv"}
     parts: Counter[str] = Counter()
@@ -52,6 +54,15 @@ def count(model: nn.Module | Callable[[], nn.Module], *shapes: tuple[int, ...], 
         parts[".".join(name.split(".")[:depth])] += n
     linear = sum(macs.values()) - sum(convs.values())
     return Cost(sum(convs.values()), linear, sum(p.numel() for p in model.parameters()), dict(parts))
+
+
+class WithoutNorms(TorchFunctionMode):
+    """Pass batch normalisation by: it counts nothing, keeps shapes, and is most of the time on the meta device."""
+
+    def __torch_function__(
+        self, function: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        return args[0] if function is torch.batch_norm else function(*args, **(kwargs or {}))
 
 
 @contextmanager

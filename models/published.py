@@ -13,7 +13,7 @@ from math import floor
 import models
 from models.cost import Cost, count
 
-AS_PRINTED = "the printed figure is that of 1/16, two strides of 4 in the head, which is the next row"
+EIGHTH = "the printed figure is that of 1/16, two strides of 4 in the head, which is the next row"
 
 
 @dataclass(frozen=True)
@@ -22,12 +22,12 @@ class Row:
 
     table: str
     what: str
-    macs: str  # in `unit`
+    macs: str
     ours: float
     params: str = ""
     our_params: float | None = None
     why: str = ""
-    unit: str = "G"
+    unit: str = "G"  # of MACs: giga, tera, peta
 
     def agrees(self) -> bool:
         """Whether ours, cut or rounded to the printed digits, are what is printed; the thesis does either."""
@@ -70,31 +70,23 @@ def single_streams() -> Iterator[Row]:
 
 def coarse_only() -> Iterator[Row]:
     """Yield the Coarse stream by itself, Tables 3.3d and 3.3e."""
-    for pooling, name in (("max", "Max"), ("average", "Average"), ("stride", "Striding")):
-        yield row(
-            "3.3e", f"{name} pooling, coarse only", "15.42", counted("coarse_fine", fusion="none", pooling=pooling)
-        )
-    yield row("3.3e", "Grid Pool, coarse only", "16.53", counted("coarse_fine", fusion="none"))
+    for pooling, name in (("max", "max pooling"), ("average", "average pooling"), ("stride", "striding")):
+        cost = counted("coarse_fine", fusion="none", pooling=pooling)
+        yield row("3.3e", f"Coarse only, {name}", "15.42", cost)
+    yield row("3.3e", "Coarse only, Grid Pool", "16.53", counted("coarse_fine", fusion="none"))
     for frames, eighth, quarter in ((128, "10.43", "16.53"), (256, "20.63", "32.82")):
-        for share, macs, why in ((8, eighth, AS_PRINTED), (16, eighth, ""), (4, quarter, "")):
+        for share, macs, why in ((8, eighth, EIGHTH), (16, eighth, ""), (4, quarter, "")):
             cost = counted("coarse_fine", frames, fusion="none", alpha=1 / share)
-            yield row("3.3d", f"Grid Pool, T = {frames}, 1/{share}", macs, cost, why=why)
+            yield row("3.3d", f"Coarse only, T = {frames}, alpha = 1/{share}", macs, cost, why=why)
 
 
 def two_streams() -> Iterator[Row]:
     """Yield Fine-Fine, SlowFast_det and Coarse-Fine, Tables 3.2, 3.3a, c and f and section 3.3.3."""
-    variants = (
-        ("late", False, "75.98"),
-        ("late", True, "77.15"),
-        ("one_to_one", True, "81.80"),
-        ("multi_stage", False, "92.69"),
-    )
-    for fusion, attention, macs in variants:
-        mask = "with mask" if attention else "no mask"
-        yield row(
-            "3.3a, c", f"Fine-Fine, {fusion}, {mask}", macs, counted("fine_fine", fusion=fusion, attention=attention)
-        )
-    yield row("3.2", "Fine-Fine", "94.80", counted("fine_fine"), "7.80")
+    for fusion, macs in (("late", "77.15"), ("one_to_one", "81.80"), ("multi_stage", "94.80")):
+        yield row("3.3a", f"Fine-Fine, {fusion}", macs, counted("fine_fine", fusion=fusion))
+    for fusion, macs in (("late", "75.98"), ("multi_stage", "92.69")):
+        yield row("3.3c", f"Fine-Fine, {fusion}, no mask", macs, counted("fine_fine", fusion=fusion, attention=False))
+    yield row("3.2", "Fine-Fine", "94.80", counted("fine_fine", fusion="multi_stage"), "7.80")
     why = "the text does not describe the laterals; ours are two shift and two scale convolutions a level"
     yield row("3.2", "SlowFast_det", "54.31", counted("slowfast_det"), "7.41", why)
     why = "the printed figure adds the head of Grid Pool alone; built, the laterals run at 33 points and not 32"
@@ -102,30 +94,27 @@ def two_streams() -> Iterator[Row]:
     why = "the printed figure has the fusion at 128 points, where 72.26 comes out; built, it runs at 32"
     fused = counted("slowfast_det", fusion="multi_stage", attention=True, correspondence="gaussian")
     yield row("3.3f", "SlowFast_det with fusion", "72.16", fused, why=why)
+    yield from coarse_fine()
+
+
+def coarse_fine() -> Iterator[Row]:
+    """Yield Coarse-Fine as built and as the thesis adds it up: X3D, coarse only, and the fusion of Fine-Fine."""
     why = "the printed figure has the fusion at 128 points, as the next row; built, it runs at the 33 of Grid Pool"
     yield row("3.2", "Coarse-Fine, as built", "73.37", counted("coarse_fine"), "7.82", why)
-    x3d, coarse, fine_fine = counted("x3d"), counted("coarse_fine", fusion="none"), counted("fine_fine")
-    accounted = x3d.conv_macs + coarse.conv_macs + (fine_fine.conv_macs - 2 * x3d.conv_macs)
-    yield Row(
-        "3.2", "Coarse-Fine, as the thesis adds it up: X3D, coarse only, fusion of Fine-Fine", "73.37", accounted / 1e9
-    )
-    yield row(
-        "3.3.3", "Coarse-Fine, 1024 frames", "490", counted("coarse_fine", 1024), why="as built; printed as 0.49 T"
-    )
+    x3d, both = counted("x3d").conv_macs, counted("fine_fine", fusion="multi_stage").conv_macs
+    added = x3d + counted("coarse_fine", fusion="none").conv_macs + (both - 2 * x3d)
+    yield Row("3.2", "Coarse-Fine, as the thesis adds it up", "73.37", added / 1e9)
+    thumos = counted("coarse_fine", 1024).conv_macs / 1e12
+    yield Row("3.3.3", "Coarse-Fine, as built, 1024 frames", "0.49", thumos, why="0.485 when it is built", unit="T")
 
 
 def pretraining() -> Iterator[Row]:
-    """Yield Table 4.4d: forward passes of X3D-M on batches of 64 clips of 16 frames, in peta."""
+    """Yield Table 4.4d: forward passes of X3D-M on batches of 64 clips of 16 frames."""
     clip = counted("x3d", 16)
     yield row("4.4d", "X3D-M, 16 frames", "", clip)
     for thousands, macs in ((300, "91.10"), (100, "30.36")):
-        yield Row(
-            "4.4d",
-            f"Pretraining, {thousands},000 iterations of 64 clips",
-            macs,
-            thousands * 1000 * 64 * clip.conv_macs / 1e15,
-            unit="P",
-        )
+        petas = thousands * 1000 * 64 * clip.conv_macs / 1e15
+        yield Row("4.4d", f"Pretraining, {thousands},000 iterations of 64 clips", macs, petas, unit="P")
 
 
 HEAD = ("table", "what", "thesis MACs", "ours", "unit", "thesis params (M)", "ours (M)", "agrees", "why not")

@@ -1,10 +1,22 @@
 """A second reading of Table 3.1, in eval mode: functions of the parameters, without modules."""
 
+from collections.abc import Iterator
+
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models import x3d
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Small tensors on busy cores: two threads that wait for each other took twenty times as long."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def conv(p: dict[str, Tensor], name: str, x: Tensor, stride: int = 1) -> Tensor:

@@ -1,13 +1,12 @@
 """Coarse-Fine against a second, naive implementation, and what holds of it whatever the weights."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import second_coarse_fine as naive
 import torch
-from second_x3d import lively
+from second_x3d import lively, one_thread  # noqa: F401
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -18,15 +17,6 @@ from models.multi_stage_fusion import aggregate, direct, fit, gaussians, mix_fra
 
 SYSTEMS = ("coarse_fine", "fine_fine", "slowfast_det")
 CHANNELS_LAST = torch.channels_last_3d
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Small tensors on busy cores: two threads that wait for each other took twenty times as long."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def tiny(system: str = "coarse_fine", seed: int = 0, **options: object) -> nn.Module:

@@ -3,20 +3,12 @@
 import pytest
 import torch
 from second_coarse_fine import second_coarse_fine
-from second_x3d import lively
+from second_x3d import lively, one_thread  # noqa: F401
 
 import models
 from models import fine_fine
 
 ROWS = [(fusion, attention) for fusion in ("late", "one_to_one", "multi_stage") for attention in (True, False)]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("fusion, attention", ROWS)

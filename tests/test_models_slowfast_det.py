@@ -3,18 +3,10 @@
 import pytest
 import torch
 from second_coarse_fine import second_coarse_fine
-from second_x3d import lively
+from second_x3d import lively, one_thread  # noqa: F401
 from torch import nn
 
 import models
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def tiny(**options: object) -> nn.Module:

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from second_x3d import one_thread  # noqa: F401
 from torch import Tensor, nn
 
 import models

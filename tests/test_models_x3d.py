@@ -1,12 +1,11 @@
 import math
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import asdict, replace
 
 import pytest
 import torch
-from second_x3d import lively, second_x3d
+from second_x3d import lively, one_thread, second_x3d  # noqa: F401
 from torch import nn
 from torch.nn import functional as F
 
@@ -14,15 +13,6 @@ import models
 from models import cost, x3d
 
 SMALL = {"blocks": (2, 3, 1, 2), "inner": (10, 20, 40, 150), "widths": (24, 16, 16, 24), "fc1_width": 40}
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Small tensors on busy cores: two threads that wait for each other took twenty times as long."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize(
