@@ -254,7 +254,7 @@ def grid_unpool(logits: Tensor, places: Tensor, frames: int) -> Tensor:
     last = places.shape[1] - 1
     points = torch.arange(last + 1, dtype=places.dtype, device=places.device)
     even = (points * ((frames - 1) / last)).expand_as(places)
-    lower = (torch.searchsorted(places.detach().contiguous(), even.contiguous(), right=True) - 1).clamp(0, last - 1)
+    lower = (torch.searchsorted(places.contiguous(), even.contiguous(), right=True) - 1).clamp(0, last - 1)
     before, after = places.gather(1, lower), places.gather(1, lower + 1)
     beyond = ((even - before) / (after - before).clamp_min(1e-6)).clamp(0, 1)
     resampled = direct(lower + beyond, last + 1).to(logits.dtype) @ logits
