@@ -11,7 +11,7 @@ quiet()
 
 from bench.figures import HEAD  # noqa: E402
 
-NAMES = ("sharding", "decoding", "lookup", "planning", "objects")
+NAMES = ("sharding", "decoding", "lookup", "planning", "objects", "detection")
 LONG = ("learning", "duplicates")  # only when it is asked for
 
 
