@@ -10,6 +10,10 @@ if TYPE_CHECKING:
 
 SYSTEMS: dict[str, str] = {
     "x3d": "models.x3d",
+    "super_events": "models.super_events",
+    "tgm": "models.tgm",
+    "pdan": "models.pdan",
+    "ensemble": "models.ensemble",
 }
 
 
