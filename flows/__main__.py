@@ -22,6 +22,7 @@ COMMANDS = {  # name: (what runs, its check before anything starts, one line of 
     "infer": ("flows.infer:infer", "tasks.checks:infer", "Run the champion where its predictions are missing."),
     "audit": ("flows.audit:audit", "tasks.checks:audit", "What is stale, dropped, drifting or behind."),
     "select": ("tasks.select:choose", None, "Apply thresholds to the stored scores; decodes nothing again."),
+    "label": ("tasks.label:relabel", None, "Place the labels of clips with several actions where scores propose."),
     "what-if": ("tasks.what_if:what_if", None, "What thresholds would keep and drop; changes nothing."),
     "adopt": ("tasks.adopt:adopt", None, "Make a dataset of WebDataset tars that exist, where they are."),
     "verify": ("tasks.verify:verify", None, "Check every byte of a root, or a sample of it."),

@@ -39,6 +39,7 @@ class Recipe:
     weight_decay: float = 0.01
     augmentation: Mode = "freeze"
     volumes: dict[str, Any] = field(default_factory=dict)  # other options of the augmentation, e.g. {"segments": 2}
+    pseudo_labels: str | None = None  # version of the column to pretrain on; None: the video's label on every frame
     seed: int = 0
     ranks: int = 1
     resume: bool = True
