@@ -35,6 +35,9 @@ COMMANDS = {  # name: (what runs, its check before anything starts, one line of 
     "column-drop": ("tasks.columns:drop", None, "Remove a version of a column that nothing uses."),
     "serve": ("tasks.serve:serve", None, "Prefect, a worker and MLflow on this machine, with all deployments."),
     "render": ("tasks.render:render", None, "Render a labelled archive of H.264 files."),
+    "annotations": ("tasks.annotations:convert", None, "Labels out of Charades, MultiTHUMOS or Kinetics annotations."),
+    "submission": ("tasks.annotations:submit", None, "Predictions of held-out videos as a Charades submission."),
+    "submission-score": ("tasks.annotations:measure", None, "Score a submission by the Charades protocol."),
     "cost": ("tasks.cost:cost", None, "MACs and parameters of a system, without building its weights."),
 }
 EXIT_INPUT, EXIT_FAILED = 2, 1

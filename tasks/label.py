@@ -13,7 +13,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 from pydantic import Field
 
-from storage import columns, datasets, files, inventory
+from storage import columns, datasets, files, versions
 from storage.datasets import Dataset
 from storage.errors import InputError
 from storage.ledger import Report
@@ -73,7 +73,7 @@ def placed(row: dict[str, Any], at: np.ndarray, scores: np.ndarray, how: Proposa
     if len(names) < 2:
         return plain | {"unplaced": []}
     on, mean = place(scores, at, _times(row), row["duration"] / row["frames"], how)
-    found = on.any(0)
+    found: np.ndarray = np.any(on, axis=0)
     sure = [mean[on[:, k], k].mean() if found[k] else 0.0 for k in range(len(names))]
     return plain | {
         "scores": np.where(found, on, True).astype(np.float32).tolist(),
@@ -133,7 +133,7 @@ def churn(root: str, parts: list[Part], before: str, after: str) -> list[dict[st
             for name in {*old["labels"], *new["labels"]}:
                 a, b = (_curve(entry, name) for entry in (old, new))
                 sums[name] += [a.sum(), b.sum(), np.abs(a - b).sum(), np.maximum(a, b).sum()]
-    rows = sorted(sums.items()) + ([("all", sum(sums.values()))] if sums else [])
+    rows = sorted(sums.items()) + ([("all", sum(sums.values(), np.zeros(4)))] if sums else [])
     return [
         {"class": name, "before": float(a), "after": float(b), "changed": float(gap), "churn": float(gap / (most or 1))}
         for name, (a, b, gap, most) in rows
@@ -144,18 +144,6 @@ def _curve(entry: dict[str, Any], name: str) -> np.ndarray:
     """The score of a label on every frame of a clip, [T]."""
     scores = np.asarray(entry["scores"], dtype=np.float64).reshape(len(entry["scores"]), -1)
     return scores[:, entry["labels"].index(name)] if name in entry["labels"] else np.zeros(len(scores))
-
-
-def newest(root: str, column: str, parts: list[Part], other_than: str = "") -> str | None:
-    """The version of a column written last, on the store's clock, that covers all of some parts."""
-    have: dict[str, set[str]] = defaultdict(set)
-    put: dict[str, float] = defaultdict(float)
-    for item in inventory.walk(files.join(root, "columns", column)):
-        name, _, part = item.name.rpartition("/")
-        have[name].add(part.removesuffix(".parquet"))
-        put[name] = max(put[name], item.put)
-    whole = [name for name, ids in have.items() if name != other_than and ids >= {part.id for part in parts}]
-    return max(whole, key=lambda name: (put[name], name), default=None)
 
 
 def relabel(
@@ -184,11 +172,11 @@ def relabel(
     parts = data.select(labelled="video")
     if not parts:
         raise InputError(f"dataset {dataset} has no videos with a label for the whole video; nothing to place")
-    source = version or newest(root, column, parts)
+    source = version or versions.newest(root, column, parts)
     if source is None:
         raise InputError(f"no version of {column} covers the weakly labelled parts of {dataset}; make one first")
     how = Proposals(column=column, version=source, threshold=threshold, smooth=smooth, shortest=shortest, prompt=prompt)
-    before = against or newest(root, COLUMN, parts, other_than=how.name())
+    before = against or versions.newest(root, COLUMN, parts, other_than=how.name())
     if against and against not in columns.versions(root, COLUMN):
         raise InputError(f"there are no pseudo labels {against}; `reelmill columns` lists them")
     made, _ = label_dataset(root, data, how)
