@@ -235,7 +235,13 @@ def label_rows(
             raise InputError(
                 f"the path {template!r} is no template of id, start, end, label and split ({error})"
             ) from error
-        plain = {"path": where, "start": "", "end": "", "label": video.label, "split": split or video.split}
+        plain: dict[str, Any] = {
+            "path": where,
+            "start": "",
+            "end": "",
+            "label": video.label,
+            "split": split or video.split,
+        }
         if kind == "kinetics":
             if not video.label:
                 counts["spans without a label"] += 1

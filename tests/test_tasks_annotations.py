@@ -104,8 +104,9 @@ def test_charades_annotations_become_the_labels_that_they_were(archive, tmp_path
     known = {path: of for path, of in labels.items() if path.startswith(folder)}
     classes = sorted({name for of in known.values() for _, _, name in of.rows})
     file = charades(tmp_path / "of.csv", [(Path(path).stem, 60, of.rows) for path, of in known.items()], classes)
+    names = listed(tmp_path / "classes.txt", classes)
     said = run("annotations", "--format", "charades", "--file", file, "--out", tmp_path / "labels.csv",
-               "--split", split, "--classes", listed(tmp_path / "classes.txt", classes), "--path", "dense/{split}/{id}.mp4")  # fmt: skip
+               "--split", split, "--classes", names, "--path", "dense/{split}/{id}.mp4")  # fmt: skip
     assert known and said.startswith(f"{len(known)} videos, {sum(len(of.rows) for of in known.values())} rows in ")
     assert read_labels(str(tmp_path / "labels.csv")) == known
 
