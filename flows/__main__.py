@@ -23,6 +23,7 @@ COMMANDS = {  # name: (what runs, its check before anything starts, one line of 
     "infer": ("flows.infer:infer", "tasks.checks:infer", "Run the champion where its predictions are missing."),
     "audit": ("flows.audit:audit", "tasks.checks:audit", "What is stale, dropped, drifting or behind."),
     "select": ("tasks.select:choose", None, "Apply thresholds to the stored scores; decodes nothing again."),
+    "label": ("tasks.label:relabel", None, "Place the labels of clips with several actions where scores propose."),
     "what-if": ("tasks.what_if:what_if", None, "What thresholds would keep and drop; changes nothing."),
     "adopt": ("tasks.adopt:adopt", None, "Make a dataset of WebDataset tars that exist, where they are."),
     "verify": ("tasks.verify:verify", None, "Check every byte of a root, or a sample of it."),
@@ -36,6 +37,9 @@ COMMANDS = {  # name: (what runs, its check before anything starts, one line of 
     "column-drop": ("tasks.columns:drop", None, "Remove a version of a column that nothing uses."),
     "serve": ("tasks.serve:serve", None, "Prefect, a worker and MLflow on this machine, with all deployments."),
     "render": ("tasks.render:render", None, "Render a labelled archive of H.264 files."),
+    "annotations": ("tasks.annotations:convert", None, "Labels out of Charades, MultiTHUMOS or Kinetics annotations."),
+    "submission": ("tasks.annotations:submit", None, "Predictions of held-out videos as a Charades submission."),
+    "submission-score": ("tasks.annotations:measure", None, "Score a submission by the Charades protocol."),
     "cost": ("tasks.cost:cost", None, "MACs and parameters of a system, without building its weights."),
 }
 EXIT_INPUT, EXIT_FAILED = 2, 1

@@ -28,9 +28,12 @@ def retrain(
     system: Annotated[str, Field(description="Model family.")] = "x3d",
     size: Annotated[str, Field(description="Size of the system: M, L or TINY.")] = "TINY",
     augmentation: Annotated[
-        Literal["none", "freeze", "mixup", "cutmix", "joint_single", "joint"],
+        Literal["none", "freeze", "mixup", "cutmix", "joint_single", "joint", "manifold"],
         Field(description="Volume augmentation of detection pretraining."),
     ] = "freeze",
+    pseudo_labels: Annotated[
+        str | None, Field(description="Version of the pseudo labels; without it labels are on every frame.")
+    ] = None,
     fps: Annotated[float, Field(description="Frames per second that models see.", gt=0)] = 8.0,
     frames: Annotated[int, Field(description="Frames of a training window.", ge=4)] = 16,
     pixels: Annotated[int, Field(description="Height and width that models see.", ge=16)] = 24,
@@ -53,9 +56,10 @@ def retrain(
     A training that was interrupted goes on from its newest checkpoint; one whose inputs did not change is reused.
     """
     recipe = Recipe(
-        system=system, size=size, augmentation=augmentation, fps=fps, frames=frames, pixels=pixels, batch=batch,
-        optimizer=optimizer, pretrain_steps=pretrain_steps, finetune_steps=finetune_steps, pretrain_lr=pretrain_lr,
-        finetune_lr=finetune_lr, weight_decay=weight_decay, ranks=ranks, resume=resume, seed=seed,
+        system=system, size=size, augmentation=augmentation, pseudo_labels=pseudo_labels, fps=fps, frames=frames,
+        pixels=pixels, batch=batch, optimizer=optimizer, pretrain_steps=pretrain_steps, finetune_steps=finetune_steps,
+        pretrain_lr=pretrain_lr, finetune_lr=finetune_lr, weight_decay=weight_decay, ranks=ranks, resume=resume,
+        seed=seed,
     )  # fmt: skip
     root = opened(root)
     data, run = begin(root, dataset, recipe)
