@@ -191,6 +191,14 @@ def read_tagged(url: str) -> tuple[bytes | None, str]:
     return data, tag_of(data)
 
 
+def read_settled(url: str) -> tuple[bytes | None, str]:
+    """`read_tagged` for one who is about to write: a store that ignores conditions may show half of another's write."""
+    if honoured(url):
+        return read_tagged(url)
+    with lease.held(_leased(url)):
+        return read_tagged(url)
+
+
 async def _get_tagged(fs: Any, path: str) -> tuple[bytes, str]:
     answer = await fs._call_s3("get_object", **bucket_and_key(fs, path))
     async with answer["Body"] as body:

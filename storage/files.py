@@ -206,7 +206,7 @@ def update(url: str, change: Callable[[bytes | None], bytes]) -> bytes:
     ``change`` is given None where nothing is, and may be called many times.
     """
     for attempt in range(SWAPS):
-        old, tag = read_tagged(url)
+        old, tag = conditions.read_settled(url)
         new = change(old)
         if new == old or swap(new, url, tag):
             return new

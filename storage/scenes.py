@@ -63,7 +63,7 @@ SMALLEST, LARGEST = 0.16, 0.40
 SWAY = 0.12  # share of the shorter side; at its fastest less than half of what the slowest action moves
 
 
-def _texture(rng: np.random.Generator, height: int, width: int, cells: int) -> np.ndarray:
+def texture_of(rng: np.random.Generator, height: int, width: int, cells: int) -> np.ndarray:
     """A smooth random colour field `[height, width, 3]` float in 0..255, made by bilinear growth of a coarse grid."""
     coarse = rng.uniform(0, 255, (cells + 1, cells + 1, 3))
     rows, columns = np.linspace(0, cells - 1e-6, height), np.linspace(0, cells - 1e-6, width)
@@ -109,7 +109,7 @@ def _paint(frame: np.ndarray, actor: Actor, across: float = 0.0, down: float = 0
 
 
 def _actor(rng: np.random.Generator) -> Actor:
-    texture = _texture(rng, PATCH, PATCH, 1) * 0.2 + rng.uniform(140, 200, 3)
+    texture = texture_of(rng, PATCH, PATCH, 1) * 0.2 + rng.uniform(140, 200, 3)
     texture[:, PATCH // 2 :] -= 60  # two halves, so that a turning shape looks different at every angle
     return Actor(
         shape=str(rng.choice(SHAPES)),
@@ -212,7 +212,7 @@ def stage(style: Style, label: str, rng: np.random.Generator) -> Scene:
     fps = int(rng.choice(FRAME_RATES))
     frames = int(rng.uniform(*style.seconds) * fps)
     margin = int(np.ceil(style.camera * min(width, height)))
-    background = _texture(rng, height + 2 * margin, width + 2 * margin, 3) * 0.2 + rng.uniform(20, 70, 3)
+    background = texture_of(rng, height + 2 * margin, width + 2 * margin, 3) * 0.2 + rng.uniform(20, 70, 3)
     actors = [_actor(rng) for _ in range(style.actors)]
     for actor in actors:
         if style.action is None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from storage.encoder import Encoder
-from storage.synthetic import _texture
+from storage.scenes import texture_of
 from tests.preparing import prepare
 
 H, W = 48, 64
@@ -17,7 +17,7 @@ H, W = 48, 64
 def film(seed: int, room: int | None = None) -> tuple[np.ndarray, np.ndarray]:
     """A background `[H, W, 3]` and an actor `[20, 20, 3]`; the background is that of ``room`` where one is given."""
     rng = np.random.default_rng((seed, 1))
-    back = _texture(np.random.default_rng((seed if room is None else room, 2)), H, W, 5) * 0.7 + 20
+    back = texture_of(np.random.default_rng((seed if room is None else room, 2)), H, W, 5) * 0.7 + 20
     fine = np.random.default_rng((seed if room is None else room, 3)).uniform(-12, 12, (H, W, 3))
     return np.clip(back + fine, 0, 255).astype(np.uint8), rng.integers(60, 255, (20, 20, 3)).astype(np.uint8) // 2 + 100
 

@@ -212,10 +212,11 @@ def test_the_environment_is_that_of_the_command_line(deployment, monkeypatch):
     before = set(os.environ)
     quiet()
     for name in set(os.environ) - before:
-        # The first is of a server that a worker never starts, the second would empty a run's log.
+        # The first is of a server that a worker never starts, the others would empty a run's log.
         if name not in (
             "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS",
             "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL",
+            "PREFECT_LOGGING_INTERNAL_LEVEL",
         ):
             assert env[name] == os.environ[name]
         monkeypatch.delenv(name)

@@ -23,7 +23,7 @@ def demo(root: Path, home: Path) -> str:
     env = {**os.environ, "PREFECT_HOME": str(home)}
     env.pop("PREFECT_API_URL", None)
     command = [sys.executable, "-m", "flows", "demo", "--root", str(root), "--seed", "5", *SIZE]
-    done = subprocess.run(command, cwd=CHECKOUT, env=env, capture_output=True, text=True, timeout=280)
+    done = subprocess.run(command, cwd=CHECKOUT, env=env, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return done.stdout
 

@@ -24,7 +24,7 @@ def test_a_clip_has_its_scores_in_any_container(tmp_path, name):
     data = make(tmp_path / name, codec=codec, show=_drifting, frames=50, rate=25, options={"b": "2000000"}).read_bytes()
     plain = make(tmp_path / "plain.mp4", show=_drifting, frames=50, rate=25).read_bytes()
     (found, looks, moves), (wanted, _, _) = scores.measure(data), scores.measure(plain)
-    assert found.frames == 50 and len(looks) == len(moves) == 8
+    assert found.frames == 50 and len(looks) == len(moves) == 8 * scores.VIEWS
     assert found.motion == pytest.approx(wanted.motion, rel=0.1) and wanted.motion > 0.01
     assert (found.luma_mean, found.luma_std) == pytest.approx((wanted.luma_mean, wanted.luma_std), abs=1.5)
 
@@ -44,7 +44,7 @@ def test_times_that_need_repair_are_repaired(tmp_path):
     path = make(tmp_path / "a.avi", codec="mpeg4", frames=40, options={"bf": "2"}, show=_drifting)
     assert scores.measure(path.read_bytes())[0].frames == len(sampling.sample(path.read_bytes())[2]) == 40
     late = make(tmp_path / "late.ts", times=[10 + t / RATE for t in range(40)], show=_drifting)
-    assert len(scores.measure(late.read_bytes())[1]) == 8
+    assert len(scores.measure(late.read_bytes())[1]) == 8 * scores.VIEWS
 
 
 def _spoiled(path, numbers):
