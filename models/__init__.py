@@ -10,6 +10,9 @@ if TYPE_CHECKING:
 
 SYSTEMS: dict[str, str] = {
     "x3d": "models.x3d",
+    "coarse_fine": "models.coarse_fine",
+    "fine_fine": "models.fine_fine",
+    "slowfast_det": "models.slowfast_det",
 }
 
 
