@@ -13,6 +13,10 @@ SYSTEMS: dict[str, str] = {
     "coarse_fine": "models.coarse_fine",
     "fine_fine": "models.fine_fine",
     "slowfast_det": "models.slowfast_det",
+    "super_events": "models.super_events",
+    "tgm": "models.tgm",
+    "pdan": "models.pdan",
+    "ensemble": "models.ensemble",
 }
 
 
