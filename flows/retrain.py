@@ -28,7 +28,7 @@ def retrain(
     system: Annotated[str, Field(description="Model family.")] = "x3d",
     size: Annotated[str, Field(description="Size of the system: M, L or TINY.")] = "TINY",
     augmentation: Annotated[
-        Literal["none", "freeze", "mixup", "cutmix", "joint_single", "joint"],
+        Literal["none", "freeze", "mixup", "cutmix", "joint_single", "joint", "manifold"],
         Field(description="Volume augmentation of detection pretraining."),
     ] = "freeze",
     fps: Annotated[float, Field(description="Frames per second that models see.", gt=0)] = 8.0,

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models import x3d
-from models.multi_stage_fusion import LEVELS, Fusion, Places, direct, gaussians, mix_frames
+from models.multi_stage_fusion import LEVELS, Fusion, Places, check_valid, direct, gaussians, mix_frames
 from models.x3d import X3D, sequence
 
 Pooling = Literal["grid", "stride", "max", "average", "none"]
@@ -109,7 +109,7 @@ class CoarseFine(nn.Module):
         out: dict[str, Tensor] = {"places": places} | ({} if confidence is None else {"confidence": confidence})
         context = None
         if self.config.fusion != "none":
-            maps, seen = self.see(video if whole is None and fine is None else whole, fine)
+            maps, seen = self.fine_maps(video if whole is None and fine is None else whole, fine)
             context = self.fusion(*self.calibrate(maps, places, frames, start, step, valid))
             out |= seen
         elif whole is not None or fine is not None:
@@ -147,15 +147,15 @@ class CoarseFine(nn.Module):
             return grid_unpool(logits, places, frames)
         return logits if self.config.pooling == "none" else upsample(logits, frames)
 
-    def see(
+    def fine_maps(
         self, whole: Tensor | None, fine: Tensor | Mapping[str, Tensor] | None
-    ) -> tuple[Mapping[str, Tensor], dict[str, Tensor]]:
-        """Return the five maps of the Fine stream and, where it ran, its logits."""
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Return the five maps of the Fine stream by level and, where it ran, its logits."""
         if fine is None and whole is not None:
             check_video("whole", whole)
             maps = self.fine.features(whole)
             return maps, {"fine_logits": self.fine.classify(maps["conv5"])}
-        if whole is not None:
+        if fine is None or whole is not None:
             raise ValueError("give the whole video or its fine features, not both")
         widths = (*self.config.widths, self.config.conv5_width)
         if isinstance(fine, Tensor):
@@ -163,13 +163,13 @@ class CoarseFine(nn.Module):
                 raise ValueError(f"fine features are [B, {sum(widths)}, F, h, w], not {list(fine.shape)}")
             fine = dict(zip(LEVELS, fine.split(widths, 1), strict=True))
         for name, width in zip(LEVELS, widths, strict=True):
-            if name not in (fine or {}) or fine[name].ndim != 5 or fine[name].shape[1] != width:  # type: ignore[index]
+            if name not in fine or fine[name].ndim != 5 or fine[name].shape[1] != width:
                 raise ValueError(f"fine features need {name} as [B, {width}, F, h, w]")
-        return fine, {}  # type: ignore[return-value]
+        return dict(fine), {}
 
     def calibrate(
         self,
-        fine: Mapping[str, Tensor],
+        fine: dict[str, Tensor],
         places: Tensor,
         frames: int,
         start: int | Tensor,
@@ -177,20 +177,19 @@ class CoarseFine(nn.Module):
         valid: Tensor | None,
     ) -> tuple[dict[str, Tensor], Tensor]:
         """Return the fine maps, zero where not valid, and the weight [B, J, F] of each fine frame for each point."""
-        sizes = {(fine[name].shape[0], fine[name].shape[2]) for name in LEVELS}
-        if len(sizes) != 1 or next(iter(sizes))[0] != places.shape[0]:
-            raise ValueError(f"fine features have {sorted(sizes)} videos and frames, the clip {places.shape[0]} videos")
-        length = fine["conv5"].shape[2]
-        start, step = (torch.as_tensor(v, dtype=torch.float32, device=places.device) for v in (start, step))
+        videos, length = places.shape[0], fine["conv5"].shape[2]
+        for name in LEVELS:
+            if (fine[name].shape[0], fine[name].shape[2]) != (videos, length):
+                raise ValueError(f"{name} is not of {videos} videos and {length} frames: {list(fine[name].shape)}")
         check_clip(start, step, frames, length)
-        centres = (places.float() + start.view(-1, 1)) / step.view(-1, 1)
+        centres = (places + column(start, places)) / column(step, places)
         if valid is not None:
-            check_valid(valid, (places.shape[0], length))
+            check_valid(valid, videos, length)
             fine = {name: fine[name].masked_fill(~valid[:, None, :, None, None], 0) for name in LEVELS}
         if self.config.correspondence == "direct":
-            return dict(fine), direct(centres if valid is None else within(centres, valid), length)
+            return fine, direct(centres, length, valid)
         count = length if valid is None else valid.sum(1)
-        return dict(fine), gaussians(centres, length, self.config.sigma * count, valid)
+        return fine, gaussians(centres, length, self.config.sigma * count, valid)
 
     @torch.no_grad()
     def extract(self, whole: Tensor) -> Tensor:
@@ -229,8 +228,8 @@ def grid_pool(x: Tensor, confidence: Tensor) -> tuple[Tensor, Tensor]:
     frames, intervals = x.shape[2], confidence.shape[1]
     if not 0 < intervals < frames or frames % intervals:
         raise ValueError(f"{frames} frames cannot be cut into {intervals} equal intervals of two or more")
-    steps = (1 - confidence.float()).clamp_min(1e-6)  # Confidence of one throughout is an even grid, not 0 / 0.
-    cdf = F.pad(steps.cumsum(1), (1, 0))
+    steps = (1 - confidence.to(torch.promote_types(confidence.dtype, torch.float32))).clamp_min(1e-6)
+    cdf = F.pad(steps.cumsum(1), (1, 0))  # Confident throughout is an even grid, thanks to the clamp, and not 0 / 0.
     places = cdf / cdf[:, -1:] * (frames - 1)
     return mix_frames(direct(places, frames), x), places
 
@@ -248,7 +247,8 @@ def grid_unpool(logits: Tensor, places: Tensor, frames: int) -> Tensor:
             f"not {list(logits.shape)}, {list(places.shape)}"
         )
     last = places.shape[1] - 1
-    even = torch.linspace(0, frames - 1, last + 1, device=places.device, dtype=places.dtype).expand_as(places)
+    points = torch.arange(last + 1, dtype=places.dtype, device=places.device)
+    even = (points * ((frames - 1) / last)).expand_as(places)
     lower = (torch.searchsorted(places.detach().contiguous(), even.contiguous(), right=True) - 1).clamp(0, last - 1)
     before, after = places.gather(1, lower), places.gather(1, lower + 1)
     beyond = ((even - before) / (after - before).clamp_min(1e-6)).clamp(0, 1)
@@ -259,14 +259,6 @@ def grid_unpool(logits: Tensor, places: Tensor, frames: int) -> Tensor:
 def upsample(logits: Tensor, frames: int) -> Tensor:
     """Return logits [B, T, K] interpolated linearly from [B, J, K], first and last on first and last."""
     return F.interpolate(logits.transpose(1, 2), size=frames, mode="linear", align_corners=True).transpose(1, 2)
-
-
-def within(centres: Tensor, valid: Tensor) -> Tensor:
-    """Return centres [B, J] moved to the first or last valid frame where they lie beyond it."""
-    t = torch.arange(valid.shape[1], device=valid.device, dtype=centres.dtype).expand_as(valid)
-    first = t.masked_fill(~valid, torch.inf).amin(1, keepdim=True)
-    last = t.masked_fill(~valid, -torch.inf).amax(1, keepdim=True)
-    return centres.clamp(first, last)
 
 
 def check_video(name: str, video: Tensor) -> None:
@@ -281,25 +273,24 @@ def check_divides(frames: int, ratio: int) -> None:
         raise ValueError(f"alpha of 1/{ratio} does not divide {frames} frames; give a multiple of {ratio}")
 
 
-def check_clip(start: Tensor, step: Tensor, frames: int, length: int) -> None:
+def check_clip(start: int | Tensor, step: float | Tensor, frames: int, length: int) -> None:
     """Raise ValueError unless clips of `frames` from `start` lie inside whole videos of `length` * `step` frames."""
-    if start.is_meta or step.is_meta:
-        return
-    if bool((step <= 0).any()):
-        raise ValueError(f"step is above 0, not {step.min().item():g}")
-    whole = length * step.min().item()
-    if whole < frames:
-        raise ValueError(f"the fine stream sees {whole:g} frames, fewer than the {frames} of the clip")
-    if bool((start < 0).any()) or bool((start + frames > length * step + 1e-3).any()):
-        raise ValueError(f"a clip of {frames} frames from {start.tolist()} is not inside {length} times {step.tolist()}")
+    if not all(holds(above_zero) for above_zero in (step > 0, start >= 0)):
+        raise ValueError(f"a clip starts at 0 or later and a step is above 0, not {start} and {step}")
+    if not holds(length * step >= frames):
+        raise ValueError(f"the fine stream sees {length} frames of {step}, fewer than the {frames} of the clip")
+    if not holds(start + frames <= length * step + 1e-3):
+        raise ValueError(f"a clip of {frames} frames from {start} ends beyond the {length} of {step} of its video")
 
 
-def check_valid(valid: Tensor, shape: tuple[int, int]) -> None:
-    """Raise ValueError unless `valid` is a boolean mask [B, F] with a true frame in every video."""
-    if valid.dtype != torch.bool or tuple(valid.shape) != shape:
-        raise ValueError(f"valid is boolean of shape {list(shape)}, not {valid.dtype} of {list(valid.shape)}")
-    if not valid.is_meta and not bool(valid.any(1).all()):
-        raise ValueError(f"no fine frame is valid in video {(~valid.any(1)).nonzero().flatten().tolist()} of the batch")
+def column(value: float | Tensor, places: Tensor) -> float | Tensor:
+    """Return a number as it is, and one for each video [B] as [B, 1], of the kind of `places`."""
+    return value.to(places).view(-1, 1) if isinstance(value, Tensor) else value
+
+
+def holds(condition: bool | Tensor) -> bool:
+    """Return whether a condition holds for every video; on the meta device it does."""
+    return bool(condition.all()) if isinstance(condition, Tensor) and not condition.is_meta else condition is not False
 
 
 def build(size: str = "M", num_classes: int = 157, **overrides: Any) -> CoarseFine:

@@ -60,9 +60,11 @@ class Ensemble(nn.Module):
 def mean_logit(logits: Tensor) -> Tensor:
     """Return the logit of the mean over the first dimension of the probabilities of logits [M, ...].
 
-    Of M sums of probabilities and of their complements, in logarithms: no probability is ever rounded to 1, so
-    logits of any size come out right. One member, or equal ones, are the identity.
+    Of sums of probabilities and of their complements, in logarithms: no probability is ever rounded to 0 or 1, so
+    logits of any size come out right. Of one member it is the identity.
     """
+    if len(logits) == 1:
+        return logits[0]
     return logsigmoid(logits).logsumexp(0) - logsigmoid(-logits).logsumexp(0)
 
 
@@ -77,5 +79,5 @@ def build(num_classes: int = 157, members: Sequence[Member] = (), **overrides: A
     pixels = {tuple(getattr(m.config, name, None) for name in ("mean", "std")) for m in built}
     if len(pixels) > 1:
         raise ValueError(f"the members normalise video differently: {sorted(map(str, pixels))}")
-    (mean, std), = pixels
+    ((mean, std),) = pixels
     return Ensemble(built, replace(config, mean=mean, std=std))

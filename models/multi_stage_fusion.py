@@ -110,28 +110,49 @@ def gaussians(centres: Tensor, frames: int, sigma: float | Tensor, valid: Tensor
     """Return Coarse-centric Gaussians [B, J, T] around `centres` [B, J], in fine frames, with peaks of one.
 
     `sigma` is in frames, a number or one for each video [B]. Where `valid` [B, T] is false the weight is zero;
-    the peak is that of the valid frames, so a centre beyond them has its weight on the nearest.
+    the peak is that of the valid frames, so a centre beyond them has its weight on the nearest. Raises ValueError
+    where no frame is valid.
     """
-    sigma = torch.as_tensor(sigma, dtype=centres.dtype, device=centres.device).view(-1, 1, 1)
+    if isinstance(sigma, Tensor):
+        sigma = sigma.to(centres).view(-1, 1, 1)
     t = torch.arange(frames, dtype=centres.dtype, device=centres.device)
     exponent = -0.5 * ((t - centres[..., None]) / sigma) ** 2
     if valid is not None:
+        check_valid(valid, centres.shape[0], frames)
         exponent = exponent.masked_fill(~valid[:, None, :], -torch.inf)
     return (exponent - exponent.amax(2, keepdim=True)).exp()
 
 
-def direct(places: Tensor, frames: int) -> Tensor:
-    """Return weights [B, J, T] that interpolate linearly at `places` [B, J], in frames, held at both ends.
+def direct(places: Tensor, frames: int, valid: Tensor | None = None) -> Tensor:
+    """Return weights [B, J, T] that interpolate linearly at `places` [B, J], in frames; differentiable in these.
 
-    A place on a frame takes that frame alone. Differentiable in the places.
+    A place on a frame takes that frame alone; one beyond the ends, or beyond the first or last frame that is
+    `valid` [B, T], takes that frame.
     """
-    places = places.clamp(0, frames - 1)
+    places = places.clamp(0, frames - 1) if valid is None else within(places, valid)
     lower = places.detach().floor().clamp(max=max(frames - 2, 0))
     beyond = (places - lower)[..., None]
     lower = lower.long()[..., None]
     upper = (lower + 1).clamp(max=frames - 1)
     weights = places.new_zeros(*places.shape, frames)
     return weights.scatter(2, lower, 1 - beyond).scatter_add(2, upper, beyond)
+
+
+def within(places: Tensor, valid: Tensor) -> Tensor:
+    """Return places [B, J] moved to the first or last valid frame where they lie beyond it."""
+    check_valid(valid, *valid.shape)
+    t = torch.arange(valid.shape[1], device=valid.device, dtype=places.dtype).expand_as(valid)
+    first = t.masked_fill(~valid, torch.inf).amin(1, keepdim=True)
+    last = t.masked_fill(~valid, -torch.inf).amax(1, keepdim=True)
+    return places.clamp(first, last)
+
+
+def check_valid(valid: Tensor, videos: int, frames: int) -> None:
+    """Raise ValueError unless `valid` is a boolean mask [B, T] with a true frame in every video."""
+    if valid.dtype != torch.bool or tuple(valid.shape) != (videos, frames):
+        raise ValueError(f"valid is boolean of [{videos}, {frames}], not {valid.dtype} of {list(valid.shape)}")
+    if not valid.is_meta and not bool(valid.any(1).all()):
+        raise ValueError(f"no fine frame is valid in video {(~valid.any(1)).nonzero().flatten().tolist()} of the batch")
 
 
 def aggregate(fine: Tensor, weights: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -156,5 +177,12 @@ def mix_frames(weights: Tensor, x: Tensor) -> Tensor:
 
 def fit(part: Tensor, x: Tensor) -> Tensor:
     """Return a map [B, C, J, h, w] max-pooled to the cells of x; a smaller one is repeated."""
-    cells = x.shape[3:]
-    return part if part.shape[3:] == cells else F.adaptive_max_pool3d(part, (part.shape[2], *cells))
+    B, C, J, h, w = part.shape
+    high, wide = x.shape[3:]
+    if h % high == 0 and w % wide == 0:
+        return part if (h, w) == (high, wide) else F.max_pool3d(part, (1, h // high, w // wide))
+    if high % h == 0 and wide % w == 0:
+        return F.interpolate(part, size=(J, high, wide), mode="nearest")
+    # All three are adaptive pooling; the two above are several times faster at it.
+    pooled = F.adaptive_max_pool2d(part.transpose(1, 2).reshape(B * J, C, h, w), (high, wide))
+    return pooled.view(B, J, C, high, wide).transpose(1, 2)

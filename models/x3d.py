@@ -17,12 +17,14 @@ Letters: B batch, T frames, C channels, H and W pixels, h and w cells of a featu
 """
 
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+Edit = Callable[[str, Tensor], Tensor]  # what becomes of the maps of a named depth, on the way to the next
 KINETICS_MEAN = (110.637 / 255, 103.161 / 255, 96.290 / 255)
 KINETICS_STD = (38.757 / 255, 37.882 / 255, 40.029 / 255)
 CHARADES_MEAN, CHARADES_STD = (0.413, 0.368, 0.338), (0.131, 0.125, 0.132)
@@ -80,6 +82,8 @@ PRESETS: dict[str, Config] = {"M": M, "L": L, "TINY": TINY}
 class X3D(nn.Module):
     """Score K classes in every frame of a video (thesis 001, Table 3.1); on random weights when made."""
 
+    depths = ("video", "res2", "res3", "res4", "res5", "conv5")  # where `edit` is called
+
     def __init__(self, config: Config = M) -> None:
         super().__init__()
         self.config = config
@@ -104,22 +108,24 @@ class X3D(nn.Module):
             if isinstance(module, nn.Conv3d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out")
 
-    def forward(self, video: Tensor) -> dict[str, Tensor]:
+    def forward(self, video: Tensor, edit: Edit | None = None) -> dict[str, Tensor]:
         """Return `logits` [B, T, K] and the maps `res2` ... `res5`, `conv5`, [B, C, T, h, w] each.
 
         `video` is a normalised float [B, 3, T, H, W]. Through the squeeze-excites every frame of it
-        weighs on the logits of every other.
+        weighs on the logits of every other. `edit` is given the maps of each of the `depths`, and what it
+        returns goes on in their place.
         """
-        maps = self.features(video)
+        maps = self.features(video, edit)
         return {"logits": self.classify(maps["conv5"]), **maps}
 
-    def features(self, video: Tensor) -> dict[str, Tensor]:
+    def features(self, video: Tensor, edit: Edit | None = None) -> dict[str, Tensor]:
         """Return the five feature maps, [B, C, T, h, w] each, of a normalised float video [B, 3, T, H, W]."""
-        res2 = self.res2(self.conv1(video))
-        res3 = self.res3(res2)
-        res4 = self.res4(res3)
-        res5 = self.res5(res4)
-        return {"res2": res2, "res3": res3, "res4": res4, "res5": res5, "conv5": self.conv5(res5)}
+        change = edit or (lambda _, maps: maps)
+        res2 = change("res2", self.res2(self.conv1(change("video", video))))
+        res3 = change("res3", self.res3(res2))
+        res4 = change("res4", self.res4(res3))
+        res5 = change("res5", self.res5(res4))
+        return {"res2": res2, "res3": res3, "res4": res4, "res5": res5, "conv5": change("conv5", self.conv5(res5))}
 
     def classify(self, conv5: Tensor) -> Tensor:
         """Return logits [B, T, K] from `conv5` [B, C, T, h, w]: pool5, fc1 and fc2 of Table 3.1."""

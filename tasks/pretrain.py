@@ -51,6 +51,7 @@ def spec_for(root: str, dataset: Dataset, kind: str, recipe: Recipe) -> Spec:
         labels=label.version(),
         selection=dataset.selection,
         augmentation=recipe.augmentation if kind == "detection" else "none",
+        volumes=recipe.volumes if kind == "detection" else {},
         fps=recipe.fps,
         frames=recipe.frames,
         size=recipe.pixels,

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 from collections import deque
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ class Recipe:
     finetune_lr: float = 0.005
     weight_decay: float = 0.01
     augmentation: Mode = "freeze"
+    volumes: dict[str, Any] = field(default_factory=dict)  # other options of the augmentation, e.g. {"segments": 2}
     seed: int = 0
     ranks: int = 1
     resume: bool = True
@@ -51,8 +52,9 @@ def run_name(spec: Spec, title: str) -> str:
     """The run's name: a title for people and the digest of all that decides its outcome."""
     plain = {key: value for key, value in asdict(spec).items() if key != "root"}
     plain["parts"] = [record["id"] for record in spec.parts]
-    if spec.selection is None:  # so that trainings without one keep their names
-        del plain["selection"]
+    for name, unset in (("selection", None), ("volumes", {})):  # so that trainings without one keep their names
+        if plain[name] == unset:
+            del plain[name]
     plain["start"] = spec.start and checkpoints.describe(spec.start).digest
     return f"{title}-{files.digest_of(plain)[:12]}"
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.distributed.elastic.multiprocessing.errors import record
 
 import models
-from models.augment import Mode, augment
+from models.augment import Mode, augment, manifold
 from models.losses import OBJECTIVES
 from models.x3d import normalise
 from storage import checkpoints
@@ -42,6 +42,7 @@ class Spec:
     labels: str | None = None  # version of the pseudo-label column; None: the segments of the index
     selection: str | None = None  # version of the selection column; None: every clip
     augmentation: Mode = "none"
+    volumes: dict[str, Any] = field(default_factory=dict)  # other options of models.augment.augment, by name
     start: str | None = None  # checkpoint whose backbone to start from
     fps: float = 8.0
     frames: int = 16
@@ -103,12 +104,16 @@ def train_step(
     """One step on a uint8 batch; all randomness in it follows from (seed, step, rank). Returns the loss."""
     generator = torch.Generator().manual_seed((spec.seed * 1_000_003 + step) * 1_009 + rank)
     torch.manual_seed(generator.initial_seed())  # dropout
-    video, labels = augment(video, labels, generator, mode=spec.augmentation)
     inner: Any = model.module if hasattr(model, "module") else model
+    edit: dict[str, Any] = {}
+    if spec.augmentation == "manifold":
+        labels, edit["edit"] = manifold(labels, generator, getattr(inner, "depths", ()))
+    else:
+        video, labels = augment(video, labels, generator, mode=spec.augmentation, **spec.volumes)
     clips = normalise(video, inner.config).contiguous(memory_format=torch.channels_last_3d)
     for group in optimizer.param_groups:
         group["lr"] = rate(step, spec)
-    loss = OBJECTIVES[spec.objective](model(clips)["logits"], labels)
+    loss = OBJECTIVES[spec.objective](model(clips, **edit)["logits"], labels)
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     optimizer.step()

@@ -6,7 +6,8 @@ from math import floor
 import pytest
 import torch
 
-from models.augment import augment, cutmix_mask, mixup_alpha, volume_cutmix, volume_freeze, volume_mixup
+from models.augment import augment
+from models.volume import cutmix_mask, mixup_alpha, volume_cutmix, volume_freeze, volume_mixup
 from tests.volumes import batch, ints, pair, reference_alpha, same, seeded
 
 HALF = Fraction(1, 2)

@@ -5,17 +5,8 @@ from math import floor
 import pytest
 import torch
 
-from models.augment import (
-    augment,
-    cutmix_mask,
-    mixup_alpha,
-    sample_cutmix,
-    sample_freeze,
-    sample_mixup,
-    volume_cutmix,
-    volume_freeze,
-    volume_mixup,
-)
+from models.augment import augment, sample_cutmix, sample_freeze, sample_freezes, sample_mixup
+from models.volume import cutmix_mask, mixup_alpha, volume_cutmix, volume_freeze, volume_mixup
 from tests.volumes import batch, ints, pair, reference_alpha, same, seeded
 
 
@@ -176,6 +167,38 @@ def test_sampled_freezes_are_the_legal_ones(T):
     assert drawn == {(r - 1, m) for r in range(1, T) for m in range(2, T - r + 2)}
 
 
+def legal_pairs(T):
+    """All two runs of 2 frames or more with a frame between them."""
+    runs = [(s, m) for s in range(T) for m in range(2, T - s + 1)]
+    return {(one, two) for one in runs for two in runs if sum(one) < two[0]}
+
+
+@pytest.mark.parametrize("T", [5, 6, 8])
+def test_two_sampled_segments_are_the_separate_ones(T):
+    first, second = sample_freezes(6000, T, seeded(), 2)
+    drawn = [zip(p["start"].tolist(), p["length"].tolist(), strict=True) for p in (first, second)]
+    assert set(zip(*drawn, strict=True)) == legal_pairs(T)
+
+
+def test_segments_stay_apart_and_hold_their_frames():
+    video, ones = torch.arange(16.0).view(1, 1, 16, 1, 1).expand(200, 1, 16, 1, 1), torch.ones(200, 16, 1)
+    out, labels = video, ones
+    for places in sample_freezes(200, 16, seeded(), 3):
+        out, labels = volume_freeze(out, labels, **places)
+    on = torch.nn.functional.pad(labels[..., 0], (1, 1), value=1.0)
+    assert ((on[:, 1:] < on[:, :-1]).sum(1) == 3).all()  # three runs begin
+    frames = out[:, 0, :, 0, 0]
+    steps = frames.diff(dim=1)
+    held = (labels[:, 1:, 0] == 0) & (labels[:, :-1, 0] == 0)
+    assert (steps[held] == 0).all() and (steps[~held] == 1).all()
+
+
+@pytest.mark.parametrize(("frames", "segments"), [(1, 1), (4, 2), (7, 3), (8, 0)])
+def test_more_segments_than_fit_are_refused(frames, segments):
+    with pytest.raises(ValueError, match="freezing needs at least"):
+        sample_freezes(2, frames, seeded(), segments)
+
+
 @pytest.mark.parametrize("T", [1, 2, 3, 8, 16])
 def test_sampled_mixups_cover_every_frame_and_reach_both_scenarios(T):
     places = sample_mixup(2000, T, seeded())
@@ -254,6 +277,18 @@ def test_the_window_can_be_chosen():
     for seed in range(8):
         _, labels = augment(*flat([0.0, 1]), seeded(seed), "cutmix", window="constant")
         assert labels.unique(dim=1).shape[1] == 1
+
+
+def test_two_segments_and_hard_edges_can_be_chosen():
+    clips = flat([float(k) for k in range(8)], T=16)
+    for seed in range(8):
+        _, labels = augment(*clips, seeded(seed), "freeze", segments=2)
+        on = torch.nn.functional.pad(labels.sum(-1), (1, 1), value=1.0)
+        assert ((on[:, 1:] < on[:, :-1]).sum(1) == 2).all()
+        _, hard = augment(*clips, seeded(seed), "mixup", seamless=False)
+        _, soft = augment(*clips, seeded(seed), "mixup")
+        assert set(hard.unique().tolist()) == {0.0, 1.0} and len(soft.unique()) > 2
+        assert (hard[soft > 0.5] == 1).all() and (hard[soft < 0.5] == 0).all()
 
 
 def test_a_lone_clip_meets_itself():
