@@ -154,7 +154,7 @@ def train_step(
     given: dict[str, Any] = dict(batch.inputs) if batch else {}
     if spec.augmentation == "manifold":
         labels, given["edit"] = manifold(labels, generator, getattr(inner, "depths", ()))
-    elif seen.dtype == torch.uint8:
+    elif spec.augmentation != "none":
         seen, labels = augment(seen, labels, generator, mode=spec.augmentation, **spec.volumes)
     if seen.dtype == torch.uint8:
         seen = _pixels(seen, inner.config)
