@@ -23,6 +23,7 @@ COMMANDS = {  # name: (what runs, its check before anything starts, one line of 
     "audit": ("flows.audit:audit", "tasks.checks:audit", "What is stale, dropped, drifting or behind."),
     "select": ("tasks.select:choose", None, "Apply thresholds to the stored scores; decodes nothing again."),
     "what-if": ("tasks.what_if:what_if", None, "What thresholds would keep and drop; changes nothing."),
+    "features": ("tasks.backbone:features", None, "A champion's backbone features as a column, for temporal heads."),
     "adopt": ("tasks.adopt:adopt", None, "Make a dataset of WebDataset tars that exist, where they are."),
     "verify": ("tasks.verify:verify", None, "Check every byte of a root, or a sample of it."),
     "requeue": ("tasks.requeue:requeue", None, "Ask for quarantined videos to be tried again."),

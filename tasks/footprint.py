@@ -14,7 +14,7 @@ from models.cost import count
 from storage.checkpoints import Checkpoint
 from tasks.scorer import load, pixels, takes, width
 
-PASSES = 3  # whose median is the latency
+PASSES = 5  # whose median is the latency
 MEASURES = {"latency_ms": "ms per clip", "peak_memory_mb": "peak MB", "gmacs": "GMACs", "params_m": "M parameters"}
 
 
@@ -75,10 +75,15 @@ def footprint(checkpoint: Checkpoint) -> dict[str, float]:
     with LiveBytes() as live:
         _pass(model, clip)
     seconds = []
-    for _ in range(PASSES):
-        began = time.perf_counter()
-        _pass(model, clip)
-        seconds.append(time.perf_counter() - began)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        for _ in range(PASSES):
+            began = time.perf_counter()
+            _pass(model, clip)
+            seconds.append(time.perf_counter() - began)
+    finally:
+        torch.set_num_threads(threads)
     return {
         "latency_ms": 1e3 * statistics.median(seconds),
         "peak_memory_mb": (weights + live.peak) / 1e6,

@@ -15,7 +15,7 @@ from storage.parts import Part
 from tasks.loader import Footage
 
 FEATURES = "features"
-HOW = "`reelmill prepare` makes one (--model, --feature-fps), `reelmill column-add` takes one from elsewhere"
+HOW = "make them with `reelmill features` (a champion's) or `reelmill prepare` (open_clip's)"
 Clip = tuple[Part, dict[str, Any]]
 
 
