@@ -51,7 +51,7 @@ class Ensemble(nn.Module):
         Raises ValueError where the members answer with different shapes.
         """
         answers = [member(*inputs)["logits"] for member in self.members]
-        if len({answer.shape for answer in answers}) > 1:
+        if any(answer.shape != answers[0].shape for answer in answers):
             raise ValueError(f"the members' logits differ in shape: {[list(a.shape) for a in answers]}")
         together = torch.stack(answers)
         return {"logits": mean_logit(together), "member_logits": together}

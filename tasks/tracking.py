@@ -162,7 +162,7 @@ def log_model(root: str, run: str, model: Any, example: Any, tags: dict[str, str
 
     client(root)
     K = model(example).shape[-1]
-    free = {0, example.ndim - (1 if example.ndim == 3 else 3) - 1}  # B and T
+    free = {0, 2 if example.ndim == 5 else 1}  # B and T
     shape = tuple(-1 if i in free else size for i, size in enumerate(example.shape))
     signature = ModelSignature(
         inputs=Schema([TensorSpec(example.numpy().dtype, shape)]),
