@@ -143,5 +143,5 @@ def version(root: str, parts: list[Part], wanted: str | None) -> str:
     if wanted is None and full:
         raise InputError(f"there are {len(full)} versions of the column features; choose one with --features: {full}")
     asked = f"no features {wanted}" if wanted else "no features"
-    some = f"; complete: {', '.join(full)}" if full else f"; {HOW}"
-    raise InputError(f"{root} has {asked} for all {len(parts)} parts, which this system needs{some}")
+    some = f"; complete are {', '.join(full)}" if full else ""
+    raise InputError(f"{root} has {asked} for all {len(parts)} parts, which this system needs; {HOW}{some}")
