@@ -11,8 +11,8 @@ quiet()
 
 from bench.figures import HEAD  # noqa: E402
 
-NAMES = ("sharding", "decoding", "lookup", "planning", "objects")
-LONG = ("learning",)  # only when it is asked for
+NAMES = ("sharding", "decoding", "lookup", "planning", "objects", "detection")
+LONG = ("learning", "duplicates")  # only when it is asked for
 
 
 def main() -> None:

@@ -4,6 +4,7 @@ Options are made from the typed signature of what a command runs, which is impor
 asked for: `reelmill --help` loads neither Prefect nor torch.
 """
 
+import errno
 import importlib
 import inspect
 import os
@@ -22,10 +23,12 @@ COMMANDS = {  # name: (what runs, its check before anything starts, one line of 
     "infer": ("flows.infer:infer", "tasks.checks:infer", "Run the champion where its predictions are missing."),
     "audit": ("flows.audit:audit", "tasks.checks:audit", "What is stale, dropped, drifting or behind."),
     "select": ("tasks.select:choose", None, "Apply thresholds to the stored scores; decodes nothing again."),
+    "label": ("tasks.label:relabel", None, "Place the labels of clips with several actions where scores propose."),
     "what-if": ("tasks.what_if:what_if", None, "What thresholds would keep and drop; changes nothing."),
     "features": ("tasks.backbone:features", None, "A champion's backbone features as a column, for temporal heads."),
     "adopt": ("tasks.adopt:adopt", None, "Make a dataset of WebDataset tars that exist, where they are."),
     "verify": ("tasks.verify:verify", None, "Check every byte of a root, or a sample of it."),
+    "repair": ("tasks.repair:repair", None, "Take damaged objects away that can be made again; say what cannot."),
     "requeue": ("tasks.requeue:requeue", None, "Ask for quarantined videos to be tried again."),
     "drill": ("tasks.drill:drill", None, "Kill and damage things in a scratch archive; say what was lost."),
     "gc": ("tasks.gc:gc", None, "Remove what no dataset and no plan refers to."),
@@ -35,10 +38,15 @@ COMMANDS = {  # name: (what runs, its check before anything starts, one line of 
     "column-drop": ("tasks.columns:drop", None, "Remove a version of a column that nothing uses."),
     "serve": ("tasks.serve:serve", None, "Prefect, a worker and MLflow on this machine, with all deployments."),
     "render": ("tasks.render:render", None, "Render a labelled archive of H.264 files."),
+    "annotations": ("tasks.annotations:convert", None, "Labels out of Charades, MultiTHUMOS or Kinetics annotations."),
+    "submission": ("tasks.annotations:submit", None, "Predictions of held-out videos as a Charades submission."),
+    "submission-score": ("tasks.annotations:measure", None, "Score a submission by the Charades protocol."),
     "cost": ("tasks.cost:cost", None, "MACs and parameters of a system, without building its weights."),
 }
 EXIT_INPUT, EXIT_FAILED = 2, 1
 KNOWN = ("InputError", "RootError")  # the person who called can mend these
+DISK = [os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)]  # no fault of ours
+DISK += ["database or disk is full"]  # as SQLite says it
 FAILURES = ("BudgetExceeded", "Incomplete", "Damaged", "Conflict", "StoreError", "TrainingFailed", "ClusterLost")
 
 
@@ -49,6 +57,7 @@ def quiet() -> None:
         "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",  # errors are said once, in one line, below
+        "PREFECT_LOGGING_INTERNAL_LEVEL": "CRITICAL",  # else a line for each event that a lost server did not get
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
         "HF_HUB_OFFLINE": "1",
@@ -84,6 +93,8 @@ def _option(parameter: inspect.Parameter, hint: Any) -> click.Option:
     }
     flag = "--" + parameter.name.replace("_", "-")
     kinds = [a for a in get_args(hint) if a is not type(None)]
+    if get_origin(hint) is not list and get_origin(kinds[0] if kinds else None) is Literal:  # it may be left out
+        hint = kinds[0]
     if get_origin(hint) is list:
         inner = get_args(hint)[0]
         choices = get_args(inner) if get_origin(inner) is Literal else ()
@@ -135,23 +146,33 @@ def _run(target: Any, check: Callable[..., Any] | None, options: dict[str, Any])
     try:
         if check is not None:
             check(**options)
-        if hasattr(target, "fn"):
-            _guard()
-        result = target(**options)
+        result = _flow(target, options) if hasattr(target, "fn") else target(**options)
         if isinstance(result, str):
             click.echo(_redacted(result))
     except Exception as error:
-        names = {kind.__name__ for kind in type(error).__mro__}
-        if names & set(KNOWN):
-            click.echo(_redacted(f"reelmill: {error}"), err=True)
-            sys.exit(EXIT_INPUT)
-        if names & set(FAILURES):
-            click.echo(_redacted(f"reelmill: failed: {error}"), err=True)
-            sys.exit(EXIT_FAILED)
+        if code := _said(error):
+            sys.exit(code)
         from tasks import redaction
 
         redaction.install()  # the traceback that follows holds no credentials
         raise
+
+
+def _flow(flow: Any, options: dict[str, Any]) -> Any:
+    from tasks import silence
+
+    _guard()
+    return silence.run(flow, options, lambda error: _said(error) or EXIT_FAILED)
+
+
+def _said(error: BaseException) -> int:
+    """Says an error in one line and returns its exit code; 0 where it is one of ours and needs its traceback."""
+    names = {kind.__name__ for kind in type(error).__mro__}
+    failed = names & set(FAILURES) or any(words in str(error) for words in DISK)
+    code = EXIT_INPUT if names & set(KNOWN) else EXIT_FAILED if failed else 0
+    if code:
+        click.echo(_redacted(f"reelmill: {'' if code == EXIT_INPUT else 'failed: '}{error}"), err=True)
+    return code
 
 
 class Command(click.Command):

@@ -12,9 +12,11 @@ from tasks.forms import explained
 from tasks.label import label
 from tasks.listing import list_archive
 from tasks.score import score
-from tasks.select import Thresholds, select
+from tasks.select import select
 from tasks.shard import Cutting, Splitting, recipe, shard
+from tasks.shot_sheet import shot_sheet
 from tasks.summary import prepared
+from tasks.thresholds import MAX_BLACK, MAX_STATIC, MIN_DURATION, MIN_MOTION, MIN_SHARPNESS, NEAR_DUPLICATES, Thresholds
 from tasks.volumes import volumes
 
 
@@ -40,16 +42,12 @@ def prepare(
     failure_budget: Annotated[
         float, Field(description="Share of quarantined files that fails the run.", ge=0, le=1)
     ] = 0.05,
-    min_motion: Annotated[
-        float, Field(description="Least change of luma in a quarter second; 0.002: stills.", ge=0)
-    ] = 0.0,
-    min_sharpness: Annotated[float, Field(description="Least share of luma's variance in its edges.", ge=0)] = 0.0,
-    max_black: Annotated[float, Field(description="Largest share of black frames.", ge=0, le=1)] = 1.0,
-    max_static: Annotated[float, Field(description="Largest share of frames like the one before.", ge=0, le=1)] = 1.0,
-    min_duration: Annotated[float, Field(description="Least seconds of a clip.", ge=0)] = 0.0,
-    near_duplicates: Annotated[
-        Literal["keep", "drop"], Field(description="Whether clips go that show what another one shows.")
-    ] = "keep",
+    min_motion: Annotated[float, MIN_MOTION] = 0.0,
+    min_sharpness: Annotated[float, MIN_SHARPNESS] = 0.0,
+    max_black: Annotated[float, MAX_BLACK] = 1.0,
+    max_static: Annotated[float, MAX_STATIC] = 1.0,
+    min_duration: Annotated[float, MIN_DURATION] = 0.0,
+    near_duplicates: Annotated[Literal["keep", "drop"], NEAR_DUPLICATES] = "keep",
     model: Annotated[str, Field(description="open_clip model of the features; 'conse' needs no download.")] = "conse",
     pretrained: Annotated[str | None, Field(description="open_clip's tag of the model's weights.")] = None,
     feature_fps: Annotated[float, Field(description="Frames per second that features are taken from.", ge=0.01)] = 1.0,
@@ -71,5 +69,7 @@ def prepare(
     dataset, selected = select(root, dataset, scores, wanted)
     features, extracted = extract(root, dataset, model, pretrained, feature_fps)
     pseudo_labels, _ = label(root, dataset)
+    if "shots" in cut:
+        shot_sheet(root, dataset, span)
     sheets = volumes(root, dataset, pseudo_labels, augmentation, materialise, seed)
     return prepared(root, dataset, [listed, sharded, scored, selected, extracted], features, pseudo_labels, sheets)

@@ -51,6 +51,9 @@ def retrain(
         list[Literal["none", "freeze", "mixup", "cutmix", "joint_single", "joint", "manifold"]],
         Field(description="Augmentations of detection pretraining whose models are one more candidate, as one."),
     ] = [],  # noqa: B006
+    pseudo_labels: Annotated[
+        str | None, Field(description="Version of the pseudo labels; without it labels are on every frame.")
+    ] = None,
     features: Annotated[str | None, Field(description="Version of the feature column; none: the only one.")] = None,
     fps: Annotated[float, Field(description="Frames per second that models see.", gt=0)] = 8.0,
     frames: Annotated[int, Field(description="Frames of a training window.", ge=4)] = 16,
@@ -85,7 +88,8 @@ def retrain(
     """
     given = recipe(
         schedule, system=system, size=size, augmentation=augmentation, segments=segments, seamless=seamless,
-        cutmix=cutmix, features=features, fps=fps, frames=frames, whole=whole, pixels=pixels, batch=batch,
+        cutmix=cutmix, pseudo_labels=pseudo_labels, features=features, fps=fps, frames=frames, whole=whole,
+        pixels=pixels, batch=batch,
         optimizer=None if optimizer == "schedule" else optimizer, pretrain_steps=pretrain_steps,
         finetune_steps=finetune_steps, pretrain_lr=pretrain_lr, finetune_lr=finetune_lr, weight_decay=weight_decay,
         multigrid=multigrid, precision=precision, compile=compile, ranks=ranks, resume=resume, seed=seed,
@@ -102,7 +106,7 @@ def retrain(
             mode: finetune.submit(root, data, first[mode], f"detection-{mode}", other, run)
             for mode, other in each.items()
         }
-        tuned["ensemble"] = ensemble.submit(root, data, members, run)
+        tuned["ensemble"] = ensemble.submit(root, data, list(members.values()), "ensemble", run)
     candidates = {kind: evaluate.submit(root, data, made, kind) for kind, made in tuned.items()}
     decisions = {kind: gate(root, data, model, found, kind, margin, seed) for kind, found in candidates.items()}
     return retrained(root, data, model, run, [found.result() for found in candidates.values()], decisions)

@@ -87,7 +87,15 @@ def _open_clip(name: str, pretrained: str | None) -> tuple[Any, Callable, Callab
         if pretrained not in known and not Path(pretrained or "").is_file():
             raise ValueError(f"no weights {pretrained!r} for {name}: give a file or one of {known}")
     weights = None if pretrained == "random" else pretrained
-    model, _, preprocess = open_clip.create_model_and_transforms(name, pretrained=weights)
+    try:
+        model, _, preprocess = open_clip.create_model_and_transforms(name, pretrained=weights)
+    except Exception as error:
+        if not Path(weights or "").is_file():
+            raise
+        why = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ValueError(f"{weights} holds no weights of {name} ({why[:200]})") from error
+    if not all(tensor.isfinite().all() for tensor in model.state_dict().values()):
+        raise ValueError(f"weights {pretrained!r} of {name} hold values that are not finite")
     return model, preprocess, open_clip.get_tokenizer(name)
 
 

@@ -19,12 +19,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models import x3d
-from models.multi_stage_fusion import LEVELS, Fusion, Places, check_valid, direct, gaussians, mix_frames
+from models.multi_stage_fusion import LEVELS, Fusion, Places, direct, gaussians, mix_frames
+from models.sub_batch_norm import split_norms
 from models.x3d import X3D, sequence
 
 Pooling = Literal["grid", "stride", "max", "average", "none"]
 Correspondence = Literal["gaussian", "direct"]
-CELLS = 7  # height and width of the maps that `extract` hands out
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +83,7 @@ class CoarseFine(nn.Module):
             self.fine = X3D(config)
             widths = (*config.widths, config.conv5_width)
             self.fusion = Fusion(widths, config.num_classes, config.fusion, config.attention, config.dropout)
+        split_norms(self, config.splits)
 
     def forward(
         self,
@@ -109,7 +110,7 @@ class CoarseFine(nn.Module):
         out: dict[str, Tensor] = {"places": places} | ({} if confidence is None else {"confidence": confidence})
         context = None
         if self.config.fusion != "none":
-            maps, seen = self.fine_maps(video if whole is None and fine is None else whole, fine)
+            maps, seen = self.fine_maps(video, whole, fine)
             context = self.fusion(*self.calibrate(maps, places, frames, start, step, valid))
             out |= seen
         elif whole is not None or fine is not None:
@@ -129,7 +130,8 @@ class CoarseFine(nn.Module):
     def pool(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Return J points [B, C, J, h, w] of x [B, C, T, h, w], their places [B, J] and Grid Pool's confidence."""
         config, frames, ratio = self.config, x.shape[2], self.config.ratio
-        check_divides(frames, ratio)
+        if frames % ratio:
+            raise ValueError(f"alpha of 1/{ratio} does not divide {frames} frames; give a multiple of {ratio}")
         if config.pooling == "grid":
             confidence = (config.temperature * self.grid(x).mean((1, 3, 4))).sigmoid()
             return *grid_pool(x, confidence), confidence
@@ -148,24 +150,26 @@ class CoarseFine(nn.Module):
         return logits if self.config.pooling == "none" else upsample(logits, frames)
 
     def fine_maps(
-        self, whole: Tensor | None, fine: Tensor | Mapping[str, Tensor] | None
+        self, video: Tensor, whole: Tensor | None, fine: Tensor | Mapping[str, Tensor] | None
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Return the five maps of the Fine stream by level and, where it ran, its logits."""
-        if fine is None and whole is not None:
+        """Return the maps that are fused by level and, where the Fine stream ran, its logits."""
+        if fine is None:
+            whole = video if whole is None else whole
             check_video("whole", whole)
             maps = self.fine.features(whole)
             return maps, {"fine_logits": self.fine.classify(maps["conv5"])}
-        if fine is None or whole is not None:
+        if whole is not None:
             raise ValueError("give the whole video or its fine features, not both")
-        widths = (*self.config.widths, self.config.conv5_width)
+        widths = dict(zip(LEVELS, (*self.config.widths, self.config.conv5_width), strict=True))
         if isinstance(fine, Tensor):
-            if fine.ndim != 5 or fine.shape[1] != sum(widths):
-                raise ValueError(f"fine features are [B, {sum(widths)}, F, h, w], not {list(fine.shape)}")
-            fine = dict(zip(LEVELS, fine.split(widths, 1), strict=True))
-        for name, width in zip(LEVELS, widths, strict=True):
-            if name not in fine or fine[name].ndim != 5 or fine[name].shape[1] != width:
-                raise ValueError(f"fine features need {name} as [B, {width}, F, h, w]")
-        return dict(fine), {}
+            total = sum(widths.values())
+            if fine.ndim != 5 or fine.shape[1] != total:
+                raise ValueError(f"fine features are [B, {total}, F, h, w], not {list(fine.shape)}")
+            fine = dict(zip(LEVELS, fine.split(list(widths.values()), 1), strict=True))
+        for name in self.fusion.levels:
+            if name not in fine or fine[name].ndim != 5 or fine[name].shape[1] != widths[name]:
+                raise ValueError(f"fine features need {name} as [B, {widths[name]}, F, h, w]")
+        return {name: fine[name].to(video) for name in self.fusion.levels}, {}
 
     def calibrate(
         self,
@@ -178,27 +182,28 @@ class CoarseFine(nn.Module):
     ) -> tuple[dict[str, Tensor], Tensor]:
         """Return the fine maps, zero where not valid, and the weight [B, J, F] of each fine frame for each point."""
         videos, length = places.shape[0], fine["conv5"].shape[2]
-        for name in LEVELS:
-            if (fine[name].shape[0], fine[name].shape[2]) != (videos, length):
-                raise ValueError(f"{name} is not of {videos} videos and {length} frames: {list(fine[name].shape)}")
+        for name, part in fine.items():
+            if (part.shape[0], part.shape[2]) != (videos, length):
+                raise ValueError(f"{name} is not of {videos} videos and {length} frames: {list(part.shape)}")
         check_clip(start, step, frames, length)
         centres = (places + column(start, places)) / column(step, places)
-        if valid is not None:
-            check_valid(valid, videos, length)
-            fine = {name: fine[name].masked_fill(~valid[:, None, :, None, None], 0) for name in LEVELS}
         if self.config.correspondence == "direct":
-            return fine, direct(centres, length, valid)
-        count = length if valid is None else valid.sum(1)
-        return fine, gaussians(centres, length, self.config.sigma * count, valid)
+            weights = direct(centres, length, valid)
+        else:
+            count = length if valid is None else valid.sum(1)
+            weights = gaussians(centres, length, self.config.sigma * count, valid)
+        if valid is not None:  # So that nothing of the padding is left, not even what is not a number.
+            fine = {name: part.masked_fill(~valid[:, None, :, None, None], 0) for name, part in fine.items()}
+        return fine, weights
 
     @torch.no_grad()
-    def extract(self, whole: Tensor) -> Tensor:
-        """Return the fine features of a video [B, 3, F, H, W] as one tensor [B, C, F, 7, 7], the levels side by side.
+    def extract(self, whole: Tensor, cells: int = 7) -> Tensor:
+        """Return the fine features of a video [B, 3, F, H, W] as one tensor [B, C, F, cells, cells], level by level.
 
         For a column: given back to `forward` as `fine`, they spare the Fine stream. Larger maps are averaged.
         """
-        maps = self.fine.features(whole)
-        return torch.cat([F.adaptive_avg_pool3d(maps[name], (whole.shape[2], CELLS, CELLS)) for name in LEVELS], 1)
+        maps, size = self.fine.features(whole), (whole.shape[2], cells, cells)
+        return torch.cat([F.adaptive_avg_pool3d(maps[name], size) for name in LEVELS], 1)
 
 
 def grid_head(width: int, ratio: int) -> nn.Sequential:
@@ -249,7 +254,7 @@ def grid_unpool(logits: Tensor, places: Tensor, frames: int) -> Tensor:
     last = places.shape[1] - 1
     points = torch.arange(last + 1, dtype=places.dtype, device=places.device)
     even = (points * ((frames - 1) / last)).expand_as(places)
-    lower = (torch.searchsorted(places.detach().contiguous(), even.contiguous(), right=True) - 1).clamp(0, last - 1)
+    lower = (torch.searchsorted(places.contiguous(), even.contiguous(), right=True) - 1).clamp(0, last - 1)
     before, after = places.gather(1, lower), places.gather(1, lower + 1)
     beyond = ((even - before) / (after - before).clamp_min(1e-6)).clamp(0, 1)
     resampled = direct(lower + beyond, last + 1).to(logits.dtype) @ logits
@@ -265,12 +270,6 @@ def check_video(name: str, video: Tensor) -> None:
     """Raise ValueError unless the tensor is [B, 3, T, H, W]."""
     if video.ndim != 5 or video.shape[1] != 3:
         raise ValueError(f"{name} is [B, 3, T, H, W], not {list(video.shape)}")
-
-
-def check_divides(frames: int, ratio: int) -> None:
-    """Raise ValueError unless a point stands for the same number of frames everywhere."""
-    if frames % ratio:
-        raise ValueError(f"alpha of 1/{ratio} does not divide {frames} frames; give a multiple of {ratio}")
 
 
 def check_clip(start: int | Tensor, step: float | Tensor, frames: int, length: int) -> None:

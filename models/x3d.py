@@ -24,6 +24,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from models.sub_batch_norm import split_norms
+
 Edit = Callable[[str, Tensor], Tensor]  # what becomes of the maps of a named depth, on the way to the next
 KINETICS_MEAN = (110.637 / 255, 103.161 / 255, 96.290 / 255)
 KINETICS_STD = (38.757 / 255, 37.882 / 255, 40.029 / 255)
@@ -35,7 +37,8 @@ class Config:
     """The shape of an X3D; the defaults are X3D-M of thesis 001, Table 3.1, on Charades.
 
     The tuples `blocks`, `inner`, `widths` and `strides` have one entry for each of res2, res3, res4, res5.
-    `mean` and `std` are per RGB channel on the scale 0..1. Raises ValueError when a tuple has another length.
+    `mean` and `std` are per RGB channel on the scale 0..1; `splits` is the number of parts in which a training
+    batch is normalised, for multigrid training. Raises ValueError when a tuple has another length.
     """
 
     num_classes: int = 157
@@ -51,6 +54,7 @@ class Config:
     conv5_width: int = 432
     fc1_width: int = 2048
     dropout: float = 0.5
+    splits: int = 1
     mean: tuple[float, ...] = CHARADES_MEAN
     std: tuple[float, ...] = CHARADES_STD
 
@@ -107,6 +111,7 @@ class X3D(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv3d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out")
+        split_norms(self, config.splits)
 
     def forward(self, video: Tensor, edit: Edit | None = None) -> dict[str, Tensor]:
         """Return `logits` [B, T, K] and the maps `res2` ... `res5`, `conv5`, [B, C, T, h, w] each.

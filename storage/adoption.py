@@ -13,7 +13,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from storage import files, parts, tables
 from storage.errors import InputError
-from storage.labels import Labels
+from storage.labels import Labels, split_of
 from storage.parts import Part
 from storage.reading import VIDEOS
 from storage.shards import Member, Sample
@@ -172,6 +172,42 @@ def _label_rows(value: Any) -> list[tuple[float | None, float | None, str]]:
 
 def _seconds(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def examined_url(root: str, id: str) -> str:
+    """Where it is kept what a shard holds and says of itself."""
+    return files.join(root, "adopted", f"{id}.parquet")
+
+
+def keep(root: str, id: str, rows: list[dict[str, Any]], about: dict[str, Any]) -> None:
+    """Keeps what a shard holds and says of itself, before anybody else's labels: other labels decode nothing."""
+    table = pa.Table.from_pylist(rows, schema=parts.INDEX)
+    files.publish_bytes(tables.pack(table, about), examined_url(root, id), same=False)
+
+
+def examined(root: str, id: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """What `keep` kept: index rows whose split and labels are those beside the clips, and facts of the shard."""
+    table, about = tables.both(examined_url(root, id))
+    return table.drop_columns(["identity"]).to_pylist(), about
+
+
+def named(member: str) -> tuple[str, str]:
+    """What a list of labels may call a member: its name, and that without its extension."""
+    return member, member.rpartition(".")[0]
+
+
+def labelled(row: dict[str, Any], given: dict[str, Labels], split: str, held_out: float) -> dict[str, Any]:
+    """A row of `examined` with labels that are given for it, else its own, and with the split that follows."""
+    said = next((given[name] for name in named(row["member"]) if name in given), None)
+    if said is None and row["labelled"] != "none":
+        said = Labels(tuple((label["start"], label["end"], label["label"]) for label in row["labels"]), row["split"])
+    return row | about_labels(said) | {"split": split_of(row["source"], said, held_out) if split == "auto" else split}
+
+
+def about_labels(said: Labels | None) -> dict[str, Any]:
+    """What an index row has of labels and of the split that they name."""
+    labels = [{"start": start, "end": end, "label": label} for start, end, label in (said.rows if said else ())]
+    return {"labelled": said.kind if said else "none", "labels": labels, "split": said.split if said else ""}
 
 
 def commit(root: str, media: str, size: int, digest: str, rows: list[dict[str, Any]]) -> Part:

@@ -14,12 +14,12 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from fsspec.implementations.local import LocalFileSystem
 
 from storage import files, tables
 from storage.datasets import Dataset
 from storage.errors import Damaged, InputError
 from storage.parts import Part
+from storage.stores import is_local
 
 GROUP = 8192  # rows that a look-up reads
 KEPT = 64  # groups in memory
@@ -93,10 +93,10 @@ class Catalogue:
     def _load(self) -> None:
         """Opens the catalogue, a local one mapped and not read; raises `Damaged` where it is not sound."""
         where = url(self.root, self.dataset)
+        size = int(files.info(where)["size"])
         fs, path = files.locate(where)
-        size = fs.info(path)["size"]
         try:
-            source: Any = path if isinstance(fs, LocalFileSystem) else fs.open(path, "rb", cache_type="none")
+            source: Any = path if is_local(fs) else files.opened(where)
             if size <= SMALL:
                 data = files.read(where)
                 tables.check(data)

@@ -5,7 +5,6 @@ nothing is unpickled.
 """
 
 import io
-import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +12,7 @@ from storage import files, records
 from storage.errors import Damaged
 
 WEIGHTS, STATE, MANIFEST = "weights.safetensors", "state.pt", "manifest.json"
+MEND = "remove the folder to train on from before"
 
 
 @dataclass(frozen=True)
@@ -70,30 +70,74 @@ def find(root: str, run: str) -> Checkpoint | None:
 
 
 def describe(url: str) -> Checkpoint:
-    """Reads the manifest of a checkpoint."""
-    manifest = files.read_json(files.join(url, MANIFEST))
-    files.check_schema(url, manifest)
+    """Reads the manifest of a checkpoint; raises `Damaged` where it is none."""
+    manifest = _manifest(url)
     return Checkpoint(url, manifest["step"], manifest["final"], manifest["digests"][WEIGHTS], manifest["about"])
 
 
-def load_weights(url: str) -> dict[str, Any]:
-    """The state dict of a checkpoint, checked against its digest."""
+def _manifest(url: str) -> dict[str, Any]:
+    manifest = files.read_json(files.join(url, MANIFEST))
+    files.check_schema(url, manifest)
+    digests = manifest.get("digests")
+    if not records.fits(manifest) or not {"step", "final", "about"} <= manifest.keys() or not isinstance(digests, dict):
+        raise Damaged(f"checkpoint {url}: {MANIFEST} is not as it was written; {MEND}")
+    return manifest
+
+
+def load_weights(url: str, like: dict[str, Any] | None = None, free: str | None = None) -> dict[str, Any]:
+    """The state dict of a checkpoint, checked against its digest.
+
+    Raises `Damaged` where a tensor is not finite, and with ``like``, the state dict of the model that they are for,
+    where names or shapes differ; tensors whose names begin with ``free`` may have other shapes.
+    """
+    from safetensors import SafetensorError
     from safetensors.torch import load
 
-    return load(_read(url, WEIGHTS))
+    data = _read(url, WEIGHTS)
+    try:
+        weights = load(data)
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise Damaged(f"checkpoint {url}: {WEIGHTS} is not safetensors ({error}); {MEND}") from error
+    if flaws := _flaws(weights, like, free):
+        raise Damaged(f"checkpoint {url}: {WEIGHTS}: {'; '.join(flaws)}; {MEND}")
+    return weights
+
+
+def _flaws(weights: dict[str, Any], like: dict[str, Any] | None, free: str | None) -> list[str]:
+    wanted = weights if like is None else like
+    found = {
+        "no": sorted(wanted.keys() - weights.keys()),
+        "unknown": sorted(weights.keys() - wanted.keys()),
+        "another shape of": sorted(
+            name
+            for name in weights.keys() & wanted.keys()
+            if weights[name].shape != wanted[name].shape and not (free and name.startswith(free))
+        ),
+        "values that are not finite in": sorted(
+            name for name, tensor in weights.items() if tensor.is_floating_point() and not tensor.isfinite().all()
+        ),
+    }
+    return [f"{what} {', '.join(names[:3])} ({len(names)} in all)" for what, names in found.items() if names]
 
 
 def load_state(url: str) -> dict[str, Any]:
-    """Optimiser state and step of a checkpoint, checked against its digest."""
+    """Optimiser state and step of a checkpoint, checked against its digest; raises `Damaged` where it is no such."""
     import torch
 
-    return torch.load(io.BytesIO(_read(url, STATE)), weights_only=True)
+    data = _read(url, STATE)
+    try:
+        state = torch.load(io.BytesIO(data), weights_only=True)
+    except Exception as error:  # a pickle that wants more than tensors, a zip that is none: torch raises many kinds
+        raise Damaged(f"checkpoint {url}: {STATE} holds no plain tensors ({type(error).__name__}); {MEND}") from error
+    if not isinstance(state, dict):
+        raise Damaged(f"checkpoint {url}: {STATE} holds a {type(state).__name__}; {MEND}")
+    return state
 
 
 def _read(url: str, name: str) -> bytes:
     data = files.read(files.join(url, name))
-    if files.digest(data) != json.loads(files.read(files.join(url, MANIFEST)))["digests"][name]:
-        raise Damaged(f"checkpoint {url}: {name} differs from its manifest; remove the folder to train on from before")
+    if files.digest(data) != _manifest(url)["digests"].get(name):
+        raise Damaged(f"checkpoint {url}: {name} differs from its manifest; {MEND}")
     return data
 
 

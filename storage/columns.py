@@ -30,25 +30,30 @@ def write(root: str, column: str, version: str, part: Part, table: pa.Table, abo
     return files.publish_bytes(tables.pack(table, about), url(root, column, version, part.id), same=False)
 
 
-def read(root: str, column: str, version: str, part: Part, fields: list[str] | None = None) -> pa.Table:
-    """Reads a column of one part and checks that it is aligned with the media."""
+def read(
+    root: str, column: str, version: str, part: Part, fields: list[str] | None = None, keys: list[str] | None = None
+) -> pa.Table:
+    """Reads a column of one part and checks that it is aligned with the media, whose ``keys`` may be known already."""
     table = tables.read(url(root, column, version, part.id), None if fields is None else ["key", *fields])
-    _check_keys(table, part, column)
+    _check_keys(table, part, column, keys)
     return table
 
 
 def about(root: str, column: str, version: str, part: Part) -> dict[str, Any]:
     """What the column was made from."""
-    return tables.about(url(root, column, version, part.id))
+    return about_at(url(root, column, version, part.id))
+
+
+def about_at(place: str) -> dict[str, Any]:
+    """What a column was made from, by the URL of one of its objects."""
+    return tables.about(place)
 
 
 def versions(root: str, column: str) -> list[str]:
     return files.names(files.join(root, "columns", column))
 
 
-def _check_keys(table: pa.Table, part: Part, column: str) -> None:
-    if (
-        "key" not in table.column_names
-        or table.column("key").to_pylist() != part.table(["key"]).column("key").to_pylist()
-    ):
+def _check_keys(table: pa.Table, part: Part, column: str, keys: list[str] | None = None) -> None:
+    keys = part.table(["key"])["key"].to_pylist() if keys is None else keys
+    if "key" not in table.column_names or table["key"].to_pylist() != keys:
         raise Damaged(f"column {column}: its keys are not those of part {part.id} in their order")

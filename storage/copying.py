@@ -1,7 +1,6 @@
 """Cutting a video into clips without decoding it: whole groups of packets, from key frame to key frame."""
 
-import heapq
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -9,17 +8,37 @@ import av
 from av.container import OutputContainer
 from av.video.stream import VideoStream
 
-from storage.cutting import Place, Plan, record
+from storage.cutting import Place, Plan, cut, record
 from storage.encoder import ours
+from storage.footage import Footage, Unsure
+from storage.groups import Group, Order, check, groups, reencode
 from storage.limits import DEFAULT, Limits, Rejected
-from storage.picture import shown_size
-from storage.video import Clock, Footage, open_video, packets, video_stream
+from storage.picture import interlaced, range_of, shown_size
+from storage.video import Clock, open_video, video_stream
 
-CODECS = ("h264", "hevc", "av1", "libdav1d", "mpeg4", "vp9", "mpeg2video")  # that MP4 holds and its readers know
 HELD_BACK = 1024  # packets in memory while a rest may still be too short for a clip
-LONGEST = 4  # spans that a clip may last for want of a key frame, or a minute if that is more
-IDR = 5  # the type of an H.264 unit that nothing before it is needed for
-LOOK = 4  # packets after a key frame that are asked whether they come before it in time
+LONGEST = 4  # spans without a key frame that are borne, or a minute if that is more
+
+
+def cut_any(
+    path: str, folder: str, *, mode: str = "exact", short_side: int = 256, **options: Any
+) -> list[dict[str, Any]]:
+    """`storage.cutting.cut`, or `copy` where ``mode`` is "copy".
+
+    A source that cannot be copied is cut exactly, all its windows alike; the ``notes`` of its clips say so.
+    """
+    if mode not in ("exact", "copy"):
+        raise ValueError(f"no such mode: {mode}")
+    why = ""
+    if mode == "copy":
+        try:
+            return copy(path, folder, **options)
+        except Rejected as rejected:
+            if rejected.reason != "needs_reencode":
+                raise
+            why = rejected.detail  # what was copied by now is overwritten: no place has more copies than cuts
+    clips = cut(path, folder, short_side=short_side, **options)
+    return [clip | {"notes": [*clip["notes"], f"not copied: {why}"] if why else clip["notes"]} for clip in clips]
 
 
 def copy(
@@ -39,82 +58,34 @@ def copy(
     begin; only key frames that nothing before them leans on count. Frames, rotation and shape of pixels are those of
     the source. Raises `Rejected`, with ``needs_reencode`` where copied packets would not show the source's frames.
     """
-    with open_video(path, limits) as container:
-        stream = video_stream(container, limits)
-        if stream.codec_context.name not in CODECS:
-            raise Rejected("needs_reencode", f"{stream.codec_context.name} in MP4")
-        clock = Clock(stream, limits)
-        with Footage(path, limits, beat=beat) as footage:  # the first frame alone knows the rotation
-            opening = next((frame for _, frame in footage), None)
-        if opening is None:
-            raise Rejected("decode_error", "no first frame")
-        size = shown_size(stream, opening)
-        options = {"span": span, "tail": tail, "bounds": bounds, "window": window}
-        copier = _Copier(Plan(clock.base, **options), clock, Path(folder), size)  # type: ignore[arg-type]
-        return copier.run(_groups(packets(container, stream), limits, beat))
-
-
-def _groups(found: Iterator[av.Packet], limits: Limits, beat: Callable[[], None]) -> Iterator[tuple[av.Packet, bool]]:
-    """Yields the packets from the first key frame on, each with whether a clip may begin there."""
-    queue: list[av.Packet] = []
-    ended = begun = False
-    seen = 0
-    while True:
-        while not ended and len(queue) <= LOOK:
-            packet = next(found, None)
-            if packet is None:
-                ended = True
-                break
-            beat()
-            if not packet.size:
+    longest = float(max(LONGEST * span, 60))
+    size = _opening(path, limits, beat)
+    if window is not None:
+        check(path, limits, longest, beat)
+    options = {"span": span, "tail": tail, "bounds": bounds, "window": window}
+    for seek in (window is not None and window[0] > 0, False):
+        with open_video(path, limits) as container:
+            clock = Clock(video_stream(container, limits), limits)
+            plan = Plan(clock.base, **options)  # type: ignore[arg-type]
+            try:
+                found = groups(clock, limits, longest, beat, plan if seek else None)
+                return _Copier(plan, clock, Path(folder), size).run(found, whole=not seek)
+            except Unsure:
                 continue
-            seen += 1
-            if seen > limits.max_frames:
-                raise Rejected("too_many_frames", f"more than {limits.max_frames}")
-            _check(packet)
-            if begun or packet.is_keyframe:  # what comes before the first key frame cannot be decoded
-                begun = True
-                queue.append(packet)
-        if not queue:
-            if not seen:
-                raise Rejected("no_frames")
-            return
-        packet = queue.pop(0)
-        closed = _clean(packet) and all(cast(int, p.pts) > cast(int, packet.pts) for p in queue)
-        yield packet, closed
+    raise AssertionError("a read from the beginning is never unsure")
 
 
-def _clean(packet: av.Packet) -> bool:
-    """Whether a decoder may begin here. H.264 calls more a key frame than what lets go of all that was before."""
-    context = cast(VideoStream, packet.stream).codec_context
-    if not packet.is_keyframe or context.name != "h264":
-        return bool(packet.is_keyframe)
-    data, extra = memoryview(packet), context.extradata or b""  # type: ignore[arg-type]
-    if extra[:1] != b"\1":  # start codes
-        found, at = bytes(data), -1
-        while (at := found.find(b"\0\0\1", at + 1)) >= 0:
-            if at + 3 < len(found) and found[at + 3] & 31 == IDR:
-                return True
-        return False
-    width, at = (extra[4] & 3) + 1, 0
-    while at + width < len(data):
-        if data[at + width] & 31 == IDR:
-            return True
-        at += width + int.from_bytes(data[at : at + width], "big")
-    return False
-
-
-def _check(packet: av.Packet) -> None:
-    if packet.has_sidedata("encryption_info"):
-        raise Rejected("encrypted", "its packets are encrypted")
-    if packet.pts is None:
-        raise Rejected("needs_reencode", "packets without a time")
-    if packet.is_discard:
-        raise Rejected("needs_reencode", "an edit list that hides frames")
-    if packet.has_sidedata("new_extradata") or packet.has_sidedata("param_change"):
-        raise Rejected("needs_reencode", "its parameters change within the stream")
-    if packet.is_corrupt:
-        raise Rejected("needs_reencode", "packets that lost bytes on the way")
+def _opening(path: str, limits: Limits, beat: Callable[[], None]) -> tuple[int, int]:
+    """The size that a video is shown at; refuses what most readers would show wrongly. Only a frame knows that."""
+    with Footage(path, limits, beat=beat) as footage:
+        frame = next((frame for _, frame in footage), None)
+        if frame is None:
+            raise Rejected("decode_error", "no first frame")
+        if interlaced(footage.stream, frame):
+            raise reencode("interlaced")
+        if range_of(frame):
+            raise reencode(f"{range_of(frame)}, high dynamic range")
+        return shown_size(footage.stream, frame)
 
 
 class _Copier:
@@ -127,14 +98,13 @@ class _Copier:
         self.writer: _Writer | None = None
         self.place: Place | None = None  # of the latest place of the plan that a clip began for
         self.held: Place | None = None
-        self.longest = round(max(LONGEST * plan.span, 60 / clock.base))
         self.rest: list[av.Packet] = []
 
-    def run(self, found: Iterator[tuple[av.Packet, bool]]) -> list[dict[str, Any]]:
+    def run(self, found: Iterable[Group], whole: bool) -> list[dict[str, Any]]:
+        """Takes the packets in order; ``whole`` says that they are all of the video's, from the first."""
         at_end, key = True, None
-        for packet, closed in found:
-            when = self._time(packet)
-            if closed:
+        for packet, when, opens in found:
+            if opens:
                 place = self.plan.place(when)
                 if place != key:  # the first key frame at or after a place
                     key = place
@@ -155,22 +125,8 @@ class _Copier:
             self._write()
         self._finish()
         if at_end:
-            self.clock.check()
+            self.clock.check(whole=whole)
         return self.clips
-
-    def _time(self, packet: av.Packet) -> int:
-        """Ticks since the first frame; the clock is only told of times, not asked to mend them."""
-        clock, pts = self.clock, cast(int, packet.pts)
-        if clock.first is None:
-            clock.first = pts
-        since = pts - clock.first
-        if since < 0:
-            raise Rejected("needs_reencode", "frames before the first key frame in time")
-        if clock.frames:
-            clock.bound(since)
-        clock.last = max(clock.last, since)
-        clock.frames += 1
-        return since
 
     def _certain(self, now: int) -> bool:
         assert self.held
@@ -196,8 +152,6 @@ class _Copier:
         assert self.writer
         for packet in self.rest:
             self.writer.write(packet)
-            if self.writer.last - self.writer.begun > self.longest:
-                raise Rejected("needs_reencode", "key frames that are too far apart")
         self.rest.clear()
 
     def _finish(self) -> None:
@@ -206,19 +160,17 @@ class _Copier:
         writer, self.writer = self.writer, None
         writer.close()
         assert self.place
-        numbers = (len(self.clips), self.place, writer.begun, writer.last, writer.count)
+        numbers = (len(self.clips), self.place, (writer.begun, writer.last), writer.count)
         self.clips.append(record(self.clock, self.plan, *numbers, (self.width, self.height)))
 
 
 class _Writer:
-    """One clip: packets in MP4, their decode times made anew so that every container gives the same bytes."""
+    """One clip: packets in MP4, their decode times made anew."""
 
     def __init__(self, path: Path, clock: Clock, begun: int) -> None:
         self.clock, self.begun, self.last, self.count = clock, begun, begun, 0
         self.origin = cast(int, clock.first) + begun
-        self.depth = max(int(clock.stream.codec_context.has_b_frames), clock.stream.codec_context.reorder_depth)
-        self.early: list[int] = []  # times that no packet has as its decode time yet
-        self.decode_time = -self.depth * clock.tick - 1
+        self.order = Order(clock)
         with ours():
             self.container = cast(OutputContainer, av.open(str(path), "w", format="mp4"))
             template = clock.stream
@@ -228,15 +180,13 @@ class _Writer:
 
     def write(self, packet: av.Packet) -> None:
         since = cast(int, packet.pts) - self.origin
-        if since < 0:
-            raise Rejected("needs_reencode", "frames that lean on the clip before")
-        heapq.heappush(self.early, since)
-        time = heapq.heappop(self.early) if self.count >= self.depth else (self.count - self.depth) * self.clock.tick
-        if not self.decode_time < time <= since:
-            raise Rejected("needs_reencode", "packets in no order that MP4 can hold")
-        self.decode_time = time
         packet.duration = packet.duration or self.clock.tick
-        packet.stream, packet.time_base, packet.pts, packet.dts = self.stream, self.clock.base, since, time
+        packet.stream, packet.time_base, packet.pts, packet.dts = (
+            self.stream,
+            self.clock.base,
+            since,
+            self.order.time(since),
+        )
         with ours():
             self.container.mux(packet)
         self.last, self.count = max(self.last, self.begun + since), self.count + 1

@@ -2,7 +2,7 @@
 
 import math
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -11,17 +11,23 @@ from typing import Any
 import av
 
 from storage.encoder import Encoder
+from storage.footage import Footage, Unsure
+from storage.interlace import progressive
 from storage.limits import DEFAULT, Limits
-from storage.picture import Upright
-from storage.video import NEAR, Clock, Footage, Unsure
+from storage.picture import Upright, range_of
+from storage.video import NEAR, Clock
 
+METHOD = 2  # goes up when the same source and options give other clips; part of what identifies a part
 HELD_BACK = 256  # frames in memory while a rest may still be too short for a clip
 Place = tuple[int, int]  # (shot, piece of the shot)
 
 
 @dataclass(frozen=True)
 class Clip:
-    """One cut clip. Times are seconds since the first frame of the source; pts are in its own time base."""
+    """One cut clip. Times are seconds since the first frame of the source; pts are in its own time base.
+
+    ``notes`` say what was done to its frames beyond scaling, e.g. that they were deinterlaced.
+    """
 
     file: str
     start: float
@@ -33,6 +39,7 @@ class Clip:
     fps: float
     width: int
     height: int
+    notes: list[str]
 
 
 class Plan:
@@ -86,10 +93,20 @@ def _exact(seconds: float) -> Fraction:
 
 
 def record(
-    clock: Clock, plan: Plan, number: int, place: Place, begun: int, last: int, frames: int, size: tuple[int, int]
+    clock: Clock,
+    plan: Plan,
+    number: int,
+    place: Place,
+    span: tuple[int, int],
+    frames: int,
+    size: tuple[int, int],
+    notes: Iterable[str] = (),
 ) -> Any:
-    """A clip's `Clip` record; with bounds also its ``shot`` and whether that is ``short`` of a tail."""
-    first, end = clock.first or 0, last + clock.tick
+    """The `Clip` record of the frames from ``span[0]`` to ``span[1]``.
+
+    With bounds it also has its ``shot`` and whether that is ``short`` of a tail.
+    """
+    first, begun, end = clock.first or 0, span[0], span[1] + clock.tick
     seconds = float((end - begun) * clock.base)
     clip = Clip(
         file=f"{number:06d}.mp4",
@@ -102,6 +119,7 @@ def record(
         fps=frames / seconds if seconds else 0.0,
         width=size[0],
         height=size[1],
+        notes=sorted(notes),
     )
     marks = {"shot": place[0], "short": bool(end - begun < plan.tail)} if plan.shots else {}
     return asdict(clip) | marks
@@ -149,12 +167,13 @@ class _Cutter:
         self.writer: Encoder | None = None
         self.place: Place | None = None  # of the clip that is being written
         self.held: Place | None = None
-        self.rest: list[tuple[int, av.VideoFrame]] = []
+        self.rest: list[tuple[int, av.VideoFrame, str]] = []  # time, upright, what was done to it
+        self.notes: set[str] = set()
         self.begun = self.last = self.count = 0
 
     def run(self) -> list[dict[str, Any]]:
         plan, at_end = self.plan, True
-        for now, frame in self.footage:
+        for now, frame, changed in progressive(self.footage):
             place = plan.place(now)
             if plan.before(place):
                 continue
@@ -163,7 +182,7 @@ class _Cutter:
                 break
             if place != self.place:
                 self.held = place
-            self.rest.append((now, self.upright.yuv(frame)))
+            self.rest.append((now, self.upright.yuv(frame), _note(frame, changed)))
             if place == self.place:
                 self._write()
             elif self._certain(now) and self._advance():
@@ -203,8 +222,9 @@ class _Cutter:
 
     def _write(self) -> None:
         assert self.writer
-        for when, frame in self.rest:
+        for when, frame, note in self.rest:
             self.writer.write(frame, (when - self.begun) * self.clock.base)
+            self.notes |= {note} - {""}
         self.last, self.count = self.rest[-1][0], self.count + len(self.rest)
         self.rest.clear()
 
@@ -214,18 +234,12 @@ class _Cutter:
         self.writer.close()
         assert self.place
         size = (self.writer.stream.width, self.writer.stream.height)
-        numbers = (len(self.clips), self.place, self.begun, self.last, self.count)
-        self.clips.append(record(self.clock, self.plan, *numbers, size))
-        self.writer = None
+        numbers = (len(self.clips), self.place, (self.begun, self.last), self.count)
+        self.clips.append(record(self.clock, self.plan, *numbers, size, self.notes))
+        self.writer, self.notes = None, set()
 
 
-def cut_any(path: str, folder: str, *, mode: str = "exact", **options: Any) -> list[dict[str, Any]]:
-    """`cut`, or `storage.copying.copy` where ``mode`` is "copy"."""
-    from storage import copying
-
-    if mode == "copy":
-        options.pop("short_side", None)
-        return copying.copy(path, folder, **options)
-    if mode != "exact":
-        raise ValueError(f"no such mode: {mode}")
-    return cut(path, folder, **options)
+def _note(frame: av.VideoFrame, deinterlaced: bool) -> str:
+    """What is done to a frame beyond scaling and turning it."""
+    mapped = [f"{range_of(frame)} mapped to standard range"] if range_of(frame) else []
+    return ", ".join(["deinterlaced"] * deinterlaced + mapped)

@@ -15,12 +15,15 @@ from storage.parts import Part, as_record, from_record
 SELECTION = "selection"
 
 
-def kept(root: str, selection: str | None, part: Part) -> list[bool]:
-    """Whether each clip of a part is to be used, in the part's order; without a selection all are."""
+def kept(root: str, selection: str | None, part: Part, keys: list[str] | None = None) -> list[bool]:
+    """Whether each clip of a part is to be used, in the part's order; without a selection all are.
+
+    ``keys`` are the part's, where they are known already.
+    """
     if selection is None:
         return [True] * part.samples
     try:
-        return columns.read(root, SELECTION, selection, part, ["kept"])["kept"].to_pylist()
+        return columns.read(root, SELECTION, selection, part, ["kept"], keys)["kept"].to_pylist()
     except FileNotFoundError as error:
         raise Damaged(f"part {part.id}: selection {selection} is gone; run `reelmill select` again") from error
 
@@ -57,19 +60,45 @@ class Dataset:
         ]
 
 
+def check_name(name: str) -> None:
+    """Refuses a name of a dataset that is no name of one folder."""
+    if not name or name.startswith(".") or any(c in "/\\" or not c.isprintable() for c in name):
+        raise InputError(f"dataset {name!r}: a name may hold no slash, begin with no dot, and must not be empty")
+
+
 def freeze(
-    root: str, name: str, parts: list[Part], about: dict[str, Any], selection: str | None = None, *, move: bool = True
+    root: str,
+    name: str,
+    parts: list[Part],
+    about: dict[str, Any],
+    selection: str | None = None,
+    *,
+    move: bool = True,
+    before: str | None = None,
 ) -> Dataset:
-    """Writes the list of parts (those with clips) under its digest, then moves ``latest`` to it if asked to."""
+    """Writes the list of parts (those with clips) under its digest, then moves ``latest`` to it if asked to.
+
+    ``before`` is the version that ``latest`` pointed to when the parts were decided on ("": none; None: as it is now).
+    Where another writer has moved it since, its dataset is returned, to go on with.
+    """
+    check_name(name)
+    if move and before is None:
+        before = latest(root, name)
     filled = sorted((p for p in parts if p.samples), key=lambda p: p.id)
     listing = {"schema": files.SCHEMA, "name": name, "parts": [as_record(p) for p in filled], "about": about}
     if selection is not None:
         listing["selection"] = selection
     version = _version(listing)
     url = files.join(root, "datasets", name, f"{version}.json")
-    files.publish_bytes(json.dumps(records.seal(listing), sort_keys=True, indent=1).encode(), url, same=False)
+    sealed = json.dumps(records.seal(listing), sort_keys=True, indent=1).encode()
+    files.publish_bytes(sealed, url, same=False)
     if move:
-        files.point({"version": version}, files.join(root, "datasets", name, "latest.json"))
+        pointer = files.join(root, "datasets", name, "latest.json")
+        held = files.point({"version": version}, pointer, {"version": before} if before else None)["version"]
+        if held != version:
+            return load(root, name, held)
+        if not files.exists(url):  # a version that was there before may have been let go at that moment
+            files.publish_bytes(sealed, url, same=False)
     return Dataset(name, version, filled, about, selection)
 
 
@@ -89,6 +118,7 @@ def latest(root: str, name: str) -> str:
 
 def load(root: str, name: str, version: str = "latest") -> Dataset:
     """Reads a dataset; the default is the version that ``latest`` points to."""
+    check_name(name)
     folder = files.join(root, "datasets", name)
     try:
         if version == "latest":
@@ -100,9 +130,14 @@ def load(root: str, name: str, version: str = "latest") -> Dataset:
             f"no dataset {name!r} ({version}) under {root}; "
             + (f"there are: {', '.join(known)}" if known else "run `reelmill prepare` first")
         ) from error
+    return parse(root, name, version, listing)
+
+
+def parse(root: str, name: str, version: str, listing: Any) -> Dataset:
+    """The dataset of a list that was read. Raises `InputError` where its digest is not the version."""
     files.check_schema(root, listing)
     if _version(listing) != version:
-        raise InputError(f"dataset {name} {version}: the list under {folder} was altered; prepare it again")
+        raise InputError(f"dataset {name} {version}: the list under {root} was altered; prepare it again")
     parts = [from_record(root, record) for record in listing["parts"]]
     return Dataset(name, version, parts, listing["about"], listing.get("selection"))
 

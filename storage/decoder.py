@@ -74,7 +74,7 @@ class _Beat:
 def _answer(message: dict[str, Any], blob: bytes, pipe: BinaryIO) -> tuple[dict[str, Any], bytes | memoryview]:
     import numpy as np
 
-    from storage import cutting, probing, sampling, video
+    from storage import copying, probing, sampling, video
     from storage.errors import StoreError
 
     call, options = message["call"], message["options"]
@@ -83,15 +83,15 @@ def _answer(message: dict[str, Any], blob: bytes, pipe: BinaryIO) -> tuple[dict[
         options["limits"] = video.Limits(**options["limits"])
     try:
         if call == "sample":
-            frames, kept, times = sampling.sample(blob, **options)
+            frames, kept, times = sampling.sample(blob, beat=beat, **options)
             answer = {"shape": frames.shape, "kept": kept.tolist(), "times": times.tolist()}
             return answer, np.ascontiguousarray(frames).reshape(-1).data
         if call == "score":
             from storage import scores
 
-            return scores.pack(scores.measure(blob))
+            return scores.pack(scores.measure(blob, beat=beat, **options))
         if call == "cut":
-            return {"result": cutting.cut_any(beat=beat, **options)}, b""
+            return {"result": copying.cut_any(beat=beat, **options)}, b""
         if call == "probe":
             return {"result": probing.probe(beat=beat, **options)}, b""
         if call == "thumbnails":

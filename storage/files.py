@@ -214,9 +214,13 @@ def update(url: str, change: Callable[[bytes | None], bytes]) -> bytes:
     raise StoreError(f"{url}: {SWAPS} times another writer was faster; is something stuck in a loop?")
 
 
-def point(value: Any, url: str) -> None:
-    """Moves a pointer (a small JSON object) by compare and swap."""
-    update(url, lambda _: _json(value))
+def point(value: Any, url: str, before: Any) -> Any:
+    """Moves a pointer (a small JSON value) on from ``before``, which it held when that was decided (None: nothing).
+
+    Returns what it holds then: of several writers that decided on the same ground one wins, and the others are given
+    its value to go on with. A pointer that is gone is written.
+    """
+    return json.loads(update(url, lambda old: _json(value) if old in (None, _json(before)) else old))
 
 
 def remove(url: str) -> None:

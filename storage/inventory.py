@@ -31,6 +31,14 @@ class Upload:
     began: float
 
 
+def in_units(count: float) -> str:
+    """A number of bytes for a person, in the unit that fits."""
+    units = ["B", "kB", "MB", "GB", "TB"]
+    while count >= 1000 and len(units) > 1:
+        count, units = count / 1000, units[1:]
+    return f"{count:.0f} B" if units[0] == "B" else f"{count:.1f} {units[0]}"
+
+
 def now(root: str) -> float:
     """The time on the store's clock: that of an object put just now, which is removed again."""
     url = join(root, f".write-{uuid.uuid4().hex}")

@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,7 @@ SPLITS = ("train", "heldout")
 SAMPLE_OF_NAMES = 3  # how many offending names an error line shows
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Labels:
     """What is known of one source: rows of (start, end, label), both times None for the whole video."""
 
@@ -31,25 +32,24 @@ def read_labels(url: str) -> dict[str, Labels]:
 
     Times are seconds. Raises `InputError` that names the file and the row.
     """
-    rows = _rows(url)
-    found: dict[str, list[tuple[float | None, float | None, str]]] = {}
-    splits: dict[str, str] = {}
-    for number, row in enumerate(rows, start=1):
+    found: dict[str, Any] = {}  # by path: its split and its rows, at the end its labels; a million have to fit
+    for number, row in enumerate(_rows(url), start=1):
         path, label = str(row.get("path") or "").strip(), str(row.get("label") or "").strip()
         if not path:
             raise InputError(f"{url}, row {number}: no path; every row needs path and label")
         split = str(row.get("split") or "").strip()
         if split and split not in SPLITS:
             raise InputError(f"{url}, row {number}: split {split!r} must be {' or '.join(SPLITS)}, or left out")
-        if splits.setdefault(path, split) != split:
+        kept = found.setdefault(path, [sys.intern(split)])
+        if kept[0] != split:
             raise InputError(f"{url}, row {number}: {path} is in two splits; a source belongs to one")
-        kept = found.setdefault(path, [])
         if label:  # a row without a label says: looked at, nothing there
-            kept.append((*_times(row, f"{url}, row {number}"), label))
-    for path, kept in found.items():
-        if len({start is None for start, _, _ in kept}) > 1:
+            kept.append((*_times(row, f"{url}, row {number}"), sys.intern(label)))
+    for path, (split, *rows) in found.items():
+        if len({start is None for start, _, _ in rows}) > 1:
             raise InputError(f"{url}: {path} has rows with and without times; give all of them times or none")
-    return {path: Labels(tuple(sorted(kept, key=str)), splits[path]) for path, kept in found.items()}
+        found[path] = Labels(tuple(sorted(rows, key=str)), split)
+    return found
 
 
 def _rows(url: str) -> Iterator[dict[str, Any]]:

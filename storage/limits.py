@@ -31,7 +31,7 @@ REASONS = {
     "too_many_frames": "more frames than the limit",
     "too_long": "more seconds than the limit",
     "size_change": "the frame size changes within the stream",
-    "needs_reencode": "cannot be cut by copying; cut it exactly",
+    "needs_reencode": "its packets cannot be copied; `--cutting copy` now cuts such a source exactly",
     "timeout": "made no progress within the time limit",
     "oom": "needed more memory than the limit",
     "decoder_crash": "the decoder process died",

@@ -39,7 +39,7 @@ def rows(url: str) -> Iterator[dict[str, Any]]:
         raise InputError(f"{url}: no such file") from error
     except (PermissionError, IsADirectoryError, NotADirectoryError) as error:
         raise InputError(f"{url}: cannot be read ({error})") from error
-    except (ValueError, csv.Error, pa.ArrowException) as error:
+    except (ValueError, RecursionError, csv.Error, pa.ArrowException) as error:
         raise InputError(f"{url}, row {number}: {error}; give CSV, Parquet or JSON lines") from error
 
 
@@ -51,9 +51,24 @@ def _parsed(url: str, file: Any) -> Iterator[Any]:
         return
     text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="" if name.endswith(".csv") else "\n")
     if name.endswith(".csv"):
-        yield from csv.DictReader(text)
+        table = csv.DictReader(text)
+        _once([(name, None) for name in table.fieldnames or ()])
+        yield from table
     else:
-        yield from (json.loads(line) for line in text if line.strip())
+        strict = json.JSONDecoder(object_pairs_hook=_once, parse_constant=_no_number)
+        yield from (strict.decode(line) for line in text if line.strip())
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """JSON and CSV would take the last of two values of one name, silently."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a column comes twice")
+    return found
+
+
+def _no_number(name: str) -> float:
+    raise ValueError(f"{name} is no number")
 
 
 def listing(url: str) -> Iterator[Source]:

@@ -20,6 +20,17 @@ def sync_folder(path: str) -> None:
 
 
 @contextmanager
+def _named(path: str) -> Iterator[None]:
+    """Gives an error of the system that names no file, such as that of a full disk, the name of one."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, os.strerror(error.errno), path) from error
+
+
+@contextmanager
 def beside(source: str | Path | bytes, path: str) -> Iterator[str]:
     """A fully written, synced temporary copy of a file (or of bytes) in the folder of ``path``.
 
@@ -30,6 +41,7 @@ def beside(source: str | Path | bytes, path: str) -> Iterator[str]:
     temporary = os.path.join(folder, f".{uuid.uuid4().hex}.tmp")  # without the name, which may be as long as it can
     try:
         with (
+            _named(path),
             io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as data,
             open(temporary, "xb") as out,
         ):

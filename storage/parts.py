@@ -76,6 +76,9 @@ class Part:
             table = _current(tables.read(self.index, None if whole else columns), columns)
         except FileNotFoundError as error:
             raise Damaged(f"part {self.id}: its index {self.index} is gone") from error
+        return self._checked(table, columns)
+
+    def _checked(self, table: pa.Table, columns: list[str] | None) -> pa.Table:
         wanted = INDEX if columns is None else pa.schema([INDEX.field(name) for name in columns])
         if not table.schema.equals(wanted):
             raise Damaged(f"part {self.id}: the columns of {self.index} are not those of an index")
@@ -136,6 +139,16 @@ def find(root: str, part: str) -> Part | None:
     except FileNotFoundError:
         return None
     return from_record(root, facts)
+
+
+def whole(root: str, part: str) -> tuple[Part, pa.Table] | None:
+    """The committed part of this id and its index, fetched once; or None. Raises `Damaged`."""
+    try:
+        table, facts = tables.both(part_urls(root, part)[1])
+    except FileNotFoundError:
+        return None
+    found = from_record(root, facts)
+    return found, found._checked(_current(table, None), None)
 
 
 def write_tar(rows: list[dict[str, Any]], media: list[Path], path: Path) -> tuple[list[dict[str, Any]], str]:

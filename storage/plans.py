@@ -11,8 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from storage import files, tables
-from storage.errors import Damaged
+from storage import files, records, tables
+from storage.errors import Conflict, Damaged
 from storage.labels import Labels
 from storage.sources import Source
 
@@ -157,6 +157,15 @@ def members(draft: Draft) -> list[Member]:
     return found
 
 
+def members_of(root: str, name: str, digest: str) -> dict[str, list[Member]]:
+    """The sources of every part of a plan, which is read once."""
+    found: dict[str, list[Member]] = {}
+    for row in tables.read(url(root, name, digest)).to_pylist():
+        if row["part"]:
+            found.setdefault(row["part"], []).append(member(row))
+    return found
+
+
 def member(row: dict[str, Any]) -> Member:
     """A row of a plan as a member."""
     rows = json.loads(row["labels"]) if row["labels"] is not None else None
@@ -170,10 +179,16 @@ def requeued_url(root: str, name: str) -> str:
     return files.join(root, "requeued", f"{name}.json")
 
 
+def asked(attempts: dict[str, int]) -> bytes:
+    """How often each source, by its identity, was asked to be tried again, as it is stored."""
+    return json.dumps(records.seal(dict(attempts)), indent=1, sort_keys=True).encode()
+
+
 def requeued(root: str, name: str) -> dict[str, int]:
     """How often each source, by its identity, was asked to be tried again."""
     try:
-        return {str(k): int(v) for k, v in files.read_json(requeued_url(root, name)).items()}
+        found = files.read_json(requeued_url(root, name))
+        return {str(k): int(v) for k, v in found.items() if k != records.DIGEST}
     except FileNotFoundError:
         return {}
 
@@ -186,9 +201,20 @@ def latest(root: str, name: str) -> str:
         return ""
 
 
-def save(root: str, name: str, path: Path) -> str:
-    """Puts a written plan into the store, makes it the newest, and returns its digest."""
+def save(root: str, name: str, path: Path, before: str) -> str:
+    """Puts a written plan into the store and makes it the newest; returns the digest of the newest.
+
+    ``before`` is the newest when this one was begun. Where another writer has made one since, it is that one.
+    """
     digest = files.digest_file(path)[:16]
     files.publish(path, url(root, name, digest), same=False)
-    files.point({"plan": digest}, files.join(root, "plans", name, "latest.json"))
+    pointer = files.join(root, "plans", name, "latest.json")
+    return str(files.point({"plan": digest}, pointer, {"plan": before} if before else None)["plan"])
+
+
+def newest(root: str, name: str, recipe: dict[str, Any]) -> str:
+    """The digest of the newest plan; `Conflict` where it cuts clips in another way than ``recipe``."""
+    digest = latest(root, name)
+    if tables.about(url(root, name, digest))["recipe"] != recipe:
+        raise Conflict(f"dataset {name}: another run plans it with other options at the same time; run again")
     return digest

@@ -9,12 +9,11 @@ import numpy as np
 from av.video.stream import VideoStream
 
 from storage.limits import DEFAULT, Limits, Rejected
-from storage.picture import HDR, shown_size, turns
+from storage.picture import interlaced, range_of, shown_size, turns
 from storage.video import FALLBACK_TIME_BASE, open_video, packets, video_stream
 
 MAX_PACKETS = 200_000  # two hours; what is longer is told by its header, and says so
 MAX_BYTES = 2 << 30
-INTERLACED = (2, 3, 4, 5)  # field orders, by FFmpeg's numbers
 
 
 def probe(
@@ -47,19 +46,22 @@ def probe(
             if count >= max_packets or size >= max_bytes:
                 complete = False
                 break
-            count, keys, size = count + 1, keys + packet.is_keyframe, size + packet.size
-            when = packet.dts if packet.pts is None else packet.pts
+            count += 1
+            size += packet.size
+            keys += packet.is_keyframe
+            when = packet.pts
+            if when is None:
+                when = packet.dts
             if when is not None:
                 times.append(when)
-            if complete and count > limits.max_frames:
+            if count > limits.max_frames:
                 raise Rejected("too_many_frames", f"more than {limits.max_frames}")
         if not count:
             raise Rejected("no_frames")
         if frame is None:
             raise Rejected("decode_error", f"none of {count} packets gave a frame")
         header = float(stream.duration * base) if stream.duration else (container.duration or 0) / av.time_base
-        steps = np.diff(np.unique(np.asarray(times, np.int64))) if len(times) > 1 else np.zeros(0, np.int64)
-        told = _told(stream, base, np.asarray(times, np.int64), steps, header, count, complete)
+        told = _told(stream, base, np.sort(np.asarray(times, np.int64)), header, count, complete)
         if told["duration"] > limits.max_seconds:
             raise Rejected("too_long", f"{told['duration']:.0f} s, at most {limits.max_seconds:g}")
         width, height = shown_size(stream, frame)
@@ -74,8 +76,8 @@ def probe(
             "sample_aspect_ratio": float(stream.sample_aspect_ratio or 1),
             "pixel_format": frame.format.name,
             "bit_depth": max(part.bits for part in frame.format.components),
-            "hdr": HDR.get(int(frame.color_trc), ""),
-            "interlaced": bool(frame.interlaced_frame) or stream.codec_context.field_order in INTERLACED,
+            "hdr": range_of(frame),
+            "interlaced": interlaced(stream, frame),
             "audio": bool(container.streams.audio),
             "header_duration": header,
             "key_frames": keys,
@@ -98,13 +100,14 @@ def _told(
     stream: VideoStream,
     base: Fraction,
     times: np.ndarray,
-    steps: np.ndarray,
     header: float,
     count: int,
     complete: bool,
 ) -> dict[str, Any]:
     """What the packets say of time; what they do not say comes from the header."""
     stated = float(stream.average_rate or stream.guessed_rate or 25)
+    steps = np.diff(times)
+    steps = steps[steps > 0]
     step = float(np.median(steps)) if len(steps) else 0.0
     slack = max(1.0, 0.0015 / float(base))  # times are often rounded to a millisecond
     steady = bool(len(steps)) and float((abs(steps - step) <= slack).mean()) >= 0.99

@@ -1,39 +1,35 @@
 """Frames of a clip at a regular rate, and small pictures of every frame of a file."""
 
-import io
 from collections.abc import Callable, Iterator
-from typing import cast
 
 import av
 import numpy as np
-from av.container import InputContainer
 
-from storage import sniff
-from storage.limits import DEFAULT, Limits, Rejected
+from storage.footage import Footage, Unsure
+from storage.limits import DEFAULT, Limits
 from storage.picture import Upright
-from storage.video import NEAR, OPTIONS, Clock, Damage, Footage, Unsure, decode, video_stream
+from storage.video import NEAR
 
 CHUNK = 8 << 20  # bytes of thumbnails that are handed over at a time
 
 
 def sample(
-    data: bytes, fps: float | None = None, limits: Limits = DEFAULT
+    data: bytes, fps: float | None = None, limits: Limits = DEFAULT, beat: Callable[[], None] = lambda: None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Decodes a clip's bytes (MP4, WebM, Matroska, AVI, MPEG) and keeps the frames nearest to a grid of ``fps``.
+    """Decodes a clip's bytes (MP4, WebM, Matroska, AVI, MPEG, FLV) and keeps the frames nearest to a grid of ``fps``.
 
     Returns the kept frames `[T, H, W, 3]` uint8, upright and of square pixels, their times `[T]` and the times of
-    all frames `[N]`, in seconds since the clip's start; every frame where ``fps`` is None. Raises `Rejected`.
+    all frames `[N]`, in seconds since the clip's start; every frame where ``fps`` is None. ``beat()`` is called once
+    a packet. Raises `Rejected`.
     """
     kept: list[np.ndarray] = []
     kept_times: list[float] = []
     times: list[float] = []
     held: tuple[float, av.VideoFrame] | None = None
-    with _open_bytes(data) as container:
-        stream = video_stream(container, limits)
-        clock, damage = Clock(stream, limits), Damage()
-        upright = Upright(stream.sample_aspect_ratio)
-        for frame in decode(container, stream, limits, damage, lambda: None):
-            time = float(clock.read(frame.pts) * clock.base)
+    with Footage(data, limits, beat=beat) as footage:
+        upright = Upright(footage.stream.sample_aspect_ratio)
+        for now, frame in footage:
+            time = float(now * footage.clock.base)
             times.append(time)
             if fps is None:
                 kept.append(upright.rgb(frame))
@@ -46,26 +42,10 @@ def sample(
                 kept.append(upright.rgb(near[1]))
                 kept_times.append(wanted)
             held = (time, frame)
-        damage.judge(limits, at_end=True)
+        footage.damage.judge(limits, at_end=True)
     if fps is not None and held is not None and not kept:
         kept, kept_times = [upright.rgb(held[1])], [0.0]
     return np.stack(kept), np.asarray(kept_times), np.asarray(times)
-
-
-def _open_bytes(data: bytes) -> InputContainer:
-    """Opens bytes as the one container that they claim to be: nothing is guessed, so nothing can be a playlist."""
-    head = bytes(data[:1024])
-    kind = sniff.container(head)
-    if not kind:
-        mark = sniff.reference(head)
-        raise Rejected("forbidden_reference" if mark else sniff.verdict(head), "a clip's bytes")
-    try:
-        opened = av.open(io.BytesIO(data), format=kind, options=OPTIONS, metadata_errors="ignore")
-    except MemoryError:
-        raise
-    except (av.error.FFmpegError, ValueError) as error:
-        raise Rejected("truncated", str(error)) from error
-    return cast(InputContainer, opened)
 
 
 def thumbnails(

@@ -146,7 +146,7 @@ class Sandbox:
         mode: str = "exact",
         tail: float = 1.0,
     ) -> list[dict[str, Any]]:
-        """`storage.cutting.cut` (mode "exact") or `storage.copying.copy` ("copy") in the child.
+        """`storage.copying.cut_any` in the child: mode "exact", or "copy" where the source can be copied.
 
         A crash is tried once more, to spare who only sat beside the cause.
         """
@@ -190,8 +190,8 @@ class Sandbox:
             return self.call(call, options)[0]
 
     def sample(self, data: bytes, fps: float | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """`storage.video.sample` in the child: frames `[T, H, W, 3]` uint8, their times and all frames' times."""
-        answer, blob = self.call("sample", {"fps": fps}, data)
+        """`storage.sampling.sample` in the child: frames `[T, H, W, 3]` uint8, their times and all frames' times."""
+        answer, blob = self.call("sample", {"fps": fps, "limits": asdict(self.limits)}, data)
         try:
             frames = np.frombuffer(blob, np.uint8).reshape(answer["shape"])
             return frames, np.asarray(answer["kept"], float), np.asarray(answer["times"], float)
@@ -200,7 +200,7 @@ class Sandbox:
 
     def score(self, data: bytes) -> tuple[Scores, np.ndarray, np.ndarray]:
         """`storage.scores.measure` in the child: scores and the two halves of the signature."""
-        answer, blob = self.call("score", {}, data)
+        answer, blob = self.call("score", {"limits": asdict(self.limits)}, data)
         try:
             return scores.unpack(answer, bytes(blob))
         except (ValueError, TypeError, KeyError) as error:

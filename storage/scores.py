@@ -4,17 +4,17 @@
 all results are rounded, so the same clip has the same scores on every machine.
 """
 
-import io
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
-from typing import Any, cast
+from typing import Any
 
 import av
 import numpy as np
-from av.container import InputContainer
 
 from storage import files
-from storage.video import Rejected
+from storage.footage import Footage
+from storage.limits import DEFAULT, Limits
 
 GRID = 4.0  # moments a second that the signature and the sharpness are taken at
 LONG = 96  # cells along the longer side of a thumbnail
@@ -25,19 +25,20 @@ FAINT = 6.0  # coefficients of the picture below this are noise of an encoder
 FAINT_MOVE = 4.0  # the same for what moves
 INFORMED = 12  # of 63 coefficients that have to be above it; else a frame has no hash
 COARSE = 24  # the same for change: an encoder's noise averages out in cells this large, an actor does not
+MIDDLES = (0.9, 0.8)  # shares of the sides; the signature has the middle of the picture too, which crops leave
+MIDDLE_EVERY = 2  # moments; the middles are looked at less often
 STILL = 2  # luma; coarse thumbnails that differ by no more in any cell show the same
 MAX_MOMENTS = 240  # one minute of signature; longer clips are known by their first minute
-MAX_PIXELS = 4096 * 2304
-FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm"
 PLANAR = ("yuv420p", "yuvj420p", "yuv422p", "yuvj422p", "yuv444p", "yuvj444p", "nv12", "gray")
 SETTINGS = {
-    "method": 1,  # goes up when what is measured changes
+    "method": 2,  # goes up when what is measured changes
     "grid": GRID,
     "thumbnails": [LONG, COARSE],
     "cells": CELLS,
     "dark": DARK,
     "bars": BARS,
     "faint": [FAINT, FAINT_MOVE, INFORMED],
+    "middles": [*MIDDLES, MIDDLE_EVERY],
     "still": STILL,
     "moments": MAX_MOMENTS,
 }
@@ -57,29 +58,13 @@ class Scores:
     frames: int
 
 
+VIEWS = 1 + len(MIDDLES)
 NAMES = tuple(field.name for field in fields(Scores))
 
 
 def version() -> str:
     """The version of the column: the digest of the method and its settings."""
     return f"luma-{files.digest_of(SETTINGS)[:8]}"
-
-
-def _decoded(data: bytes) -> Any:
-    """Yields (seconds, luma `[H, W]` uint8) of every frame, on one thread."""
-    options = {"format_whitelist": FORMATS, "protocol_whitelist": "file"}
-    try:
-        with av.open(io.BytesIO(data), options=options, metadata_errors="ignore") as container:
-            if not container.streams.video:
-                raise Rejected("no_video_stream")
-            stream = container.streams.video[0]
-            stream.codec_context.thread_count = 1
-            stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
-            base = float(stream.time_base or 1 / 90_000)
-            for frame in cast(InputContainer, container).decode(stream):
-                yield float(frame.pts or 0) * base, _luma(frame)
-    except av.error.FFmpegError as error:
-        raise Rejected("decode_error", str(error)) from error
 
 
 def _luma(frame: av.VideoFrame) -> np.ndarray:
@@ -139,16 +124,32 @@ def hashes(pictures: np.ndarray, faint: float) -> np.ndarray:
 
 
 def signature(moments: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(looks, moves), two `[N]` uint64, of thumbnails `[N, h, w]` on the grid.
+    """(looks, moves), two `[V * N]` uint64, of thumbnails `[N, h, w]` on the grid, for `VIEWS` views end to end.
 
     Looks are hashes of the picture without black borders; moves are hashes of its difference from the mean picture
     of the clip, which leaves out a still background, and with it what all recordings of one camera have in common.
+    The first view is the whole picture, the others are its `MIDDLES`, 0 at the moments that are passed over.
     """
     rows, columns = (np.flatnonzero(moments.max(axis) >= BARS) for axis in ((0, 2), (0, 1)))
     if len(rows) and len(columns):
         moments = moments[:, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    found = [_hashed(moments)]
+    for share in MIDDLES:
+        every = np.zeros((2, len(moments)), np.uint64)
+        every[:, ::MIDDLE_EVERY] = _hashed(_middle(moments[::MIDDLE_EVERY], share))
+        found.append((every[0], every[1]))
+    looks, moves = zip(*found, strict=True)
+    return np.concatenate(looks), np.concatenate(moves)
+
+
+def _hashed(moments: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     small = np.stack([_spread(picture) for picture in moments]).astype(np.float64)
     return hashes(small, FAINT), hashes(small - small.mean(0), FAINT_MOVE)
+
+
+def _middle(moments: np.ndarray, share: float) -> np.ndarray:
+    top, left = (round(side * (1 - share) / 2) for side in moments.shape[1:])
+    return moments[:, top : moments.shape[1] - top, left : moments.shape[2] - left]
 
 
 def _spread(picture: np.ndarray) -> np.ndarray:
@@ -159,40 +160,44 @@ def _spread(picture: np.ndarray) -> np.ndarray:
     return _shrink(picture, CELLS, CELLS)
 
 
-def measure(data: bytes) -> tuple[Scores, np.ndarray, np.ndarray]:
-    """Decodes a clip once; returns its scores and signature. Raises `Rejected` where no frame can be decoded."""
+def measure(
+    data: bytes, limits: Limits = DEFAULT, beat: Callable[[], None] = lambda: None
+) -> tuple[Scores, np.ndarray, np.ndarray]:
+    """Decodes a clip's bytes once, as `storage.sampling.sample` does; returns its scores and signature.
+
+    ``beat()`` is called once a packet. Raises `Rejected`.
+    """
     moments: list[np.ndarray] = []
     sharp: list[float] = []
     changes: list[float] = []
     count = black = still = same = total = squares = pixels = reached = 0
-    first = 0.0
     before: np.ndarray | None = None
     coarse_before = coarse_moment = np.zeros((0, 0), np.uint8)
-    for time, luma in _decoded(data):
-        first = time if not count else first
-        coarse = _thumbnail(luma, COARSE)
-        if time - first >= reached / GRID - 1e-6:
-            skipped = int((time - first) * GRID + 1e-6) - reached  # moments that still show the frame before
-            moments += moments[-1:] * min(skipped, MAX_MOMENTS - len(moments))
-            if len(moments) < MAX_MOMENTS:
-                moments.append(_thumbnail(luma, LONG))
-                sharp.append(_sharpness(luma))
-            if coarse.shape == coarse_moment.shape:
-                changes.append(float(_change(coarse, coarse_moment).mean()))
-            coarse_moment = coarse
-            reached += skipped + 1
-        black += int((luma < DARK).sum() >= 0.98 * luma.size)
-        values = np.bincount(luma.reshape(-1), minlength=256)
-        total += int(values @ np.arange(256))
-        squares += int(values @ np.arange(256) ** 2)
-        pixels += luma.size
-        if before is not None and before.shape == luma.shape:
-            still += int(_change(coarse, coarse_before).max() <= STILL)
-            same += int(np.array_equal(luma, before))
-        before, coarse_before = luma, coarse
-        count += 1
-    if not count:
-        raise Rejected("decode_error", "no frame could be decoded")
+    with Footage(data, limits, beat=beat) as footage:
+        for now, frame in footage:
+            time, luma = float(now * footage.clock.base), _luma(frame)
+            coarse = _thumbnail(luma, COARSE)
+            if time >= reached / GRID - 1e-6:
+                skipped = int(time * GRID + 1e-6) - reached  # moments that still show the frame before
+                moments += moments[-1:] * min(skipped, MAX_MOMENTS - len(moments))
+                if len(moments) < MAX_MOMENTS:
+                    moments.append(_thumbnail(luma, LONG))
+                    sharp.append(_sharpness(luma))
+                if coarse.shape == coarse_moment.shape:
+                    changes.append(float(_change(coarse, coarse_moment).mean()))
+                coarse_moment = coarse
+                reached += skipped + 1
+            black += int((luma < DARK).sum() >= 0.98 * luma.size)
+            values = np.bincount(luma.reshape(-1), minlength=256)
+            total += int(values @ np.arange(256))
+            squares += int(values @ np.arange(256) ** 2)
+            pixels += luma.size
+            if before is not None:
+                still += int(_change(coarse, coarse_before).max() <= STILL)
+                same += int(np.array_equal(luma, before))
+            before, coarse_before = luma, coarse
+            count += 1
+        footage.damage.judge(limits, at_end=True)
     mean = total / pixels
     scores = Scores(
         motion=round(float(np.mean(changes or [0.0])) / 255, 6),
@@ -204,8 +209,7 @@ def measure(data: bytes) -> tuple[Scores, np.ndarray, np.ndarray]:
         luma_std=round(max(0.0, squares / pixels - mean * mean) ** 0.5, 4),
         frames=count,
     )
-    same_shape = [m for m in moments if m.shape == moments[0].shape]
-    return scores, *signature(np.stack(same_shape))
+    return scores, *signature(np.stack(moments))
 
 
 def pack(measured: tuple[Scores, np.ndarray, np.ndarray]) -> tuple[dict[str, Any], bytes]:

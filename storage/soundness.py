@@ -1,29 +1,33 @@
 """Whether what is in a store is what was written: one check for every kind of object, each with what to do about it."""
 
 import hashlib
-import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, BinaryIO
 
-from storage import checkpoints, columns, datasets, files, inventory, ledger, parts, records, shards, tables
+from storage import datasets, files, inventory, ledger, listed, near, records, shards, tables
 from storage.errors import Damaged, InputError
+from storage.listed import Seen, document
 from storage.parts import Part
 
 RESTORE = "restore it from a copy"
 AGAIN = {  # what makes an object of this kind again once it is removed
-    "ledger": "remove it; it is an account only, and what it counted stays",
-    "plans": "remove the folder; `reelmill prepare` lists the archive again",
+    "ledger": "remove it and the index of its part; `reelmill prepare` writes both again",
+    "plans": "remove it and its pointer; `reelmill prepare` lists the archive again",
     "columns": "remove it; the next run computes it again",
     "segments": "remove it and the predictions column of its part; `reelmill infer` computes both again",
     "catalogues": "remove it; it is made again when it is asked for",
     "adopted": "remove it; `reelmill adopt` looks at the shard again",
     "checkpoints": "remove the folder; the next training goes on from the step before",
     "datasets": "remove it; `reelmill prepare` lists the same parts under the same version again",
+    "near": "remove it; `reelmill prepare` compares the clips again",
+    "requeued": "remove it; `reelmill requeue` asks again",
 }
 OURS = "remove it and its index; `reelmill prepare` makes the same bytes again from unchanged sources"
 THEIRS = "restore the tar from a copy, or adopt it again as it is now"
 KINDS = ("marker", "parts", *AGAIN)
+LISTS = tuple(listed.CHECKS)  # checked last, with what was read of all others
+BROKEN = (Damaged, InputError, ValueError, KeyError, TypeError, AttributeError)
 
 
 @dataclass(frozen=True)
@@ -49,8 +53,8 @@ class Finding:
     remedy: str
 
 
-def units(root: str, dataset: str | None = None) -> list[Unit]:
-    """All objects under a root that are checked, or those of one dataset's latest version."""
+def units(root: str) -> list[Unit]:
+    """All objects under a root that are checked."""
     found = [Unit("marker", files.join(root, files.MARKER))]
     for item in sorted(inventory.walk(root), key=lambda item: item.name):
         below = item.name
@@ -59,10 +63,11 @@ def units(root: str, dataset: str | None = None) -> list[Unit]:
         if kind not in KINDS or any(piece.startswith(".") for piece in rest) or not below.endswith(wanted):
             continue
         found.append(Unit(kind, files.join(root, below), item.size))
-    return found if dataset is None else _of_dataset(root, dataset, found)
+    return found
 
 
-def _of_dataset(root: str, name: str, found: list[Unit]) -> list[Unit]:
+def of_dataset(root: str, name: str, found: list[Unit]) -> list[Unit]:
+    """Those of the objects that belong to a dataset's latest version, and indexes that it lacks."""
     try:
         data = datasets.load(root, name)
     except (InputError, Damaged):
@@ -70,177 +75,171 @@ def _of_dataset(root: str, name: str, found: list[Unit]) -> list[Unit]:
             raise
         return [unit for unit in found if unit.kind in ("marker", "datasets") and name in unit.url.split("/")]
     stems = {part.id for part in data.parts} | {name, *data.about.get("adopted", ())}
+    stems.add(near.table_of(part.id for part in data.parts).removesuffix(".parquet"))
     folders = ("datasets", "plans", "catalogues")
 
     def belongs(unit: Unit) -> bool:
         if unit.kind in folders:
             return unit.url.split("/")[-2] == name
-        return unit.kind == "marker" or unit.url.rpartition("/")[2].rpartition(".")[0] in stems
+        stem = unit.url.rpartition("/")[2].rpartition(".")[0]
+        return unit.kind == "marker" or stem in stems or stem.partition("-select-")[0] in stems
 
     chosen = [unit for unit in found if belongs(unit)]
     there = {unit.url for unit in chosen}
     return chosen + [Unit("parts", part.index) for part in data.parts if part.index not in there]
 
 
-def check(unit: Unit, root: str, whole: bool = True) -> list[Finding]:
-    """What is wrong with an object; without ``whole`` only what can be known without reading it."""
+def bundles(found: Iterable[Unit]) -> list[tuple[Unit, ...]]:
+    """The objects that are no lists, those together that need the same index: a part's own and its columns'."""
+    together: dict[str, list[Unit]] = {}
+    for unit in found:
+        if unit.kind not in LISTS:
+            shared = unit.url.rpartition("/")[2] if unit.kind in ("parts", "columns") else unit.url
+            together.setdefault(shared, []).append(unit)
+    return [tuple(some) for some in together.values()]
+
+
+def check(unit: Unit, root: str, whole: bool = True, seen: Seen | None = None) -> list[Finding]:
+    """What is wrong with an object; without ``whole`` only what can be known without reading it.
+
+    ``seen`` is shared by objects that need the same index, and holds what was read for one of them.
+    """
+    seen = seen or Seen(root)
     if unit.kind == "parts":
-        return list(_part(unit, root, whole))
-    if not whole:
-        return [] if unit.size else [Finding(unit.kind, unit.url, "it has no bytes", AGAIN.get(unit.kind, RESTORE))]
+        return list(_part(unit, seen, whole))
     remedy = AGAIN.get(unit.kind, RESTORE)
+    if not whole:
+        return [] if unit.size else [Finding(unit.kind, unit.url, "it has no bytes", remedy)]
     try:
-        return [Finding(unit.kind, unit.url, problem, remedy) for problem in CHECKS[unit.kind](unit.url, root)]
+        if unit.kind in LISTS:
+            return [_listed(unit, url, problem) for url, problem in listed.CHECKS[unit.kind](unit.url, seen)]
+        return [Finding(unit.kind, unit.url, problem, remedy) for problem in CHECKS[unit.kind](unit.url, seen)]
     except FileNotFoundError:
         return [Finding(unit.kind, unit.url, "it is gone", remedy)]
-    except (Damaged, InputError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except BROKEN as error:
         return [Finding(unit.kind, unit.url, _plain(error), remedy)]
+
+
+def _listed(unit: Unit, url: str, problem: str) -> Finding:
+    """A finding about a list, or about an object that it misses."""
+    kind = unit.kind if url == unit.url else "ledger"
+    return Finding(kind, url, problem, AGAIN[kind])
 
 
 def _plain(error: BaseException) -> str:
     return str(error).splitlines()[0][:300] if str(error) else type(error).__name__
 
 
-def _document(url: str) -> tuple[Any, list[str]]:
-    """A JSON document and what is wrong with its bytes."""
-    data = files.read(url)
-    try:
-        value = json.loads(data)
-        if not records.as_written(data):
-            return value, ["its bytes are not as they were written"]
-    except ValueError as error:
-        raise Damaged(f"it is not JSON ({error})") from error
-    return value, [] if records.fits(value) else ["it differs from the digest in it"]
-
-
-def _marker(url: str, root: str) -> list[str]:
-    value, wrong = _document(url)
-    files.check_schema(root, value)
+def _marker(url: str, seen: Seen) -> list[str]:
+    value, wrong = document(url)
+    files.check_schema(seen.root, value)
     return wrong if set(value) >= {"schema"} else ["it names no schema"]
 
 
-def _dataset(url: str, root: str) -> list[str]:
-    """A version against its digest, the parts it lists against their indexes; a pointer against what it points to."""
-    value, wrong = _document(url)
-    name, file = url.split("/")[-2:]
-    if file == "latest.json":
-        datasets.load(root, name)
-        return wrong
-    for part in datasets.load(root, name, file.removesuffix(".json")).parts:
-        try:
-            found = parts.find(root, part.id)
-        except Damaged:
-            continue  # said of the part itself
-        if found is None:
-            wrong.append(f"it lists part {part.id}, which is not in the store; {OURS.partition('; ')[2]}")
-        elif found != part:
-            wrong.append(f"it lists part {part.id} with other bytes than its index has")
-    return wrong
-
-
-def _table(url: str, root: str) -> list[str]:
+def _table(url: str, seen: Seen) -> list[str]:
     tables.read(url)
     return []
 
 
-def _column(url: str, root: str) -> list[str]:
-    column, version, file = url.split("/")[-3:]
-    part = parts.find(root, file.removesuffix(".parquet"))
-    if part is None:
-        return ["the part it belongs to is not in the store"]
-    columns.read(root, column, version, part)
-    columns.about(root, column, version, part)
+def _column(url: str, seen: Seen) -> list[str]:
+    """A column against the keys of its part; where its part is gone, that is said of the lists that name it."""
+    table, _ = tables.both(url)
+    try:
+        found = seen.index(url.rpartition("/")[2].removesuffix(".parquet"))
+    except BROKEN:
+        return []  # said of the index
+    if found and ("key" not in table.column_names or not table["key"].equals(found[1]["key"])):
+        return [f"its keys are not those of part {found[0].id} in their order"]
     return []
 
 
-def _ledger(url: str, root: str) -> list[str]:
+def _ledger(url: str, seen: Seen) -> list[str]:
     step, file = url.split("/")[-2:]
-    wrong = {entry.verdict for entry in ledger.read(root, step, file.removesuffix(".parquet"))}
+    wrong = {entry.verdict for entry in ledger.read(seen.root, step, file.removesuffix(".parquet"))}
     return [f"it has verdicts that are none: {', '.join(sorted(wrong - VERDICTS))}"] if wrong - VERDICTS else []
 
 
 VERDICTS = {"kept", "dropped", "quarantined"}
 
 
-def _plan(url: str, root: str) -> list[str]:
-    if url.endswith(".parquet"):
-        return _table(url, root)
-    value, wrong = _document(url)
-    if url.endswith("/latest.json"):
-        beside = files.join(url.rpartition("/")[0], f"{value['plan']}.parquet")
-        wrong += [] if files.exists(beside) else [f"it points to {value['plan']}, which is not there"]
-    return wrong
-
-
-def _checkpoint(url: str, root: str) -> list[str]:
-    value, wrong = _document(url)
+def _checkpoint(url: str, seen: Seen) -> list[str]:
+    value, wrong = document(url)
     folder = url.rpartition("/")[0]
-    checkpoints.describe(folder)
+    files.check_schema(folder, value)
+    if lacking := {"step", "final", "about"} - value.keys():
+        wrong.append(f"it does not say {', '.join(sorted(lacking))}")
     for name, digest in value["digests"].items():
         if files.digest(files.read(files.join(folder, name))) != digest:
             wrong.append(f"{name} differs from its manifest")
     return wrong
 
 
-def _either(url: str, root: str) -> list[str]:
-    return _table(url, root) if url.endswith(".parquet") else _document(url)[1]
+def _either(url: str, seen: Seen) -> list[str]:
+    return _table(url, seen) if url.endswith(".parquet") else document(url)[1]
 
 
-CHECKS: dict[str, Callable[[str, str], list[str]]] = {
+def _requeued(url: str, seen: Seen) -> list[str]:
+    value, wrong = document(url)
+    counts = all(type(count) is int and count > 0 for name, count in value.items() if name != records.DIGEST)
+    return wrong if counts else ["it does not say how often each source was asked for"]
+
+
+CHECKS: dict[str, Callable[[str, Seen], list[str]]] = {
     "marker": _marker,
-    "datasets": _dataset,
-    "plans": _plan,
     "ledger": _ledger,
     "columns": _column,
     "segments": _table,
     "catalogues": _table,
     "adopted": _either,
     "checkpoints": _checkpoint,
+    "requeued": _requeued,
 }
 
 
-def _part(unit: Unit, root: str, whole: bool) -> Iterator[Finding]:
+def _part(unit: Unit, seen: Seen, whole: bool) -> Iterator[Finding]:
     """An index, the tar it names, and every clip in it."""
     name = unit.url.rpartition("/")[2].removesuffix(".parquet")
     try:
-        part = parts.find(root, name)
-        if part is None:
-            yield Finding("parts", unit.url, "the index is gone", OURS.replace("it and its index", "its tar"))
-            return
-        if part.id != name:
-            yield Finding("parts", unit.url, f"the index is of part {part.id}", OURS)
-            return
-        rows = part.rows() if whole else []
+        found = seen.index(name)
     except (Damaged, TypeError, KeyError) as error:
         yield Finding("parts", unit.url, _plain(error), OURS.replace("its index", "its tar"))
         return
+    if found is None:
+        yield Finding("parts", unit.url, "the index is gone", OURS.replace("it and its index", "its tar"))
+        return
+    part, table = found
+    if part.id != name:
+        yield Finding("parts", unit.url, f"the index is of part {part.id}", OURS)
+        return
     if not part.samples:
         return
-    remedy = OURS if part.media.startswith(files.join(root, "parts", "")) else THEIRS
-    fs, path = files.locate(part.media)
+    remedy = OURS if part.media.startswith(files.join(seen.root, "parts", "")) else THEIRS
     try:
         if (size := int(files.info(part.media)["size"])) != part.bytes:
             yield Finding("parts", part.media, f"{size} bytes, {part.bytes} were committed", remedy)
             return
-        for problem in _tar(part, rows, remedy == OURS) if whole else ():
+        for problem in _tar(part, table.to_pylist(), remedy == OURS) if whole else ():
             yield Finding("parts", part.media, problem, remedy)
     except FileNotFoundError:
         yield Finding("parts", part.media, "it is gone", remedy)
 
 
 def _tar(part: Part, rows: list[dict[str, Any]], strict: bool) -> Iterator[str]:
-    """What is wrong with a tar whose size is right; a remote one is fetched once."""
+    """What is wrong with a tar whose size is right; a remote one is fetched once.
+
+    Clips are compared one by one only where the whole differs from what was committed.
+    """
     with files.scratch() as folder:
         path = files.local_path(part.media, folder / "tar")
         with open(path, "rb") as file:
-            bad = []
-            for row in rows:
-                file.seek(row["offset"])
-                if hashlib.sha256(file.read(row["size"])).hexdigest() != row["sha256"]:
-                    bad.append(row["key"])
+            differs = hashlib.file_digest(file, "sha256").hexdigest() != part.digest
+            bad = [row["key"] for row in rows if _differs(file, row)] if differs else []
             if bad:
                 yield f"{len(bad)} of {len(rows)} clips differ from the index: {', '.join(bad[:5])}"
+            elif differs:
+                yield "bytes beside the clips differ from what was committed"
             try:
+                file.seek(0)
                 walked = shards.walk(file, name=part.media, strict=strict, open_end=not strict)
                 there = {(member.name, member.offset, member.size) for member in walked}
                 strangers = [r["key"] for r in rows if (r["member"], r["offset"], r["size"]) not in there]
@@ -248,5 +247,8 @@ def _tar(part: Part, rows: list[dict[str, Any]], strict: bool) -> Iterator[str]:
                     yield f"{len(strangers)} clips are not where the index says: {', '.join(strangers[:5])}"
             except shards.Refused as error:
                 yield f"it is no sound tar: {error.detail} ({error.reason})"
-        if not bad and files.digest_file(path) != part.digest:
-            yield "bytes beside the clips differ from what was committed"
+
+
+def _differs(file: BinaryIO, row: dict[str, Any]) -> bool:
+    file.seek(row["offset"])
+    return bool(hashlib.sha256(file.read(row["size"])).hexdigest() != row["sha256"])

@@ -8,7 +8,7 @@ import csv
 import io
 import os
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -64,6 +64,18 @@ def survey(root: str, datasets: list[Dataset]) -> list[Version]:
                 entry.covers[data.name] = (have, len(data.parts))
         entry.about = tables.about(columns.url(root, entry.column, entry.version, min(entry.parts)))
     return list(found.values())
+
+
+def newest(root: str, column: str, parts: list[Part], other_than: str = "") -> str | None:
+    """The version of a column written last, on the store's clock, that covers all of some parts."""
+    have: dict[str, set[str]] = defaultdict(set)
+    put: dict[str, float] = defaultdict(float)
+    for item in inventory.walk(files.join(root, "columns", column)):
+        name, _, part = item.name.rpartition("/")
+        have[name].add(part.removesuffix(".parquet"))
+        put[name] = max(put[name], item.put)
+    whole = [name for name, ids in have.items() if name != other_than and ids >= {part.id for part in parts}]
+    return max(whole, key=lambda name: (put[name], name), default=None)
 
 
 @dataclass

@@ -4,13 +4,13 @@ Every function here runs in whatever process calls it. Files from outside are on
 `storage.sandbox`, in a child process that can be killed; see docs/architecture.md, "Hostile files".
 """
 
-import math
+import io
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import Self, cast
+from typing import cast
 
 import av
 import numpy as np
@@ -21,7 +21,7 @@ from storage import sniff
 from storage.encoder import FALLBACK_TIME_BASE
 from storage.limits import DEFAULT, LIMIT_BYTES, REASONS, Limits, Rejected, check_size
 
-__all__ = ["LIMIT_BYTES", "REASONS", "Clock", "Footage", "Limits", "Rejected", "Unsure", "check_size", "open_video"]
+__all__ = ["LIMIT_BYTES", "REASONS", "Clock", "Limits", "Rejected", "check_size", "open_bytes", "open_video"]
 
 # Everything a file may be, and the only protocol it may speak: playlists and concat scripts can name other files
 # and hosts, and FFmpeg follows them unless both lists forbid it.
@@ -31,15 +31,8 @@ CODECS = (
     "msmpeg4,msmpeg4v3,msmpeg4v2,theora,flv"
 )
 OPTIONS = {"format_whitelist": FORMATS, "protocol_whitelist": "file"}
-SEEKABLE = ("mp4", "matroska")  # containers with an index that can be believed
-BACK = (0, 10, 60)  # seconds before the wanted frame, tried in turn until a key frame comes out in time
-
 
 NEAR = Fraction(1, 2000)  # seconds: a frame this little before a border is on it, for times that were rounded
-
-
-class Unsure(Exception):
-    """After a seek, frames cannot be proven to be those of a decode from the beginning."""
 
 
 def open_video(path: str, limits: Limits = DEFAULT) -> InputContainer:
@@ -63,6 +56,23 @@ def open_video(path: str, limits: Limits = DEFAULT) -> InputContainer:
     return container
 
 
+def open_bytes(data: bytes, limits: Limits = DEFAULT) -> InputContainer:
+    """Opens bytes as the one container that they claim to be: nothing is guessed, so nothing can be a playlist."""
+    check_size(len(data), limits.max_bytes)
+    head = bytes(data[:1024])
+    kind = sniff.container(head)
+    if not kind:
+        mark = sniff.reference(head)
+        raise Rejected("forbidden_reference" if mark else sniff.verdict(head), "a clip's bytes")
+    try:
+        opened = av.open(io.BytesIO(data), format=kind, options=OPTIONS, metadata_errors="ignore")
+    except MemoryError:
+        raise
+    except (av.error.FFmpegError, ValueError) as error:
+        raise Rejected("truncated", str(error)) from error
+    return cast(InputContainer, opened)
+
+
 def video_stream(container: InputContainer, limits: Limits) -> VideoStream:
     """The largest real video stream (cover art does not count), set to decode on one thread under limits."""
     streams = [s for s in container.streams.video if not (s.disposition & av.stream.Disposition.attached_pic)]
@@ -82,6 +92,9 @@ def video_stream(container: InputContainer, limits: Limits) -> VideoStream:
         raise Rejected("too_many_pixels", f"{width}x{height}")
     if 0 < min(width, height) < limits.min_side:
         raise Rejected("too_small", f"{width}x{height}")
+    for other in container.streams:  # sound and the like are not even read where the container lets them be skipped
+        if other.index != stream.index:
+            other.discard = av.stream.Discard.all
     return stream
 
 
@@ -247,91 +260,3 @@ class Clock:
         near = sum(n for step, n in self.steps.items() if abs(step - usual) <= max(1, usual // 20))
         steady = near >= 0.8 * self.steps.total()
         return round(self.furthest / usual) + 1 - self.frames if steady else 0
-
-
-class Footage:
-    """The frames of a file with their times, from ``start`` seconds on; to be iterated once, within ``with``.
-
-    With ``seek`` it goes to a key frame at or before the start where the container has an index, and raises `Unsure`
-    as soon as a frame could differ from one decoded from the beginning; the caller then starts over without.
-    """
-
-    def __init__(
-        self,
-        path: str,
-        limits: Limits,
-        *,
-        start: float = 0.0,
-        seek: bool = True,
-        beat: Callable[[], None] = lambda: None,
-    ) -> None:
-        self.limits, self.beat = limits, beat
-        self.container = open_video(path, limits)
-        try:
-            self.stream = video_stream(self.container, limits)
-        except BaseException:
-            self.container.close()
-            raise
-        self.clock, self.damage = Clock(self.stream, limits), Damage()
-        self.from_tick = math.ceil((Fraction(str(start)) - NEAR) / self.clock.base) if start > 0 else 0
-        kind = self.container.format.name
-        self.sought = seek and self.from_tick > 0 and any(name in kind for name in SEEKABLE)
-        self.begun = self.from_tick == 0  # whether what was seen is ours to judge
-        self.decoded = 0  # frames, those before the start too
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.container.close()
-
-    def __iter__(self) -> Iterator[tuple[int, av.VideoFrame]]:
-        for frame in self._from_key() if self.sought else self._decode():
-            if self.sought and (frame.pts is None or frame.pts - (self.clock.first or 0) <= self.clock.last):
-                raise Unsure("times that need repair")
-            since = self.clock.read(frame.pts)
-            if since < self.from_tick:
-                continue
-            if not self.begun:
-                self.begun = True
-                self.damage.forget()
-            yield since, frame
-
-    def _decode(self) -> Iterator[av.VideoFrame]:
-        for frame in decode(self.container, self.stream, self.limits, self.damage, self.beat):
-            self.decoded += 1
-            yield frame
-
-    def _seek(self, pts: int) -> None:
-        self.container.seek(pts, stream=self.stream)
-
-    def _from_key(self) -> Iterator[av.VideoFrame]:
-        """Seeks, and yields the frames from the start on; those from the key frame to the start are passed over."""
-        opening = next(self._decode(), None)
-        if opening is None or opening.pts is None:
-            raise Unsure("no first time")
-        first, near = (opening.pts, math.ceil(NEAR / self.clock.base))
-        self.clock.first = first
-        for back in BACK:
-            key = False
-            self.clock.last = -1
-            self._seek(max(first, first + self.from_tick - round(back / self.clock.base)))
-            frames = self._decode()
-            for frame in frames:
-                if frame.pts is None:
-                    raise Unsure("a frame without a time")
-                since = frame.pts - first
-                if since - self.from_tick <= near:  # a later key frame would leave open what came before it
-                    key = key or bool(frame.key_frame)
-                if since < self.from_tick:
-                    self.clock.last = max(self.clock.last, since)
-                elif key:
-                    yield frame
-                    yield from frames
-                    return
-                else:
-                    break  # landed late: frames before this one may be missing
-            else:
-                if key:
-                    return  # the video ends before the start
-        raise Unsure("no key frame before the start")

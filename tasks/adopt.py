@@ -1,6 +1,7 @@
 """Adopt shards that somebody else made: index the clips where they are, and list them as a dataset."""
 
 import json
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -10,8 +11,8 @@ from pydantic import Field
 
 from storage import adoption, datasets, files, ledger, parts, records, shards
 from storage.adoption import BadSidecar, Shard
-from storage.errors import BudgetExceeded, Damaged, InputError, StoreError
-from storage.labels import Labels, read_labels, split_of
+from storage.errors import BudgetExceeded, Conflict, Damaged, InputError, StoreError
+from storage.labels import Labels, read_labels
 from storage.ledger import Entry, Report
 from storage.limits import Rejected
 from storage.sandbox import mine
@@ -26,10 +27,16 @@ FIRST_FRAME = 1e-6  # frames per second: one frame is kept, all are decoded and 
 NOT_IN_PLACE = {b"\x1aE\xdf\xa3": "Matroska or WebM", b"RIFF": "AVI"}
 
 
+def _id(shard: Shard, options: dict[str, Any]) -> str:
+    """The name of what is kept of a shard as it is now; labels and splits given for it have no part in that."""
+    read = {name: options[name] for name in ("text", "open_end")}
+    return files.digest_of({"schema": files.SCHEMA, "url": shard.url, "stamp": shard.stamp, "options": read})[:16]
+
+
 def _marker(root: str, shard: Shard, options: dict[str, Any]) -> str:
-    """Where it is written that a shard, as it was then, has been adopted with these options."""
-    name = files.digest_of({"schema": files.SCHEMA, "url": shard.url, "stamp": shard.stamp, "options": options})[:16]
-    return files.join(root, "adopted", f"{name}.json")
+    """Where it is written which parts a shard, as it is now, became with these options and labels."""
+    given = {name: options[name] for name in ("split", "held_out", "labels")}
+    return files.join(root, "adopted", f"{_id(shard, options)}-{files.digest_of(given)[:16]}.json")
 
 
 def _probe(data: bytes) -> dict[str, Any]:
@@ -54,15 +61,11 @@ def _probe(data: bytes) -> dict[str, Any]:
 
 
 def _row(
-    shard: Shard, member: shards.Member, data: bytes, said: Labels | None, metadata: dict[str, Any], options: dict
+    shard: Shard, member: shards.Member, data: bytes, said: Labels | None, metadata: dict[str, Any]
 ) -> dict[str, Any]:
-    """The index row of a clip in a shard; raises `Rejected`."""
+    """The index row of a clip as its shard describes it; raises `Rejected`."""
     content = files.digest(data)
     source = f"{shard.url}#{member.name}"
-    labels = said.rows if said else ()
-    split = options["split"]
-    if split == "auto":
-        split = split_of(source, said, options["held_out"])
     return {
         "key": f"{content[:20]}-{files.digest(source.encode())[:12]}",
         "offset": member.offset,
@@ -72,17 +75,13 @@ def _row(
         "path": member.name.rpartition(".")[0],
         "content_id": content,
         **_probe(data),
-        "split": split,
-        "labelled": said.kind if said else "none",
-        "labels": [{"start": start, "end": end, "label": label} for start, end, label in labels],
+        **adoption.about_labels(said),
         "member": member.name,
         "metadata": json.dumps(metadata, sort_keys=True),
     }
 
 
-def _examine(
-    shard: Shard, path: str, options: dict[str, Any], given: dict[str, Labels]
-) -> tuple[list[Entry], list[dict[str, Any]]]:
+def _examine(shard: Shard, path: str, options: dict[str, Any]) -> tuple[list[Entry], list[dict[str, Any]]]:
     """Every sample of a tar, kept or not and why, and the rows of the kept; raises `shards.Refused`."""
     entries: list[Entry] = []
     rows: list[dict[str, Any]] = []
@@ -112,8 +111,7 @@ def _examine(
                     if large := [m.name for m in beside.values() if m.size > adoption.LARGEST_SIDECAR]:
                         raise BadSidecar(f"{large[0]} is larger than {adoption.LARGEST_SIDECAR} bytes")
                     said, metadata = adoption.describe({k: content(m) for k, m in beside.items()}, options["text"])
-                    said = given.get(member.name, given.get(member.name.rpartition(".")[0], said))
-                    row = _row(shard, member, content(member), said, metadata, options)
+                    row = _row(shard, member, content(member), said, metadata)
                 except BadSidecar as error:
                     refuse(member.name, "bad_sidecar", str(error))
                 except Rejected as error:
@@ -125,60 +123,75 @@ def _examine(
     return entries, rows
 
 
-def adopt_shard(shard: Shard, *, root: str, options: dict[str, Any], given: dict[str, Labels]) -> Report:
-    """Indexes one tar where it is; a damaged one is written down as refused, with no part."""
-    marker = _marker(root, shard, options)
-    refused, made, size, digest = "", [], 0, ""
+def examine_shard(shard: Shard, *, root: str, options: dict[str, Any]) -> Report:
+    """Decodes the clips of one tar and keeps what it says of them; a damaged one is written down as refused."""
+    id = _id(shard, options)
+    facts: dict[str, Any] = {"shard": shard.url, "stamp": shard.stamp, "size": 0, "digest": "", "refused": ""}
+    rows: list[dict[str, Any]] = []
     with files.scratch() as folder:
         path = files.local_path(shard.url, folder / "shard.tar")
         try:
-            entries, rows = _examine(shard, path, options, given)
-            size, digest = Path(path).stat().st_size, files.digest_file(path)
-            for kind in sorted({(row["split"], row["labelled"]) for row in rows}):
-                chosen = [row for row in rows if (row["split"], row["labelled"]) == kind]
-                made.append(adoption.commit(root, shard.url, size, digest, chosen).id)
+            entries, rows = _examine(shard, path, options)
+            facts |= {"size": Path(path).stat().st_size, "digest": files.digest_file(path)}
         except shards.Refused as error:
-            refused = str(error)
+            facts["refused"] = str(error)
             entries = [Entry(shard.url, "quarantined", error.reason, error.detail, error="Refused")]
     if files.stamp(files.info(shard.url)) != shard.stamp:
         raise StoreError(f"{shard.url} changed while it was read; adopt it again when it is whole")
-    ledger.write(root, STEP, marker.rpartition("/")[2].removesuffix(".json"), entries)
-    about = {"shard": shard.url, "stamp": shard.stamp, "digest": digest, "parts": made, "refused": refused}
-    files.replace_json(records.seal(about), marker)
+    ledger.write(root, STEP, id, entries)
+    adoption.keep(root, id, rows, facts)
     done = ledger.tally(entries)
-    done.decoded, done.bytes = len(entries), size
+    done.decoded, done.bytes = len(entries), facts["size"]
     return done
 
 
+def label_shard(shard: Shard, *, root: str, options: dict[str, Any], given: dict[str, Labels]) -> dict[str, Any]:
+    """Commits the parts of a shard that was examined, with labels; decodes nothing. Returns what its marker says."""
+    marker = _marker(root, shard, options)
+    with suppress(FileNotFoundError):
+        record = _record(marker)
+        if all(parts.committed(root, part) for part in record["parts"]):  # gc may have taken those of no dataset
+            return record
+    rows, facts = adoption.examined(root, _id(shard, options))
+    rows = [adoption.labelled(row, given, options["split"], options["held_out"]) for row in rows]
+    made = []
+    for kind in sorted({(row["split"], row["labelled"]) for row in rows}):
+        chosen = [row for row in rows if (row["split"], row["labelled"]) == kind]
+        made.append(adoption.commit(root, shard.url, facts["size"], facts["digest"], chosen).id)
+    record = {name: facts[name] for name in ("shard", "stamp", "digest", "refused")} | {"parts": made}
+    files.replace_json(records.seal(record), marker)
+    return record
+
+
 def _record(marker: str) -> dict[str, Any]:
-    found = files.read_json(marker)
+    found: dict[str, Any] = files.read_json(marker)
     if not records.fits(found):
         raise Damaged(f"{marker} differs from the digest in it; remove it and adopt again")
     return found
 
 
-def _adopted(root: str, marker: str) -> bool:
-    """Whether a shard was adopted and its parts are still there; gc may have taken those of no dataset."""
-    return files.exists(marker) and all(parts.committed(root, part) for part in _record(marker)["parts"])
-
-
 def _members(root: str, found: list[dict[str, Any]]) -> dict[str, parts.Part]:
     """The parts of adopted shards; raises `Damaged` where one is gone."""
+    names = [(name, record["shard"]) for record in found for name in record["parts"]]
     members = {}
-    for record in found:
-        for name in record["parts"]:
-            part = parts.find(root, name)
-            if part is None:
-                raise Damaged(f"part {name} of {record['shard']} is gone; remove {root}/adopted and adopt again")
-            members[name] = part
+    for (name, shard), part in zip(names, files.at_once(lambda one: parts.find(root, one[0]), names), strict=True):
+        if part is None:
+            raise Damaged(f"part {name} of {shard} is gone; remove {root}/adopted and adopt again")
+        members[name] = part
     return members
 
 
-def _strangers(given: dict[str, Labels], entries: list[Entry], url: str) -> None:
-    names = {entry.item.rpartition("#")[2] for entry in entries}
-    names |= {name.rpartition(".")[0] for name in names}
-    if unknown := sorted(given.keys() - names):
-        raise InputError(f"{url} names {len(unknown)} members that no shard has ({', '.join(unknown[:3])})")
+def _account(root: str, ids: list[str], given: dict[str, Labels], url: str) -> Report:
+    """The counts over what was examined; raises `InputError` for labels of members that no shard has."""
+    total, unknown, like = Report(), set(given), ""
+    for entries in files.at_once(partial(ledger.read, root, STEP), ids):
+        total += ledger.tally(entries)
+        unknown.difference_update(*(adoption.named(entry.item.rpartition("#")[2]) for entry in entries))
+        like = like or next((entry.item.rpartition("#")[2] for entry in entries if entry.verdict == "kept"), "")
+    if unknown:
+        some = ", ".join(sorted(unknown)[:3])
+        raise InputError(f"{url} names {len(unknown)} members that no shard has ({some}); they have such as {like}")
+    return total
 
 
 def adopt_shards(
@@ -198,14 +211,11 @@ def adopt_shards(
     """
     given = read_labels(labels) if labels else {}
     options = {**options, "labels": files.digest_of(sorted((k, v.rows, v.split) for k, v in given.items()))}
-    work = partial(adopt_shard, root=root, options=options, given=given)
-    done = cover(STEP, found, work, lambda shard: _adopted(root, _marker(root, shard, options)), unit="shards")
-    markers = [_marker(root, shard, options) for shard in found]
-    found_records = [_record(marker) for marker in markers]
-    ids = [marker.rpartition("/")[2].removesuffix(".json") for marker in markers]
-    if given:
-        _strangers(given, [entry for number in ids for entry in ledger.read(root, STEP, number)], labels or "")
-    total, _ = ledger.total(root, STEP, ids, 0)
+    ids = [_id(shard, options) for shard in found]
+    where = {shard.url: adoption.examined_url(root, id) for shard, id in zip(found, ids, strict=True)}
+    work = partial(examine_shard, root=root, options=options)
+    done = cover(STEP, found, work, lambda shard: files.exists(where[shard.url]), unit="shards")
+    total = _account(root, ids, given, labels or "")
     total.decoded, total.bytes = done.decoded, done.bytes
     bad = total.quarantined.total()
     reasons = ", ".join(f"{count} {reason}" for reason, count in total.quarantined.most_common())
@@ -214,16 +224,22 @@ def adopt_shards(
             f"{bad} of {total.items} samples are quarantined ({reasons}), more than --failure-budget "
             f"{failure_budget:g}; see the ledger under {root}/ledger/{STEP}"
         )
+    found_records = list(files.at_once(partial(label_shard, root=root, options=options, given=given), found))
     members = _members(root, found_records)
-    if add and name in datasets.names(root):
-        before = datasets.load(root, name)
+    latest = datasets.latest(root, name)
+    if add and latest:
+        before = datasets.load(root, name, latest)
         ids = sorted({*before.about.get("adopted", ()), *ids})
         members |= {part.id: part for part in before.parts}
     refused = [record["refused"] for record in found_records if record["refused"]]
     say(f"  {STEP:<12} {total.items} samples: {total.kept} kept, {total.dropped.total()} dropped, {bad} quarantined")
     if not members:
         raise InputError(f"nothing to adopt: {'; '.join(refused[:3]) or reasons or 'no shard holds a video'}")
-    dataset = datasets.freeze(root, name, list(members.values()), {"adopted": ids})
+    dataset = datasets.freeze(root, name, list(members.values()), {"adopted": ids}, before=latest)
+    if not members.keys() <= {part.id for part in dataset.parts}:
+        raise Conflict(
+            f"dataset {name} has moved on to version {dataset.version} meanwhile; adopt again, nothing is lost"
+        )
     if refused:
         more = f"; and {len(refused) - 3} more" if len(refused) > 3 else ""
         raise Damaged(
@@ -253,12 +269,15 @@ def adopt(
 ) -> str:
     """Make a dataset of WebDataset tars that exist: media stay where they are, every clip is decoded once and indexed.
 
-    Nothing is extracted or unpickled. A second run adopts only shards that are new or changed.
+    Nothing is extracted or unpickled. A second run decodes only shards that are new or changed; other labels or splits
+    decode nothing.
     """
     for option, url in (("--root", root), ("--labels", labels or ""), *(("--shards", url) for url in shards)):
         refuse_credentials(url, option)
     found = adoption.find(shards)
     root = files.open_root(root)
+    if not add and name in datasets.names(root) and "adopted" not in datasets.load(root, name).about:
+        raise InputError(f"dataset {name} was not adopted but prepared; give another --name, or --add to it")
     options = {"split": split, "held_out": held_out, "text": text, "open_end": open_end}
     dataset, total = adopt_shards(
         root, name, found, labels=labels, options=options, failure_budget=failure_budget, add=add

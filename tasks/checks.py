@@ -1,6 +1,7 @@
 """What can be known to be wrong before anything starts: each raises `InputError`, one line that says what to do."""
 
 import os
+import re
 from typing import Any
 
 from storage import datasets, files
@@ -11,15 +12,26 @@ from storage.secrets import refuse_credentials
 from storage.sources import named_as_video
 from tasks.listing import labels_of, listing
 
+LIKE_A_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:(?!//)")
+
 
 def opened(root: str) -> str:
     """The root's absolute URL, marked as a root of this schema."""
     refuse_credentials(root, "--root")
+    check_root(root)
     return files.open_root(root)
 
 
-def prepare(root: str, archive: str, labels: str | None, classes: list[str], **_: Any) -> None:
+def check_root(root: str) -> None:
+    """Refuses what is neither a path nor a URL: ``s3:/bucket`` would become a folder here."""
+    if LIKE_A_URL.match(root):
+        raise InputError(f"{root}: neither a path nor a URL; write ./{root} for a folder of that name, or s3://…")
+
+
+def prepare(root: str, archive: str, labels: str | None, name: str, classes: list[str], **_: Any) -> None:
     """The archive exists and holds videos, labels fit it, the root can be written."""
+    check_root(root)
+    datasets.check_name(name)
     for option, url in (("--root", root), ("--archive", archive), ("--labels", labels)):
         refuse_credentials(url or "", option)
     named = set(labels_of(archive, labels, classes))

@@ -2,16 +2,20 @@
 
 import json
 import os
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
 from storage import checkpoints, columns, datasets, files, versions
 from storage.datasets import Dataset
 from storage.errors import InputError
+from storage.inventory import in_units
 from storage.versions import Difference, Version
 from tasks import pool
 from tasks.report import Progress
+
+if TYPE_CHECKING:
+    from tasks.tracking import ModelVersion
 
 ROOT = Field(description="Folder or URL that `prepare` has written to.")
 COLUMN = Field(description="Name of the column, e.g. features.")
@@ -29,10 +33,6 @@ def _one(root: str, column: str, version: str, listed: list[Version]) -> Version
     raise InputError(f"{root} has no column {column} {version}; there are: {known}")
 
 
-def _size(count: int) -> str:
-    return f"{count / 1e6:.1f} MB" if count >= 1e5 else f"{count / 1e3:.1f} kB"
-
-
 def show(
     root: Annotated[str, ROOT],
     dataset: Annotated[str | None, Field(description="Only what covers parts of this dataset.")] = None,
@@ -47,7 +47,7 @@ def show(
         covers = ", ".join(f"{name} {have} of {all_}" for name, (have, all_) in entry.covers.items()) or "no dataset"
         about = json.dumps(entry.about, sort_keys=True)
         about = about if len(about) <= 120 else about[:119] + "…"
-        facts = [entry.column, entry.version, len(entry.parts), entry.rows, _size(entry.bytes), covers, about]
+        facts = [entry.column, entry.version, len(entry.parts), entry.rows, in_units(entry.bytes), covers, about]
         rows.append("| " + " | ".join(str(fact).replace("|", "\\|") for fact in facts) + " |")
     return "\n".join(rows) if len(rows) > 2 else f"no columns under {root}"
 
@@ -121,6 +121,15 @@ def _others(root: str, column: str, version: str, data: Dataset, about: dict[str
     return any(columns.about(root, column, version, part) != about for part in there)
 
 
+def champion(root: str, model: str) -> "ModelVersion | None":
+    """The champion of a model, None where there is none or no tracking; a root without models loads no MLflow."""
+    if not (os.environ.get("MLFLOW_TRACKING_URI") or files.exists(files.join(root, "mlflow", "mlflow.db"))):
+        return None
+    from tasks import tracking
+
+    return tracking.champion(root, model)
+
+
 def _uses(root: str, entry: Version, listed: list[Version], known: list[Dataset], model: str) -> list[str]:
     """Who needs a version."""
     found = []
@@ -135,14 +144,12 @@ def _uses(root: str, entry: Version, listed: list[Version], known: list[Dataset]
 
         if entry.version == label.version():
             found.append("it is what `reelmill retrain` trains on")
-    if os.environ.get("MLFLOW_TRACKING_URI") or files.exists(files.join(root, "mlflow", "mlflow.db")):
-        from tasks import predict, tracking
+    if best := champion(root, model):
+        from tasks import predict
 
-        champion = tracking.champion(root, model)
-        if champion is not None:
-            checkpoint = checkpoints.describe(champion.checkpoint)
-            if entry.column == predict.COLUMN and entry.version == predict.version(checkpoint):
-                found.append(f"it holds the predictions of the champion, {model} {champion.version}")
+        checkpoint = checkpoints.describe(best.checkpoint)
+        if entry.column == predict.COLUMN and entry.version == predict.version(checkpoint):
+            found.append(f"it holds the predictions of the champion, {model} {best.version}")
     return found
 
 
@@ -162,7 +169,7 @@ def drop(
     uses = _uses(root, entry, listed, known, model)
     if uses and not force:
         raise InputError(f"column {column} {version} is in use: {'; '.join(uses)}; --force removes it all the same")
-    what = f"column {column} {version}: {len(entry.parts)} parts, {_size(entry.bytes)}"
+    what = f"column {column} {version}: {len(entry.parts)} parts, {in_units(entry.bytes)}"
     if dry_run:
         return f"would remove {what}; run again with --no-dry-run"
     versions.drop(root, column, version, entry.parts)

@@ -1,6 +1,6 @@
 """What a system costs: multiply-accumulates and parameters, counted on the meta device."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -13,11 +13,16 @@ def cost(
     frames: Annotated[int, Field(description="Frames of the input.", ge=1)] = 128,
     pixels: Annotated[int, Field(description="Height and width of the input.", ge=1)] = 224,
     classes: Annotated[int, Field(description="Classes of the head.", ge=1)] = 157,
+    thesis: Annotated[bool, Field(description="Instead, every figure that the thesis prints, ours beside it.")] = False,
+    form: Annotated[Literal["markdown", "csv"], Field(description="Form of that table.")] = "markdown",
 ) -> str:
     """Print multiply-accumulates (convolutions only, as the thesis counts, and linear layers beside) and parameters."""
     import models
     from models.cost import count, table
+    from models.published import as_csv, as_markdown, published
 
+    if thesis:
+        return (as_csv if form == "csv" else as_markdown)(list(published()))
     try:
         counted = count(lambda: models.build(system, size=size, num_classes=classes), (1, 3, frames, pixels, pixels))
     except (ValueError, TypeError) as error:

@@ -6,6 +6,7 @@ random moments. Then bytes are flipped, cut and removed, to see that each is fou
 
 import json
 import random
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -17,9 +18,10 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from storage import datasets, files, ledger, parts, plans, soundness, synthetic
+from storage import datasets, files, inventory, ledger, parts, plans, soundness, synthetic
 from storage.errors import Damaged, StoreError
 from storage.ledger import VOLATILE, Report
+from storage.stores import is_local
 from tasks import listing, pool, shard
 from tasks.report import say
 from tasks.verify import examine
@@ -200,6 +202,9 @@ def _differences(expected: dict[str, Any], found: dict[str, Any], when: str) -> 
 
 
 def _clear(scratch: str) -> None:
+    """Removes everything below the scratch folder, and on a local disk the empty folders that are left."""
+    for item in list(inventory.walk(scratch)):
+        files.remove(files.join(scratch, item.name))
     fs, path = files.locate(scratch)
-    if fs.exists(path):
-        fs.rm(path, recursive=True)
+    if is_local(fs):
+        shutil.rmtree(path, ignore_errors=True)

@@ -5,8 +5,9 @@ out to repeat a new one, so a verdict per clip would have to be rewritten; pairs
 added is compared with everything; what was compared before is taken from the dataset's last table.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -17,10 +18,10 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from storage import columns, files, near, scores, tables
+from storage.bands import Signatures
 from storage.datasets import Dataset
 from storage.errors import InputError
 from storage.ledger import Report
-from storage.near import Signatures
 from storage.parts import Part
 from tasks.report import say
 
@@ -35,6 +36,7 @@ PAIRS = pa.schema(
         ("move", pa.float32()),  # the same between what moves in them
         ("share", pa.float32()),  # of the shorter clip that was compared
         ("shift", pa.float32()),  # seconds by which the other is ahead
+        ("how", pa.string()),  # what was done to one of them beside that: mirrored, cropped, both or nothing
     ]
 )
 SCORES = "scores"
@@ -46,13 +48,9 @@ def version(scored: str) -> str:
     return f"near-{files.digest_of([scored, near.SETTINGS])[:8]}"
 
 
-def _name(parts: Iterable[Part]) -> str:
-    return files.digest_of(sorted(part.id for part in parts))[:16]
-
-
 def url(root: str, dataset: Dataset, scored: str) -> str:
     """Where the pairs of a dataset's parts are."""
-    return files.join(root, "near", version(scored), f"{_name(dataset.parts)}.parquet")
+    return files.join(root, "near", version(scored), near.table_of(part.id for part in dataset.parts))
 
 
 def read_pairs(root: str, dataset: Dataset, scored: str | None = None) -> list[dict[str, Any]] | None:
@@ -65,22 +63,27 @@ def read_pairs(root: str, dataset: Dataset, scored: str | None = None) -> list[d
 
 def _clips(root: str, dataset: Dataset, scored: str) -> pa.Table:
     """part, key, sha256, looks and moves of all clips, in the order of their keys."""
-    pieces = []
-    for part in dataset.parts:
-        try:
-            table = columns.read(root, SCORES, scored, part, ["looks", "moves"])
-        except FileNotFoundError as error:
-            raise InputError(f"dataset {dataset.name} has no scores; run `reelmill select` or prepare again") from error
-        table = table.append_column("sha256", part.table(["sha256"])["sha256"])
-        pieces.append(table.append_column("part", pa.array([part.id] * part.samples, pa.string())))
-    whole = pa.concat_tables(pieces)
+    whole = pa.concat_tables(files.at_once(partial(_of_part, root, scored), dataset.parts))
     return whole.take(pc.sort_indices(whole, [("key", "ascending"), ("part", "ascending")])).combine_chunks()
 
 
-def _signatures(clips: pa.Table) -> Signatures:
+def _of_part(root: str, scored: str, part: Part) -> pa.Table:
+    """What `_clips` has of one part; each of its objects is read once."""
+    index = part.table(["key", "sha256"])
+    try:
+        table = columns.read(root, SCORES, scored, part, ["looks", "moves"], index["key"].to_pylist())
+    except FileNotFoundError as error:
+        raise InputError(
+            f"part {part.id} has no scores {scored}; run `reelmill prepare`, or `reelmill select` with any threshold"
+        ) from error
+    table = table.append_column("sha256", index["sha256"])
+    return table.append_column("part", pa.array([part.id] * part.samples, pa.string()))
+
+
+def _signatures(clips: pa.Table) -> list[Signatures]:
     looks, moves = (clips[name].combine_chunks() for name in ("looks", "moves"))
     flat = [array.flatten().to_numpy(zero_copy_only=False) for array in (looks, moves)]
-    return Signatures(flat[0], flat[1], np.concatenate([[0], np.cumsum(pc.list_value_length(looks).to_numpy())]))
+    return near.views(flat[0], flat[1], pc.list_value_length(looks).to_numpy().astype(np.int64), scores.VIEWS)
 
 
 def _firsts(clips: pa.Table) -> np.ndarray:
@@ -126,7 +129,7 @@ def compare(root: str, dataset: Dataset, scored: str) -> pa.Table:
     found = near.pairs(_signatures(clips.take(places)), new[places])
     one, other = places[found["one"]], places[found["other"]]
     numbers = {name: found[name] for name in ("look", "move", "share")} | {"shift": found["shift"] / scores.GRID}
-    made = [_table(clips, one, other, "near", numbers)]
+    made = [_table(clips, one, other, "near", numbers, np.asarray(near.HOW)[found["how"]].tolist())]
     copies = np.flatnonzero(~alone)
     same = {"look": 0.0, "move": 0.0, "share": 1.0, "shift": 0.0}
     made.append(_table(clips, firsts[copies], copies, "exact", {k: np.full(len(copies), v) for k, v in same.items()}))
@@ -137,10 +140,13 @@ def compare(root: str, dataset: Dataset, scored: str) -> pa.Table:
     return pa.concat_tables(made).sort_by([(n, "ascending") for n in ("key", "part", "other", "other_part")])
 
 
-def _table(clips: pa.Table, one: Any, other: Any, kind: str, numbers: dict[str, np.ndarray]) -> pa.Table:
+def _table(
+    clips: pa.Table, one: Any, other: Any, kind: str, numbers: dict[str, np.ndarray], how: list[str] | None = None
+) -> pa.Table:
     mine, theirs = clips.take(one), clips.take(other)
     values = [mine["part"], mine["key"], theirs["part"], theirs["key"], pa.array([kind] * len(one), pa.string())]
     values += [pa.array(numbers[name], pa.float32()) for name in ("look", "move", "share", "shift")]
+    values.append(pa.array(how or [""] * len(one), pa.string()))
     return pa.table(values, schema=PAIRS)
 
 
@@ -188,6 +194,7 @@ class Repeat:
     look: float
     move: float
     share: float
+    how: str = ""
 
 
 def repeats(pairs: list[dict[str, Any]], order: Callable[[Clip], Any], usable: set[Clip]) -> dict[Clip, Repeat]:
@@ -220,7 +227,7 @@ def repeats(pairs: list[dict[str, Any]], order: Callable[[Clip], Any], usable: s
             look, move, share = (float(pair[name]) for name in ("look", "move", "share"))
             for clip in copies.get(first, [first]):
                 if clip in usable:
-                    found[clip] = Repeat(*heads[chosen], "near", look, move, share)
+                    found[clip] = Repeat(*heads[chosen], "near", look, move, share, pair["how"])
             continue
         kept.add(first)
         for clip in copies.get(first, []):

@@ -1,4 +1,4 @@
-"""Several checkpoints as one: a checkpoint of the system ``ensemble``, for evaluation, gate and inference."""
+"""Join trained checkpoints into one that evaluates, passes the gate and infers as any other: their ensemble."""
 
 from typing import Any
 
@@ -11,49 +11,55 @@ from storage.datasets import Dataset
 from storage.errors import InputError
 from tasks import report, tracking
 
-ALIKE = ("fps", "frames", "size", "whole", "features")  # how a system is given its clips
+SEEN = ("fps", "frames", "size", "whole", "features")  # what of a training's spec says how a model sees video
 
 
 def join(root: str, members: list[Checkpoint]) -> Checkpoint:
-    """Writes the ensemble of some checkpoints: the mean of their probabilities; the same members are the same one.
+    """Writes the ensemble of some checkpoints, once; the same members in any order are the same ensemble.
 
-    Raises `InputError` unless all know the same classes and are given the same clips.
+    Raises `InputError` for fewer than two members, and where they know other classes or see video otherwise.
     """
-    if len({member.digest for member in members}) < 2:
-        raise InputError("an ensemble needs at least two different models")
-    first = members[0].about
-    for member in members[1:]:
-        differ = [name for name in ALIKE if member.about["spec"].get(name) != first["spec"].get(name)]
-        differ += ["classes"] if member.about["classes"] != first["classes"] else []
-        if differ:
-            raise InputError(f"{members[0].url} and {member.url} differ in {', '.join(differ)}: they cannot be joined")
+    members = sorted({member.digest: member for member in members}.values(), key=lambda member: member.digest)
+    if len(members) < 2:
+        raise InputError(f"an ensemble needs two models or more, got {len(members)}")
+    first, *others = members
+    for other in others:
+        if other.about["classes"] != first.about["classes"]:
+            raise InputError(f"{first.url} and {other.url} know other classes; train them on the same dataset")
+        if _seen(other) != _seen(first):
+            raise InputError(f"{first.url} sees {_seen(first)}, {other.url} {_seen(other)}; train them alike")
     name = f"ensemble-{files.digest_of([member.digest for member in members])[:12]}"
-    if found := checkpoints.find(root, name):
+    found = checkpoints.find(root, name)
+    if found and found.final:
         return found
+    about = {
+        "system": "ensemble",
+        "options": {"members": [[member.about["system"], member.about["options"]] for member in members]},
+        "classes": first.about["classes"],
+        "spec": _seen(first),
+        "members": [{"url": member.url, "digest": member.digest} for member in members],
+    }
     weights = {
-        f"members.{i}.{key}": tensor
-        for i, member in enumerate(members)
+        f"members.{number}.{key}": tensor
+        for number, member in enumerate(members)
         for key, tensor in checkpoints.load_weights(member.url).items()
     }
-    options = {"members": [[member.about["system"], member.about["options"]] for member in members]}
-    spec = {key: first["spec"].get(key) for key in ALIKE}
-    about = {
-        "system": "ensemble", "options": options, "classes": first["classes"], "spec": spec,
-        "members": [{"checkpoint": member.url, "digest": member.digest} for member in members],
-    }  # fmt: skip
     return checkpoints.save(root, name, max(member.step for member in members), weights, {}, about, True)
 
 
-@task(task_run_name="ensemble", cache_policy=NO_CACHE)
-def ensemble(root: str, dataset: Dataset, tuned: dict[str, dict[str, Any]], parent: str) -> dict[str, Any]:
-    """Joins fine-tuned models, by what each was pretrained with, into a candidate like any other."""
-    checkpoint = join(root, [made["checkpoint"] for made in tuned.values()])
-    params = {"members": ", ".join(tuned), "mean": "probabilities"}
-    tags = {"dataset": f"{dataset.name}@{dataset.version}", "title": "ensemble", "checkpoint": checkpoint.url}
-    identity = checkpoint.url.rstrip("/").split("/")[-2]
-    run = tracking.resume_or_start(root, "ensemble", identity, params, tags, parent)
+def _seen(checkpoint: Checkpoint) -> dict[str, Any]:
+    return {name: checkpoint.about["spec"].get(name) for name in SEEN}
+
+
+@task(task_run_name="ensemble · {title}", cache_policy=NO_CACHE)
+def ensemble(root: str, dataset: Dataset, tuned: list[dict[str, Any]], title: str, parent: str) -> dict[str, Any]:
+    """Joins what `finetune` returned, with an MLflow run of its own; `evaluate` and `gate` take it as one of them."""
+    checkpoint = join(root, [one["checkpoint"] for one in tuned])
+    parts = [one["url"] for one in checkpoint.about["members"]]
+    tags = {"dataset": f"{dataset.name}@{dataset.version}", "title": title, "checkpoint": checkpoint.url}
+    name = checkpoint.url.rstrip("/").split("/")[-2]
+    run = tracking.resume_or_start(root, title, name, {"members": parts, "mean": "probabilities"}, tags, parent)
     tracking.tag(root, run, {"checkpoint_digest": checkpoint.digest})
     tracking.end(root, run)
-    report.say(f"  ensemble     {len(tuned)} models as one: {', '.join(tuned)}")
-    seconds = sum(made["seconds"] for made in tuned.values())
-    return {"checkpoint": checkpoint, "run": run, "curve": [], "seconds": seconds, "pretrained": None}
+    report.say(f"  ensemble     {title}: {len(parts)} models as one")
+    return {"checkpoint": checkpoint, "run": run, "curve": [], "seconds": 0.0, "pretrained": None}

@@ -16,7 +16,8 @@ TRUTH, SCORE = "#2b6cb0", "#dd6b20"
 PALETTE = [colormaps["tab10"](i) for i in range(10)]
 
 
-def _save(figure: Figure, path: Path) -> Path:
+def save(figure: Figure, path: Path) -> Path:
+    """Writes a figure as PNG, the same bytes every time."""
     figure.savefig(path, dpi=110, bbox_inches="tight", metadata={"Software": None})
     return path
 
@@ -40,7 +41,7 @@ def precision_recall(frames: FrameScores, classes: list[str], path: Path) -> Pat
     )
     axes.legend(title="class  AP", fontsize=8, title_fontsize=8, loc="lower left", frameon=False)
     axes.grid(alpha=0.25)
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def filmstrip(parts: list[Part], video: str) -> np.ndarray:
@@ -79,7 +80,7 @@ def timeline(video: ScoredVideo, classes: list[str], strip: np.ndarray, path: Pa
     main.plot([], [], color=TRUTH, alpha=0.4, lw=6, label="truth")
     main.plot([], [], color=SCORE, lw=1.3, label="score (0 to 1)")
     main.legend(loc="upper right", bbox_to_anchor=(1.0, -0.04), ncols=2, fontsize=8, frameon=False)
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def contact_sheet(rows: list[tuple[str, np.ndarray, np.ndarray]], classes: list[str], path: Path) -> Path:
@@ -98,7 +99,7 @@ def contact_sheet(rows: list[tuple[str, np.ndarray, np.ndarray]], classes: list[
         right.set(ylim=(-0.08, 1.08), xticks=[], yticks=[0, 1])
         right.tick_params(labelsize=7)
         right.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def curves(series: dict[str, list[tuple[int, float]]], path: Path) -> Path:
@@ -111,7 +112,7 @@ def curves(series: dict[str, list[tuple[int, float]]], path: Path) -> Path:
     axes.set(xlabel="step", ylabel="loss", title="Training loss")
     axes.legend(fontsize=8, frameon=False)
     axes.grid(alpha=0.25)
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def shots_sheet(frames: np.ndarray, times: np.ndarray, boundaries: list[float], path: Path) -> Path:
@@ -132,4 +133,4 @@ def shots_sheet(frames: np.ndarray, times: np.ndarray, boundaries: list[float], 
         axes[number][0].set_ylabel(f"shot {number + 1}\n{since[end - 1] - since[begin]:.1f} s", fontsize=8)
     for axis, title in zip(axes[0], ("first", "middle", "last"), strict=True):
         axis.set_title(title, fontsize=9)
-    return _save(figure, path)
+    return save(figure, path)

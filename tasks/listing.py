@@ -60,6 +60,7 @@ def plan_archive(
     Every file listed is in the ledger: kept, dropped (``unknown_extension``, ``duplicate``) or quarantined.
     """
     labels = labels_of(archive, labels_url, classes)
+    before = plans.latest(root, name)  # before anything is listed: whoever plans from here on has newer news
     with files.scratch() as folder:
         planning = Planning(folder)
         try:
@@ -70,7 +71,7 @@ def plan_archive(
                 raise InputError(f"{archive}: {count} files, none with the name of a video")
             check_paths(planning.unlisted(labels), labels_url or archive)
             planning.requeue(plans.requeued(root, name))
-            same = _recall(planning, root, name, recipe)
+            same = _recall(planning, root, name, before, recipe)
             identify(planning, root)
             window = max(1, math.ceil(unit / recipe["span"])) * recipe["span"]
             probe(planning, window)
@@ -79,7 +80,11 @@ def plan_archive(
             there = files.at_once(lambda part: parts.committed(root, part), moved)
             committed = [part for part, found in zip(moved, there, strict=True) if found]
             book, report = planning.account()
-            plan = plans.save(root, name, planning.write(recipe, committed))
+            written = planning.write(recipe, committed)
+            plan = plans.save(root, name, written, before)
+            if plan != files.digest_file(written)[:16]:
+                say("  list         another run has planned this dataset meanwhile; this one goes on with its plan")
+                plan = plans.newest(root, name, recipe)
             files.replace(book.read_bytes(), ledger.url(root, "list", name))
         finally:
             planning.close()
@@ -94,9 +99,9 @@ def _counted(found: Iterable[Source]) -> Iterator[Source]:
             state.advance()
 
 
-def _recall(planning: Planning, root: str, name: str, recipe: dict[str, Any]) -> bool:
+def _recall(planning: Planning, root: str, name: str, before: str, recipe: dict[str, Any]) -> bool:
     """Takes in the plan before; whether it cut clips in the same way, so that they may be used again."""
-    if not (before := plans.latest(root, name)):
+    if not before:
         return False
     url = plans.url(root, name, before)
     try:

@@ -47,6 +47,11 @@ def shape(step: int, spec: Any) -> tuple[int, int, int]:
     return spec.batch * clips * more, max(1, spec.frames // frames), size
 
 
+def splits(clips: int, group: int) -> int:
+    """In how many equal parts a batch is normalised: the most that have ``group`` clips or more."""
+    return max(parts for parts in range(1, max(1, clips // group) + 1) if clips % parts == 0)
+
+
 def shapes(spec: Any) -> Callable[[int], Shape]:
     """The shape of every step, with its first sample's place in the stream, a function of the step alone."""
     made = [shape(step, spec) for step in range(spec.steps)]

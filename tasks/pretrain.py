@@ -8,6 +8,7 @@ from typing import Any
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
+from storage import columns
 from storage.datasets import Dataset
 from storage.errors import InputError
 from storage.parts import Part
@@ -49,7 +50,7 @@ def spec_for(root: str, dataset: Dataset, kind: str, recipe: Recipe) -> Spec:
         objective=kind,
         system=recipe.backbone,
         options={"size": recipe.size},
-        labels=label.version(),
+        labels=_labels(root, parts, recipe),
         selection=dataset.selection,
         augmentation=recipe.augmentation if kind == "detection" else "none",
         volumes=recipe.volumes if kind == "detection" else {},
@@ -61,6 +62,20 @@ def spec_for(root: str, dataset: Dataset, kind: str, recipe: Recipe) -> Spec:
         norm_group=recipe.norm_group if recipe.multigrid else 0,
         **recipe.optimisation("pretrain"),
     )
+
+
+def _labels(root: str, parts: list[Part], recipe: Recipe) -> str:
+    """The version of the pseudo labels to train on; `InputError` where the one asked for does not cover the parts."""
+    if recipe.pseudo_labels is None:
+        return label.version()
+    version = recipe.pseudo_labels
+    lacking = [part.id for part in parts if not columns.has(root, label.COLUMN, version, part.id)]
+    if lacking:
+        raise InputError(
+            f"--pseudo-labels {version}: {len(lacking)} of {len(parts)} parts lack it; "
+            "run `reelmill label` again, or name a version that `reelmill columns` lists"
+        )
+    return version
 
 
 def tracked_fit(

@@ -73,6 +73,7 @@ class Recipe:
     precision: Precision = "fp32"
     compile: bool = False
     augmentation: Mode = "freeze"
+    pseudo_labels: str | None = None  # version of the column to pretrain on; None: the video's label on every frame
     volumes: dict[str, Any] = field(default_factory=dict)  # other options of the augmentation, e.g. {"segments": 2}
     seed: int = 0
     ranks: int = 1

@@ -1,9 +1,13 @@
 """What people see while a stage runs and after it: lines on the terminal, progress and tables in Prefect."""
 
+import re
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextvars import Context, copy_context
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -14,7 +18,8 @@ from prefect.artifacts import (
     create_table_artifact,
     update_progress_artifact,
 )
-from prefect.context import FlowRunContext, TaskRunContext
+from prefect.context import FlowRunContext, SyncClientContext, TaskRunContext
+from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
 from storage.secrets import redact
 from tasks import redaction
@@ -22,7 +27,8 @@ from tasks import redaction
 redaction.install()  # whoever runs a stage imports this file
 
 EVERY = 3.0  # seconds between progress lines
-SILENCE = 60.0  # seconds without progress to a server that does not answer
+SILENCE = 60.0  # seconds in which a server that does not answer is not asked again
+HASTE = 10.0  # seconds that a server has for an answer while the work waits
 TABLE_ROWS = 1000  # an artifact is a page, not an archive
 
 
@@ -36,14 +42,18 @@ def say(text: str) -> None:
     print(redact(text), flush=True)
 
 
-_silent_until = 0.0  # Prefect did not answer; until then it is not told of progress
+_silent_until = 0.0  # Prefect did not answer; until then it is not asked again
+_untold: deque[tuple[Context, Callable[[], Any]]] = deque(maxlen=1000)  # what is to stay, and could not be told yet
 
 
-def _tell(function: Callable[..., Any], *args: Any, **words: Any) -> Any:
-    """Tells Prefect something. What a run has done does not hang on whether its server answers."""
+def tell(function: Callable[..., Any], *args: Any, **words: Any) -> Any:
+    """Tells Prefect something, or asks it; None where its server does not answer, which no work waits for."""
     global _silent_until
+    if time.monotonic() < _silent_until:
+        return None
     try:
-        return function(*args, **words)
+        with _hasty():
+            return function(*args, **words)
     except (httpx.TransportError, OSError) as error:
         _silent_until = time.monotonic() + SILENCE
         say(f"  prefect      does not answer ({type(error).__name__}); the work goes on")
@@ -53,6 +63,46 @@ def _tell(function: Callable[..., Any], *args: Any, **words: Any) -> Any:
         _silent_until = time.monotonic() + SILENCE
         say(f"  prefect      fails ({error.response.status_code}); the work goes on")
     return None
+
+
+def key_of(name: str) -> str:
+    """A name as Prefect takes it for an artifact's key: lowercase letters, digits and dashes."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
+def _hasty() -> AbstractContextManager:
+    """A client of its own that neither tries again nor waits long: the run's takes minutes over a lost server."""
+    stack = ExitStack()
+    if SyncClientContext.get() is not None:
+        stack.enter_context(temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}))
+        client = SyncClientContext(httpx_settings={"timeout": HASTE})
+        client._httpx_settings = None  # so that Prefect's own calls, which ask for no settings, take it
+        stack.enter_context(client)
+    return stack
+
+
+def _leave(function: Callable[..., Any], *args: Any, **words: Any) -> None:
+    """Tells Prefect what is to stay there: kept, and told later, where its server does not answer now."""
+    _untold.append((copy_context(), partial(function, *args, **words)))  # the context says which run it is of
+    catch_up()
+
+
+def catch_up(again: bool = False) -> int:
+    """Tells Prefect what it has not heard yet, oldest first; how much is left. ``again``: also after a silence."""
+    global _silent_until
+    if again:
+        _silent_until = 0.0
+    while _untold and time.monotonic() >= _silent_until:
+        context, call = _untold.popleft()
+        context.run(tell, call)
+        if time.monotonic() < _silent_until:
+            _untold.appendleft((context, call))
+    return len(_untold)
+
+
+def left() -> int:
+    """How many artifacts Prefect has not been told of."""
+    return len(_untold)
 
 
 def clock(seconds: float) -> str:
@@ -87,8 +137,8 @@ class Progress:
             f"  {self.name:<12} {self.done}/{self.total} {self.unit}"
             f" · {rate:.1f}/s · ETA {clock(left)}{' · ' + note if note else ''}"
         )
-        if self.artifact is not None and time.monotonic() >= _silent_until:
-            _tell(update_progress_artifact, self.artifact, progress=100.0 * self.done / max(1, self.total))
+        if self.artifact is not None:
+            tell(update_progress_artifact, self.artifact, progress=100.0 * self.done / max(1, self.total))
 
 
 @contextmanager
@@ -97,12 +147,12 @@ def progress(name: str, total: int, unit: str = "parts") -> Iterator[Progress]:
     artifact = None
     if in_run():
         text = redact(f"{name}: {total} {unit}")
-        made = _tell(create_progress_artifact, 0.0, key=f"progress-{name}", description=text)
+        made = tell(create_progress_artifact, 0.0, key=key_of(f"progress-{name}"), description=text)
         artifact = made if made is None or isinstance(made, UUID) else UUID(str(made))
     state = Progress(name, total, unit, artifact)
     yield state
     if artifact is not None and state.done >= state.total:
-        _tell(update_progress_artifact, artifact, progress=100.0)
+        tell(update_progress_artifact, artifact, progress=100.0)
 
 
 def table(key: str, rows: list[dict[str, Any]], description: str) -> None:
@@ -111,13 +161,13 @@ def table(key: str, rows: list[dict[str, Any]], description: str) -> None:
         return
     more = f" (the first {TABLE_ROWS} of {len(rows)})" if len(rows) > TABLE_ROWS else ""
     plain = [{redact(k): redact(str(v)) for k, v in row.items()} for row in rows[:TABLE_ROWS]]
-    _tell(create_table_artifact, plain or [{"": "nothing"}], key=key, description=redact(description + more))
+    _leave(create_table_artifact, plain or [{"": "nothing"}], key=key_of(key), description=redact(description + more))
 
 
 def markdown(key: str, text: str, description: str = "") -> None:
     """Publishes a markdown artifact."""
     if in_run():
-        _tell(create_markdown_artifact, redact(text), key=key, description=redact(description))
+        _leave(create_markdown_artifact, redact(text), key=key_of(key), description=redact(description))
 
 
 def escape(text: str) -> str:

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from storage import datasets, files, ledger, plans
+from storage import datasets, files, ledger, plans, records
 from storage.errors import InputError
 from storage.limits import REASONS
 from tasks.report import say
@@ -20,9 +20,9 @@ def quarantined(root: str, name: str) -> dict[str, tuple[str, str]]:
     if not plan:
         datasets.load(root, name)  # names those that are there
     found: dict[str, tuple[str, str]] = {}
-    for draft in plans.drafts(root, name, plan) if plan else []:  # an adopted dataset has no plan
-        entries = {entry.item: entry for entry in ledger.read(root, "shard", draft.id)}
-        for member in plans.members(draft):
+    for part, members in plans.members_of(root, name, plan).items() if plan else ():  # an adopted dataset has no plan
+        entries = {entry.item: entry for entry in ledger.read(root, "shard", part)}
+        for member in members:
             entry = entries.get(member.name)
             if entry is not None and entry.verdict == "quarantined":
                 found[member.name] = (member.identity, entry.reason)
@@ -56,8 +56,9 @@ def requeue(
 
     def more(before: bytes | None) -> bytes:
         attempts: dict[str, Any] = json.loads(before) if before else {}
+        attempts.pop(records.DIGEST, None)
         attempts |= {identity: attempts.get(identity, 0) + 1 for identity in set(chosen.values())}
-        return json.dumps(attempts, indent=1, sort_keys=True).encode()
+        return plans.asked(attempts)
 
     if chosen:
         files.update(plans.requeued_url(root, dataset), more)

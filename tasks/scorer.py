@@ -29,7 +29,7 @@ def load(url: str) -> nn.Module:
     torch.set_num_threads(1)  # the pool's threads share the cores
     about = checkpoints.describe(url).about
     model = models.build(about["system"], num_classes=len(about["classes"]), **about["options"])
-    model.load_state_dict(checkpoints.load_weights(url))
+    model.load_state_dict(checkpoints.load_weights(url, model.state_dict()))
     return model.eval() if takes(about) == "features" else model.eval().to(memory_format=torch.channels_last_3d)
 
 

@@ -1,10 +1,10 @@
 """Thresholds, applied late: from stored scores to the clips that a dataset uses. Decodes nothing, rebuilds nothing."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import pyarrow as pa
 from prefect import task
@@ -13,7 +13,7 @@ from pydantic import Field
 
 from storage import columns, datasets, files, ledger, scores
 from storage.datasets import SELECTION, Dataset
-from storage.errors import InputError
+from storage.errors import Conflict, InputError
 from storage.ledger import Entry, Report
 from storage.parts import Part
 from tasks.duplicates import Clip, Repeat, find_duplicates, read_pairs, repeats, version
@@ -21,82 +21,74 @@ from tasks.report import say
 from tasks.score import COLUMN as SCORES
 from tasks.score import score_dataset
 from tasks.stage import cover
-
-RULES = (  # reason, score, threshold, whether a clip has to be at least at it; the first that a clip breaks is named
-    ("too_short", "duration", "min_duration", True),
-    ("black", "black", "max_black", False),
-    ("static", "motion", "min_motion", True),
-    ("repeated_frames", "static", "max_static", False),
-    ("blurred", "sharpness", "min_sharpness", True),
+from tasks.thresholds import (
+    MAX_BLACK,
+    MAX_STATIC,
+    MIN_DURATION,
+    MIN_MOTION,
+    MIN_SHARPNESS,
+    NEAR_DUPLICATES,
+    Thresholds,
+    broken,
+    check,
 )
-REASONS = (*(rule[0] for rule in RULES), "near_duplicate")
+
 SHOWN = ("duration", *scores.NAMES)  # scores in the ledger
 SCHEMA = pa.schema([("key", pa.string()), ("kept", pa.bool_()), ("reason", pa.string()), ("of", pa.string())])
 USES = {"heldout": 0, "train": 1}  # of two that show the same, the held-out one stays: the training copy is the leak
 LABELLED = {"segments": 0, "video": 1}
 
 
-@dataclass(frozen=True)
-class Thresholds:
-    """What a clip has to be; the defaults drop nothing. Scores are those of `storage.scores.Scores`."""
+@dataclass(frozen=True, eq=False)
+class Judged:
+    """A part with the scores of its clips and with those of them that repeat another clip, by key."""
 
-    min_motion: float = 0.0  # share of the luma range, in a quarter of a second
-    min_sharpness: float = 0.0
-    max_black: float = 1.0  # share of frames
-    max_static: float = 1.0  # share of frames
-    min_duration: float = 0.0  # seconds
-    near_duplicates: Literal["keep", "drop"] = "keep"
+    part: Part
+    scores: pa.Table
+    repeated: dict[str, Repeat]
 
     @property
-    def off(self) -> bool:
-        return self == Thresholds()
+    def id(self) -> str:
+        return self.part.id
 
-    @property
-    def numbers(self) -> dict[str, float]:
-        """The thresholds as the ledger has them."""
-        values = asdict(self)
-        return values | {"near_duplicates": float(self.near_duplicates == "keep")}
-
-
-def check(thresholds: Thresholds) -> None:
-    for name, value in asdict(thresholds).items():
-        flag = "--" + name.replace("_", "-")
-        if name == "near_duplicates":
-            if value not in ("keep", "drop"):
-                raise InputError(f"{flag} {value}: choose keep or drop")
-        elif not 0 <= value < float("inf"):
-            raise InputError(f"{flag} {value}: must be a number from 0 on")
-        elif name.startswith("max_") and value > 1:
-            raise InputError(f"{flag} {value}: is a share of frames, from 0 to 1")
+    def reasons(self, thresholds: Thresholds) -> list[str]:
+        """For each clip the reason why it is dropped, or nothing."""
+        keys = self.scores["key"].to_pylist()
+        found = zip(keys, broken(self.scores, thresholds), strict=True)
+        return [reason or ("near_duplicate" if key in self.repeated else "") for key, reason in found]
 
 
-def broken(row: dict[str, Any], thresholds: Thresholds) -> str:
-    """The reason why a clip of these scores is dropped, or nothing."""
-    limits = asdict(thresholds)
-    for reason, score, threshold, least in RULES:
-        if row[score] < limits[threshold] if least else row[score] > limits[threshold]:
-            return reason
-    return ""
-
-
-def scored(root: str, part: Part, version: str, fields: tuple[str, ...] = SHOWN) -> list[dict[str, Any]]:
+def scored(
+    root: str, part: Part, version: str, fields: Iterable[str] = SHOWN, keys: list[str] | None = None
+) -> pa.Table:
     """The scores of a part's clips; InputError where the part was not scored."""
     try:
-        return columns.read(root, SCORES, version, part, list(fields)).to_pylist()
+        return columns.read(root, SCORES, version, part, list(fields), keys)
     except FileNotFoundError as error:
-        raise InputError(f"part {part.id} has no scores {version}; run `reelmill select` or prepare again") from error
+        raise InputError(
+            f"part {part.id} has no scores {version}; run `reelmill prepare`, or `reelmill select` with any threshold"
+        ) from error
 
 
-def repetitions(
-    root: str, dataset: Dataset, version: str, thresholds: Thresholds, pairs: list[dict[str, Any]] | None = None
-) -> dict[Clip, Repeat]:
-    """The clips that pass every other threshold and repeat one that does too, with what they repeat.
+def judge(root: str, dataset: Dataset, version: str, thresholds: Thresholds, found: Iterable[pa.Table]) -> list[Judged]:
+    """The parts of a dataset with their tables of scores, which ``found`` has in order, and what repeats.
 
-    Of two that show the same the held-out one is kept, then the one with more labels, then the first by key.
+    A repetition passes every other threshold and repeats a clip that does too. Of two that show the same the
+    held-out one is kept, then the one with more labels, then the first by key.
     """
+    tables = dict(zip((part.id for part in dataset.parts), found, strict=True))
+    repeated: dict[str, dict[str, Repeat]] = {}
+    for (part, key), repeat in _repetitions(root, dataset, version, thresholds, tables).items():
+        repeated.setdefault(part, {})[key] = repeat
+    return [Judged(part, tables[part.id], repeated.get(part.id, {})) for part in dataset.parts]
+
+
+def _repetitions(
+    root: str, dataset: Dataset, version: str, thresholds: Thresholds, tables: dict[str, pa.Table]
+) -> dict[Clip, Repeat]:
     if thresholds.near_duplicates == "keep":
         return {}
-    pairs = read_pairs(root, dataset, version) if pairs is None else pairs
+    pairs = read_pairs(root, dataset, version)
     if pairs is None:
         raise InputError(
             f"dataset {dataset.name} was not searched for duplicates; run `reelmill select --near-duplicates drop`"
@@ -107,18 +99,10 @@ def repetitions(
     for part in dataset.parts:
         if part.id in concerned:
             rank[part.id] = (USES.get(part.split, 2), LABELLED.get(part.labelled, 2))
-            rows = scored(root, part, version)
-            usable |= {(part.id, row["key"]) for row in rows if not broken(row, thresholds)}
+            table = tables[part.id]
+            judged = zip(table["key"].to_pylist(), broken(table, thresholds), strict=True)
+            usable |= {(part.id, key) for key, reason in judged if not reason}
     return repeats(pairs, lambda clip: (*rank[clip[0]], clip[1], clip[0]), usable)
-
-
-def verdicts(
-    part: Part, rows: list[dict[str, Any]], thresholds: Thresholds, repeated: dict[Clip, Repeat]
-) -> Iterator[tuple[dict[str, Any], str, Repeat | None]]:
-    """Yields (scores, reason or nothing, what is repeated) of each clip of a part."""
-    for row in rows:
-        repeat = repeated.get((part.id, row["key"]))
-        yield row, broken(row, thresholds) or ("near_duplicate" if repeat else ""), repeat
 
 
 def selection_version(root: str, dataset: Dataset, version_: str, thresholds: Thresholds) -> str:
@@ -128,20 +112,19 @@ def selection_version(root: str, dataset: Dataset, version_: str, thresholds: Th
     return f"select-{files.digest_of(found)[:12]}"
 
 
-def select_part(
-    part: Part, *, root: str, version: str, name: str, thresholds: Thresholds, repeated: dict[Clip, Repeat]
-) -> Report:
+def select_part(judged: Judged, *, root: str, version: str, name: str, thresholds: Thresholds) -> Report:
     """Writes the account of one part and commits its selection."""
     entries: list[Entry] = []
-    made: list[dict[str, Any]] = []
-    for row, reason, repeat in verdicts(part, scored(root, part, version), thresholds, repeated):
+    made: list[dict[str, object]] = []
+    for row, reason in zip(judged.scores.to_pylist(), judged.reasons(thresholds), strict=True):
         numbers = {score: float(row[score]) for score in SHOWN}
-        of = ""
-        if reason == "near_duplicate" and repeat is not None:
-            of = repeat.key
+        of = how = ""
+        if reason == "near_duplicate":
+            repeat = judged.repeated[row["key"]]
+            of, how = repeat.key, f" ({repeat.how})" if repeat.how else ""
             numbers |= {"look": repeat.look, "move": repeat.move, "share": repeat.share}
         verdict = "dropped" if reason else "kept"
-        detail = f"shows what {of} shows" if of else ""
+        detail = f"shows what {of} shows{how}" if of else ""
         entries.append(
             Entry(
                 row["key"], verdict, reason, detail, clips=int(not reason), duration=row["duration"],
@@ -149,45 +132,52 @@ def select_part(
             )
         )  # fmt: skip
         made.append({"key": row["key"], "kept": not reason, "reason": reason, "of": of})
-    ledger.write(root, "select", f"{part.id}-{name}", entries)
+    ledger.write(root, "select", f"{judged.id}-{name}", entries)
     about = {"scores": version, "thresholds": asdict(thresholds)}
-    columns.write(root, SELECTION, name, part, pa.Table.from_pylist(made, schema=SCHEMA), about)
+    columns.write(root, SELECTION, name, judged.part, pa.Table.from_pylist(made, schema=SCHEMA), about)
     return ledger.tally(entries)
 
 
-def select_dataset(root: str, dataset: Dataset, version: str, thresholds: Thresholds) -> tuple[Dataset, Report]:
+def select_dataset(
+    root: str, dataset: Dataset, version: str, thresholds: Thresholds, before: str | None = None
+) -> tuple[Dataset, Report]:
     """Freezes the dataset with the clips that keep to the thresholds; returns it and the counts over all its clips.
+
+    ``before`` is what ``latest`` pointed to when that was decided; see `datasets.freeze`.
 
     Raises `InputError` where scores or duplicates are missing and where no clip would be left.
     """
     check(thresholds)
     about = {key: value for key, value in dataset.about.items() if key not in ("thresholds", "scores")}
     if thresholds.off:
-        return datasets.freeze(root, dataset.name, dataset.parts, about), Report(dataset.clips, dataset.clips)
+        chosen = datasets.freeze(root, dataset.name, dataset.parts, about, before=before)
+        return chosen, Report(dataset.clips, dataset.clips)
     name = selection_version(root, dataset, version, thresholds)
-    repeated = repetitions(root, dataset, version, thresholds)
-    total = count(root, dataset, version, thresholds, repeated)
+    found = files.at_once(lambda part: scored(root, part, version), dataset.parts)
+    judged = judge(root, dataset, version, thresholds, found)
+    total = count(judged, thresholds)
     if not total.kept:
         reasons = ", ".join(f"{n} {reason}" for reason, n in total.dropped.most_common())
         raise InputError(f"dataset {dataset.name}: these thresholds drop all {total.items} clips ({reasons})")
-    work = partial(select_part, root=root, version=version, name=name, thresholds=thresholds, repeated=repeated)
-    cover("select", dataset.parts, work, lambda part: columns.has(root, SELECTION, name, part.id))
+    work = partial(select_part, root=root, version=version, name=name, thresholds=thresholds)
+    # What it does is wait for the store, so more at a time than there are cores.
+    cover("select", judged, work, lambda one: columns.has(root, SELECTION, name, one.id), width=files.AT_ONCE)
     about |= {"thresholds": asdict(thresholds), "scores": version}
     lost = ", ".join(f"{n} {reason}" for reason, n in total.dropped.most_common()) or "none"
     say(f"  select       {total.kept} of {total.items} clips kept, dropped: {lost}")
-    return datasets.freeze(root, dataset.name, dataset.parts, about, name), total
+    return datasets.freeze(root, dataset.name, dataset.parts, about, name, before=before), total
 
 
-def count(root: str, dataset: Dataset, version: str, thresholds: Thresholds, repeated: dict[Clip, Repeat]) -> Report:
+def count(judged: list[Judged], thresholds: Thresholds) -> Report:
     """What the thresholds would keep and drop; ``seconds`` is the duration of what is kept."""
     total = Report()
     reasons: Counter = Counter()
-    for part in dataset.parts:
-        for row, reason, _ in verdicts(part, scored(root, part, version), thresholds, repeated):
-            total.items += 1
-            reasons[reason] += 1
-            total.seconds += 0.0 if reason else row["duration"]
-    total.kept = reasons.pop("", 0)
+    for one in judged:
+        found = one.reasons(thresholds)
+        reasons.update(found)
+        durations = one.scores["duration"].to_pylist()
+        total.seconds += sum(s for s, reason in zip(durations, found, strict=True) if not reason)
+    total.items, total.kept = reasons.total(), reasons.pop("", 0)
     total.dropped = reasons
     return total
 
@@ -195,30 +185,21 @@ def count(root: str, dataset: Dataset, version: str, thresholds: Thresholds, rep
 @task(task_run_name="select · {dataset.name}", cache_policy=NO_CACHE)
 def select(root: str, dataset: Dataset, version: str, thresholds: Thresholds) -> tuple[Dataset, Report]:
     """Selects the clips that keep to the thresholds; see `select_dataset`."""
-    return select_dataset(root, dataset, version, thresholds)
+    chosen, total = select_dataset(root, dataset, version, thresholds, dataset.about.get("before"))
+    if [part.id for part in chosen.parts] != [part.id for part in dataset.parts]:
+        say(f"  select       another run was first with version {chosen.version}; this one goes on with that")
+    return chosen, total
 
 
 def choose(
     root: Annotated[str, Field(description="Folder or URL that `prepare` has written to.")],
     dataset: Annotated[str, Field(description="Name of the dataset.")] = "archive",
-    min_motion: Annotated[
-        float,
-        Field(
-            description="Least change of luma in a quarter of a second, as a share of its range; 0.002 finds stills.",
-            ge=0,
-        ),
-    ] = 0.0,
-    min_sharpness: Annotated[
-        float, Field(description="Least variance of the Laplacian over the variance of luma.", ge=0)
-    ] = 0.0,
-    max_black: Annotated[float, Field(description="Largest share of black frames.", ge=0, le=1)] = 1.0,
-    max_static: Annotated[
-        float, Field(description="Largest share of frames that repeat the one before.", ge=0, le=1)
-    ] = 1.0,
-    min_duration: Annotated[float, Field(description="Least seconds of a clip.", ge=0)] = 0.0,
-    near_duplicates: Annotated[
-        Literal["keep", "drop"], Field(description="Whether to drop clips that show what another one shows.")
-    ] = "keep",
+    min_motion: Annotated[float, MIN_MOTION] = 0.0,
+    min_sharpness: Annotated[float, MIN_SHARPNESS] = 0.0,
+    max_black: Annotated[float, MAX_BLACK] = 1.0,
+    max_static: Annotated[float, MAX_STATIC] = 1.0,
+    min_duration: Annotated[float, MIN_DURATION] = 0.0,
+    near_duplicates: Annotated[Literal["keep", "drop"], NEAR_DUPLICATES] = "keep",
 ) -> str:
     """Apply thresholds to the stored scores and freeze the dataset with the clips that pass.
 
@@ -234,5 +215,7 @@ def choose(
         score_dataset(root, found)
         if near_duplicates == "drop":
             find_duplicates(root, found, version)
-    chosen, total = select_dataset(root, found, version, thresholds)
+    chosen, total = select_dataset(root, found, version, thresholds, found.version)
+    if [part.id for part in chosen.parts] != [part.id for part in found.parts]:
+        raise Conflict(f"dataset {dataset} has moved on to version {chosen.version} meanwhile; select again")
     return f"dataset {dataset} {chosen.version}: {total.kept} of {total.items} clips"

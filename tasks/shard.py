@@ -10,6 +10,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from storage import datasets, files, inflight, ledger, parts, plans, sandbox, sources
+from storage.cutting import METHOD
 from storage.errors import BudgetExceeded, Damaged, Incomplete
 from storage.ledger import Entry, Report
 from storage.limits import Rejected, check_size
@@ -28,7 +29,7 @@ Cutting = Literal["exact", "copy"]
 
 def recipe(span: float, short_side: int, splitting: Splitting, cutting: Cutting) -> dict[str, Any]:
     """What decides which clips a source gives: part of every part's identity."""
-    found: dict[str, Any] = {"span": span, "short_side": short_side, "cutting": cutting}
+    found: dict[str, Any] = {"span": span, "short_side": short_side, "cutting": cutting, "method": METHOD}
     if splitting != "span":
         found["shots"] = shots.describe(splitting)
     return found
@@ -80,7 +81,7 @@ class _Cutter:
                 continue
             inflight.begin(self.root, self.draft.id, member.name, suspects)
             try:
-                done = self._cut(member, folder, alone=member.name in suspects)
+                done, notes = self._cut(member, folder, alone=member.name in suspects)
             except Rejected as error:
                 detail = error.detail.replace(str(self.folder), "").strip()
                 cause = type(error.__cause__).__name__ if error.__cause__ else "Rejected"
@@ -88,7 +89,7 @@ class _Cutter:
                 entry = Entry(member.name, "quarantined", error.reason, detail, error=cause, seconds=spent)
                 yield entry, [], []
             else:
-                yield self._entry(member, began, done)
+                yield self._entry(member, began, done, notes)
 
     def _entry(
         self, member: Member, began: float, done: tuple[list[Any], list[Path]], detail: str = ""
@@ -122,7 +123,8 @@ class _Cutter:
             self.others[part] = (found, found.rows() if found else [])
         return self.others.get(part, (None, []))
 
-    def _cut(self, member: Member, folder: Path, *, alone: bool) -> tuple[list[Any], list[Path]]:
+    def _cut(self, member: Member, folder: Path, *, alone: bool) -> tuple[tuple[list[Any], list[Path]], str]:
+        """The rows and files of a source's clips, and what was done to its frames beyond scaling."""
         check_size(member.source.size)
         path, content = self._fetch(member), member.content_id
         with sources.reading(member.source):
@@ -138,7 +140,8 @@ class _Cutter:
         options |= {"window": window, "bounds": bounds}
         self.decoded += 1
         clips = sandbox.cut_alone(path, folder, **options) if alone else box.cut(path, folder, **options)
-        return [_row(member, content, clip) for clip in clips], [folder / clip["file"] for clip in clips]
+        rows, media = [_row(member, content, clip) for clip in clips], [folder / clip["file"] for clip in clips]
+        return (rows, media), "; ".join(dict.fromkeys(note for clip in clips for note in clip["notes"]))
 
     def _fetch(self, member: Member) -> str:
         place = f"{member.source.url}@{member.source.offset}"
@@ -231,6 +234,12 @@ def shard(
     root: str, name: str, plan: str, recipe: dict[str, Any], failure_budget: float, listed: Report
 ) -> tuple[datasets.Dataset, Report]:
     """Cuts and shards what is missing of a plan; the dataset is not the latest before clips are selected."""
+    before = datasets.latest(root, name)  # in this order: a plan that is newer than this shows
+    plan = plans.newest(root, name, recipe)
     found, total = shard_archive(root, name, plan, recipe=recipe, failure_budget=failure_budget, listed=listed)
-    about = {"recipe": recipe, "before": datasets.latest(root, name)}
+    if not any(part.samples for part in found):
+        lost = total.quarantined + total.dropped + listed.quarantined + listed.dropped
+        why = ", ".join(f"{n} {reason}" for reason, n in lost.most_common())
+        raise BudgetExceeded(f"none of {listed.items} files gave a clip ({why}); see the ledger under {root}/ledger")
+    about = {"recipe": recipe, "before": before}
     return datasets.freeze(root, name, found, about, move=False), total

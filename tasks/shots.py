@@ -112,7 +112,7 @@ class ByLearning:
         from models.shots import transitions
 
         scores = torch.cat([*self.scores, self.scorer.end()])
-        return [Change(t.start, t.end, t.cut, t.score) for t in transitions(scores, self.threshold)]
+        return [Change(*found) for found in transitions(scores, self.threshold)]
 
 
 class Finder:

@@ -118,10 +118,12 @@ def inferred(root: str, dataset: str, model: str, found: dict[str, Any]) -> dict
     return found | {"task_runs": task_runs()}
 
 
-def task_runs() -> int:
-    """How many task runs the current flow run has had so far."""
-    if not flow_run.id:
-        return 0
+def task_runs() -> int | None:
+    """How many task runs the current flow run has had so far; None where Prefect's server does not answer."""
+    return report.tell(_count_task_runs) if flow_run.id else 0
+
+
+def _count_task_runs() -> int:
     with get_client(sync_client=True) as client:
         only = FlowRunFilter(id=FlowRunFilterId(any_=[flow_run.id]))
         return len(client.read_task_runs(flow_run_filter=only, task_run_filter=TaskRunFilter(), limit=200))

@@ -4,6 +4,7 @@ The only file that imports mlflow. Calls name the run they are for, so that trai
 """
 
 import contextlib
+import functools
 import json
 import os
 import threading
@@ -20,7 +21,7 @@ from mlflow import MlflowClient
 from mlflow.entities import DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 
-from storage import files
+from storage import files, local
 from storage.datasets import Dataset
 from storage.errors import InputError
 from storage.secrets import redact
@@ -43,6 +44,7 @@ def client(root: str) -> MlflowClient:
     mlflow.set_registry_uri(uri)
     if given is None:  # mlflow has just set it, and the next root would take it for the caller's wish
         os.environ.pop("MLFLOW_TRACKING_URI", None)
+        _make_tables(uri)
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 
@@ -53,6 +55,13 @@ def _embedded(root: str) -> str:
     folder = Path(path) / "mlflow"
     folder.mkdir(parents=True, exist_ok=True)
     return f"sqlite:///{folder / 'mlflow.db'}"
+
+
+@functools.cache
+def _make_tables(uri: str) -> None:
+    """Makes MLflow's tables, one process at a time: two that begin at once on a new database fail each other."""
+    with local.locked(uri.removeprefix("sqlite:///")):
+        MlflowClient(tracking_uri=uri, registry_uri=uri)  # fetches its store, which makes them where there are none
 
 
 def _experiment(root: str) -> str:

@@ -92,6 +92,7 @@ def build(spec: Spec) -> nn.Module:
     model = models.build(spec.system, num_classes=len(spec.classes), **spec.options)
     weights = model.state_dict()
     if spec.start:
+        checkpoints.load_weights(spec.start, weights, free="fc2.")  # says what does not fit
         _adopt(weights, list(weights), "", spec.start, spec.classes)
     for prefix, url in sorted(spec.starts.items()):
         known = checkpoints.load_weights(url)
@@ -100,8 +101,6 @@ def build(spec: Spec) -> nn.Module:
             raise InputError(f"checkpoint {url} has no weights for {prefix!r} of {spec.system}")
         _adopt(weights, own, f"{prefix}.", url, spec.classes)
     model.load_state_dict(weights)
-    if spec.norm_group:
-        split_norms(model, spec.norm_group)
     return model if spec.features else model.to(memory_format=torch.channels_last_3d)
 
 
@@ -160,6 +159,8 @@ def train_step(
         seen = _pixels(seen, inner.config)
     if "whole" in given:
         given["whole"] = _pixels(given["whole"], inner.config)
+    if spec.norm_group:
+        split_norms(inner, multigrid.splits(len(seen), spec.norm_group))
     times = multigrid.times(step, spec) if spec.multigrid else 1.0
     for group in optimizer.param_groups:
         group["lr"] = rate(step, spec) * group.get("times", 1.0) * times
@@ -208,7 +209,7 @@ def run(spec: Spec, name: str, rank: int = 0, ranks: int = 1) -> None:
     first = 0
     if found:
         first = found.step
-        model.load_state_dict(checkpoints.load_weights(found.url))
+        model.load_state_dict(checkpoints.load_weights(found.url, model.state_dict()))
         optimizer.load_state_dict(checkpoints.load_state(found.url)["optimizer"])
     wrapped = _wrapped(model, spec, ranks)
     wrapped.train()
@@ -227,6 +228,8 @@ def run(spec: Spec, name: str, rank: int = 0, ranks: int = 1) -> None:
             pace = (done - first) / seconds
             lr = optimizer.param_groups[0]["lr"]
             _say(rank, {"event": "step", "step": done, "loss": loss, "lr": lr, "pace": pace})
+        if spec.norm_group and (done % spec.checkpoint_every == 0 or done == spec.steps):
+            split_norms(model, 1)  # also where nothing is saved, so that a run that goes on is the same one
         if rank == 0 and (done % spec.checkpoint_every == 0 or done == spec.steps):
             state = {"optimizer": optimizer.state_dict()}
             weights = {key: tensor.contiguous() for key, tensor in model.state_dict().items()}

@@ -1,6 +1,7 @@
 """Check every byte under a root, or a sample of it, against the digests that were written with it."""
 
 from collections import Counter
+from collections.abc import Iterator
 from functools import partial
 from typing import Annotated
 
@@ -8,6 +9,8 @@ from pydantic import Field
 
 from storage import datasets, files, soundness
 from storage.errors import Damaged, StoreError
+from storage.listed import Seen
+from storage.parts import Part
 from storage.soundness import Finding, Unit
 from tasks import pool
 from tasks.report import progress, say
@@ -32,16 +35,27 @@ def examine(root: str, dataset: str | None, sample: float, seed: int) -> tuple[l
     """What is wrong under a root, and one line on what was looked at."""
     if dataset is not None and dataset not in datasets.names(root):
         datasets.load(root, dataset)  # names those that are there
-    units = soundness.units(root, dataset)
+    everything = soundness.units(root)
+    units = everything if dataset is None else soundness.of_dataset(root, dataset, everything)
     whole = chosen(units, sample, seed)
+    seen = Seen(root, frozenset(unit.url for unit in everything))
     findings: list[Finding] = []
     failed: list[str] = []
+    bundles = [tuple((unit, unit in whole) for unit in some) for some in soundness.bundles(units)]
     with progress("verify", len(units), "objects") as state:
-        for (unit, _), result in pool.run(partial(_check, root=root), [(unit, unit in whole) for unit in units]):
+        for some, result in pool.run(partial(_check, root=root), bundles):
             if isinstance(result, Exception):
-                failed.append(f"{unit.url}: {type(result).__name__}: {result}")
+                failed.append(f"{some[0][0].url}: {type(result).__name__}: {result}")
             else:
-                findings += result
+                findings += result[0]
+                seen.facts |= result[1]
+            state.advance(len(some))
+        lists = [unit for unit in units if unit.kind in soundness.LISTS]
+        for unit, found in _lists(lists, root, whole, seen):
+            if isinstance(found, Exception):
+                failed.append(f"{unit.url}: {type(found).__name__}: {found}")
+            else:
+                findings += found
             state.advance()
     if failed:  # the store's trouble, which says nothing about the bytes
         raise StoreError(f"{len(failed)} objects could not be read, try again: {'; '.join(sorted(failed)[:3])}")
@@ -51,8 +65,26 @@ def examine(root: str, dataset: str | None, sample: float, seed: int) -> tuple[l
     return sorted(set(findings), key=lambda f: (f.kind, f.url, f.problem)), looked
 
 
-def _check(unit: tuple[Unit, bool], *, root: str) -> list[Finding]:
-    return soundness.check(unit[0], root, unit[1])
+def _check(bundle: tuple[tuple[Unit, bool], ...], *, root: str) -> tuple[list[Finding], dict[str, Part | None]]:
+    """What is wrong with objects that need the same index, and what the index says."""
+    seen = Seen(root)
+    return [finding for unit, whole in bundle for finding in soundness.check(unit, root, whole, seen)], seen.facts
+
+
+def _lists(
+    lists: list[Unit], root: str, whole: set[Unit], seen: Seen
+) -> Iterator[tuple[Unit, list[Finding] | Exception]]:
+    """What is wrong with lists, pointers after what they may point to."""
+
+    def check(unit: Unit) -> list[Finding] | Exception:
+        try:
+            return soundness.check(unit, root, unit in whole, seen)
+        except Exception as error:  # of the store
+            return error
+
+    for pointers in (False, True):
+        some = [unit for unit in lists if unit.url.endswith("/latest.json") is pointers]
+        yield from zip(some, files.at_once(check, some), strict=True)
 
 
 def verify(
@@ -63,7 +95,7 @@ def verify(
 ) -> str:
     """Check what is stored against the digests written with it: tars and every clip, indexes, columns, ledger, plans.
 
-    Exits with 1 where anything is damaged, and says for each object what to do.
+    Exits with 1 where anything is damaged, and says for each object what to do; `reelmill repair` does it.
     """
     root = files.existing_root(root)
     findings, looked = examine(root, dataset, sample, seed)

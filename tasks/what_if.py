@@ -6,14 +6,30 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
+import pyarrow as pa
 from pydantic import Field
 
 from storage import datasets, files, scores
 from storage.datasets import Dataset
-from tasks.duplicates import Clip, Repeat
-from tasks.select import RULES, Thresholds, check, repetitions, scored, verdicts
+from storage.parts import Part
+from tasks import figures
+from tasks.select import judge, scored
+from tasks.thresholds import (
+    JUDGED,
+    MAX_BLACK,
+    MAX_STATIC,
+    MIN_DURATION,
+    MIN_MOTION,
+    MIN_SHARPNESS,
+    NEAR_DUPLICATES,
+    RULES,
+    Thresholds,
+    check,
+)
 
 STEPS = (0.0, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99)  # shares of clips a sweep drops, about
+
+NONE = "(no label)"
 
 
 @dataclass
@@ -32,27 +48,42 @@ class Outcome:
         return sum(self.clips.values())
 
 
+@dataclass(frozen=True)
+class Looked:
+    """What is stored of one part's clips, in order."""
+
+    scores: pa.Table
+    classes: list[list[str]]
+    kept: list[bool]  # in the present selection
+
+
 def outcome(root: str, dataset: Dataset, version: str, thresholds: Thresholds) -> Outcome:
     """Applies thresholds to the stored scores. Raises `InputError` where scores or duplicates are missing."""
     check(thresholds)
-    repeated: dict[Clip, Repeat] = repetitions(root, dataset, version, thresholds)
+    stored = list(files.at_once(lambda part: _looked(root, dataset, version, part), dataset.parts))
+    judged = judge(root, dataset, version, thresholds, [one.scores for one in stored])
     found = Outcome()
-    values = defaultdict(list)
-    for part in dataset.parts:
-        labels = part.table(["labels"])["labels"].to_pylist()
-        present = dataset.kept(root, part)
-        rows = scored(root, part, version)
-        for (row, reason, _), of, used in zip(verdicts(part, rows, thresholds, repeated), labels, present, strict=True):
+    for one, looked in zip(judged, stored, strict=True):
+        durations = one.scores["duration"].to_pylist()
+        rows = zip(one.reasons(thresholds), durations, looked.classes, looked.kept, strict=True)
+        for reason, seconds, classes, used in rows:
             found.clips[reason] += 1
-            found.seconds[reason] += row["duration"]
+            found.seconds[reason] += seconds
             found.gained += not reason and not used
             found.lost += bool(reason) and used
-            for name in sorted({label["label"] for label in of} or {"(no label)"}):
+            for name in classes:
                 found.classes[name][reason] += 1
-            for _, score, *_ in RULES:
-                values[score].append(row[score])
-    found.values = {score: np.asarray(numbers, float) for score, numbers in values.items()}
+    found.values = {name: np.concatenate([one.scores[name].to_numpy() for one in stored]) for name in JUDGED}
     return found
+
+
+def _looked(root: str, dataset: Dataset, version: str, part: Part) -> Looked:
+    """Reads each of a part's objects once."""
+    index = part.table(["key", "labels"])
+    keys = index["key"].to_pylist()
+    classes = [sorted({label["label"] for label in of} or {NONE}) for of in index["labels"].to_pylist()]
+    table = scored(root, part, version, JUDGED, keys)
+    return Looked(table, classes, datasets.kept(root, dataset.selection, part, keys))
 
 
 def sweep(values: np.ndarray, least: bool) -> list[tuple[float, int]]:
@@ -108,27 +139,18 @@ def draw(found: Outcome, thresholds: Thresholds, title: str, path: Path) -> Path
     last.title.set_fontsize(9)
     last.margins(x=0.15)
     figure.suptitle(title, fontsize=11)
-    figure.savefig(path, dpi=110, metadata={"Software": None})
-    return path
+    return figures.save(figure, path)
 
 
 def what_if(
     root: Annotated[str, Field(description="Folder or URL that `prepare` has written to.")],
     dataset: Annotated[str, Field(description="Name of the dataset.")] = "archive",
-    min_motion: Annotated[
-        float | None, Field(description="Least change of luma in a quarter of a second, as a share of its range.", ge=0)
-    ] = None,
-    min_sharpness: Annotated[
-        float | None, Field(description="Least variance of the Laplacian over the variance of luma.", ge=0)
-    ] = None,
-    max_black: Annotated[float | None, Field(description="Largest share of black frames.", ge=0, le=1)] = None,
-    max_static: Annotated[
-        float | None, Field(description="Largest share of frames that repeat the one before.", ge=0, le=1)
-    ] = None,
-    min_duration: Annotated[float | None, Field(description="Least seconds of a clip.", ge=0)] = None,
-    near_duplicates: Annotated[
-        Literal["keep", "drop"] | None, Field(description="Whether clips that show what another one shows go.")
-    ] = None,
+    min_motion: Annotated[float | None, MIN_MOTION] = None,
+    min_sharpness: Annotated[float | None, MIN_SHARPNESS] = None,
+    max_black: Annotated[float | None, MAX_BLACK] = None,
+    max_static: Annotated[float | None, MAX_STATIC] = None,
+    min_duration: Annotated[float | None, MIN_DURATION] = None,
+    near_duplicates: Annotated[Literal["keep", "drop"] | None, NEAR_DUPLICATES] = None,
 ) -> str:
     """Show what thresholds would keep and drop, by reason and class, from the stored scores alone.
 

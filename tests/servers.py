@@ -2,6 +2,7 @@
 
 import ctypes
 import json
+import os
 import random
 import signal
 import socket
@@ -54,6 +55,22 @@ def serving(command: list[str], ready: str, log: Path) -> Iterator[None]:
     finally:
         server.kill()
         server.wait()
+
+
+def prefect_server(port: int, home: Path) -> subprocess.Popen:
+    """A Prefect server on SQLite that answers."""
+    env = os.environ | {"PREFECT_HOME": str(home), "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
+    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    with open(home / "server.log", "ab") as log:
+        started = subprocess.Popen(command, env=env, stdout=log, stderr=log, preexec_fn=end_with_us)
+    for _ in range(480):
+        try:
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/api/health", timeout=2)
+            return started
+        except OSError:
+            assert started.poll() is None, (home / "server.log").read_text()
+            time.sleep(0.25)
+    raise AssertionError("the server did not start")
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 import ast
 import importlib.util
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -84,6 +85,12 @@ def test_flow_files_hide_nothing():
 
 def test_no_vague_file_names():
     assert not {path.stem for path in FILES} & VAGUE
+
+
+def test_the_readme_says_where_everything_is():
+    tree = (ROOT / "README.md").read_text().partition("## What is where")[2].partition("## Growing")[0]
+    words = set(re.findall(r"\w+", tree))
+    assert {path.stem for path in FILES if not path.stem.startswith("__")} <= words
 
 
 def test_a_flow_file_is_named_after_its_flow():

@@ -1,6 +1,8 @@
 """The command line as a person meets it: help, speed of help, and errors in one line with exit code 2."""
 
+import errno
 import json
+import os
 import subprocess
 import sys
 import time
@@ -9,7 +11,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from flows.__main__ import COMMANDS, EXIT_INPUT, main
+from flows.__main__ import COMMANDS, EXIT_FAILED, EXIT_INPUT, _said, main
 
 ROOT = Path(__file__).parent.parent
 
@@ -155,3 +157,19 @@ def test_the_root_may_come_first_without_its_flag(tmp_path):
     assert "no Reelmill root here" in refused("verify", str(tmp_path / "none"))
     assert "no Reelmill root here" in refused("gc", str(tmp_path / "none"), "--grace-hours", "1")
     assert run("cost", "x3d").exit_code == 2
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/root/x"),
+        OSError(errno.EROFS, os.strerror(errno.EROFS)),
+        RuntimeError("TransactionContext Error: Could not write file: No space left on device"),
+        RuntimeError("(sqlite3.OperationalError) database or disk is full"),
+    ],
+)
+def test_a_full_disk_is_said_in_one_line_wherever_it_is_met(error, capsys):
+    """PR19: in a library too; and what is our own mistake keeps its traceback."""
+    assert _said(error) == EXIT_FAILED
+    assert capsys.readouterr().err == f"reelmill: failed: {error}\n"
+    assert _said(OSError(errno.EIO, "Input/output error")) == _said(RuntimeError("disk")) == 0

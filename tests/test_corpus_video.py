@@ -64,6 +64,8 @@ def test_every_case_has_its_verdict(case, tmp_path, box, listener, sibling):
         assert sum(clip["frames"] for clip in clips) == FRAMES.get(case.number, clips and clips[0]["frames"])
         assert abs(box.probe(str(path))["frames"] - sum(clip["frames"] for clip in clips)) <= 1
         assert clips and all((folder / clip["file"]).stat().st_size for clip in clips)
+        copied = box.cut(str(path), folder, span=10.0, short_side=64, mode="copy")
+        assert sum(clip["frames"] for clip in copied) == sum(clip["frames"] for clip in clips)
     except Rejected as rejected:
         found = rejected.reason
         assert found in REASONS

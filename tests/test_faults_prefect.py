@@ -4,7 +4,6 @@ import os
 import subprocess
 import sys
 import time
-import urllib.request
 
 import httpx
 import pytest
@@ -12,7 +11,7 @@ import pytest
 from storage import files
 from tasks import report
 from tests.preparing import CHECKOUT
-from tests.servers import end_with_us, free_ports
+from tests.servers import end_with_us, free_ports, prefect_server
 
 PROGRAM = """
 import sys
@@ -33,25 +32,10 @@ small(*sys.argv[1:])
 """
 
 
-def server(port: int, home) -> subprocess.Popen:
-    env = os.environ | {"PREFECT_HOME": str(home), "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
-    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
-    with open(home / "server.log", "ab") as log:
-        started = subprocess.Popen(command, env=env, stdout=log, stderr=log, preexec_fn=end_with_us)
-    for _ in range(240):
-        try:
-            urllib.request.urlopen(f"http://127.0.0.1:{port}/api/health", timeout=2)
-            return started
-        except OSError:
-            assert started.poll() is None, (home / "server.log").read_text()
-            time.sleep(0.25)
-    raise AssertionError("the server did not start")
-
-
 def test_a_server_that_is_away_for_a_while_fails_nothing(archive, tmp_path):
     """PR16, rows 10 and 12: killed while parts are made, back after some seconds."""
     port, root = free_ports(1), files.open_root(str(tmp_path / "root"))
-    running = server(port, tmp_path)
+    running = prefect_server(port, tmp_path)
     env = os.environ | {"PREFECT_HOME": str(tmp_path), "PREFECT_API_URL": f"http://127.0.0.1:{port}/api"}
     command = [sys.executable, "-c", PROGRAM, root, str(archive / "archive")]
     run = subprocess.Popen(
@@ -65,7 +49,7 @@ def test_a_server_that_is_away_for_a_while_fails_nothing(archive, tmp_path):
             running.kill()
             running.wait()
             time.sleep(5)
-            running = server(port, tmp_path)
+            running = prefect_server(port, tmp_path)
     assert run.wait() == 0, "".join(said[-30:])
     running.kill()
     running.wait()
@@ -73,22 +57,26 @@ def test_a_server_that_is_away_for_a_while_fails_nothing(archive, tmp_path):
     assert files.names(f"{root}/parts", ".parquet")
 
 
-def test_what_cannot_be_told_to_prefect_stops_nothing(monkeypatch, capsys):
-    calls = []
+def test_what_cannot_be_told_to_prefect_stops_nothing_and_is_told_later(monkeypatch, capsys):
+    calls, gone = [], True
 
-    def refuse(*_, **__):
-        calls.append(1)
-        raise httpx.ConnectError("refused")
+    def told(*_, key="progress", **__):
+        calls.append(key)
+        if gone:
+            raise httpx.ConnectError("refused")
 
     monkeypatch.setattr(report, "in_run", lambda: True)
-    monkeypatch.setattr(report, "create_progress_artifact", refuse)
-    monkeypatch.setattr(report, "create_table_artifact", refuse)
+    for name in ("create_progress_artifact", "create_table_artifact", "create_markdown_artifact"):
+        monkeypatch.setattr(report, name, told)
     monkeypatch.setattr(report, "_silent_until", 0.0)
     with report.progress("shard", 2) as state:
         state.advance(2)
     report.table("parts", [], "none")
-    # Progress is told no more for a while; what a run leaves behind is tried each time.
-    assert len(calls) == 2 and capsys.readouterr().out.count("the work goes on") == 2
+    report.markdown("prepare", "page")
+    assert calls == ["progress-shard"] and report.left() == 2, "a server that is silent is left alone for a while"
+    assert report.catch_up(again=True) == 2 and capsys.readouterr().out.count("the work goes on") == 2
+    gone = False
+    assert report.catch_up(again=True) == 0 and calls == ["progress-shard", "parts", "parts", "prepare"]
 
 
 def test_our_own_mistakes_are_not_taken_for_a_silent_server(monkeypatch):

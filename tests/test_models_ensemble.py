@@ -84,6 +84,14 @@ def test_its_weights_go_through_a_state_dict_and_its_options_through_json():
     assert again.config == model.config
 
 
+def test_it_is_exported_with_free_batch_and_length():
+    model = pair(members=[("super_events", {"size": "TINY"})] * 2)
+    free = {0: torch.export.Dim("B"), 1: torch.export.Dim("T", min=2)}
+    program = torch.export.export(model, (torch.randn(2, 6, 16),), dynamic_shapes=((free,),))
+    features = torch.randn(5, 9, 16)
+    torch.testing.assert_close(program.module()(features)["logits"], model(features)["logits"])
+
+
 def test_gradients_reach_every_member():
     model = pair().train()
     F.binary_cross_entropy_with_logits(model(torch.randn(2, 3, 8, 24, 24))["logits"], torch.rand(2, 8, 4)).backward()

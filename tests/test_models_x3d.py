@@ -5,64 +5,14 @@ from dataclasses import asdict, replace
 
 import pytest
 import torch
-from torch import Tensor, nn
+from second_x3d import lively, one_thread, second_x3d  # noqa: F401
+from torch import nn
 from torch.nn import functional as F
 
 import models
 from models import cost, x3d
 
 SMALL = {"blocks": (2, 3, 1, 2), "inner": (10, 20, 40, 150), "widths": (24, 16, 16, 24), "fc1_width": 40}
-
-
-def second_x3d(p: dict[str, Tensor], video: Tensor, config: x3d.Config) -> dict[str, Tensor]:
-    """A second reading of Table 3.1, in eval mode: one function from the parameters, without modules."""
-
-    def conv(name: str, x: Tensor, stride: int = 1) -> Tensor:
-        weight, bias = p[f"{name}.weight"], p.get(f"{name}.bias")
-        x = F.pad(x, [k // 2 for k in reversed(weight.shape[2:]) for _ in "ab"])
-        return F.conv3d(x, weight, bias, (1, stride, stride), groups=x.shape[1] // weight.shape[1])
-
-    def norm(name: str, x: Tensor) -> Tensor:
-        mean, var = p[f"{name}.running_mean"], p[f"{name}.running_var"]
-        scale = p[f"{name}.weight"] / torch.sqrt(var + 1e-5)
-        shift = p[f"{name}.bias"] - mean * scale
-        return torch.einsum("bcthw,c->bcthw", x, scale) + shift[:, None, None, None]
-
-    def block(name: str, x: Tensor, stride: int) -> Tensor:
-        inside = f"{name}.residual."
-        y = F.relu(norm(inside + "expand_norm", conv(inside + "expand", x)))
-        if config.depthwise:
-            y = conv(inside + "middle", y, stride)
-        else:
-            y = conv(inside + "middle.temporal", conv(inside + "middle.spatial", y, stride))
-        y = norm(inside + "middle_norm", y)
-        if name[-1] in "02468":
-            gate = conv(inside + "squeeze.down", y.flatten(2).mean(2)[..., None, None, None])
-            y = torch.sigmoid(conv(inside + "squeeze.up", F.relu(gate))) * y
-        y = norm(inside + "project_norm", conv(inside + "project", y * torch.sigmoid(y)))
-        if f"{name}.shortcut.conv.weight" in p:
-            x = norm(f"{name}.shortcut.norm", conv(f"{name}.shortcut.conv", x, stride))
-        return F.relu(x + y)
-
-    x, maps = conv("conv1.temporal", conv("conv1.spatial", video, config.stem_stride)), {}
-    x = F.relu(norm("conv1.norm", x))
-    for s, stride in enumerate(config.strides):
-        for i in range(config.blocks[s]):
-            x = block(f"res{s + 2}.{i}", x, stride if i == 0 else 1)
-        maps[f"res{s + 2}"] = x
-    maps["conv5"] = F.relu(norm("conv5.norm", conv("conv5.conv", x)))
-    frames = maps["conv5"].flatten(3).mean(3).transpose(1, 2)
-    hidden = F.relu(frames @ p["fc1.weight"][:, :, 0, 0, 0].T)
-    return {"logits": hidden @ p["fc2.weight"].T + p["fc2.bias"], **maps}
-
-
-def lively(model: nn.Module) -> nn.Module:
-    """Give every normalisation statistics and scales of its own, so that none is the identity."""
-    generator = torch.Generator().manual_seed(1)
-    for name, tensor in model.state_dict().items():
-        if tensor.ndim == 1 and tensor.is_floating_point():
-            tensor.uniform_(0.2 if "var" in name or "weight" in name else -0.5, 1.2, generator=generator)
-    return model.eval()
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import ast
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ ROWS = [
 ]
 
 
+@cache
 def names_of_tests() -> set[str]:
     trees = [ast.parse(path.read_text()) for path in (ROOT / "tests").glob("test_*.py")]
     return {node.name for tree in trees for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}

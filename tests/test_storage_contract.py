@@ -222,6 +222,7 @@ def test_racing_datasets_leave_a_pointer_to_one_of_them(root, tmp_path):
     frozen = together(4, lambda n: datasets.freeze(root, "d", [found[n]], {}))
     assert datasets.load(root, "d") in frozen
     assert [datasets.load(root, "d", one.version) for one in frozen] == frozen
+    assert len(files.names(f"{root}/datasets/d")) == 5, "each list is there, whoever won"
 
 
 @pytest.mark.parametrize("kind", HONEST)

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from storage import probing, sampling
+from storage.footage import Footage, Unsure
 from storage.sandbox import Sandbox
-from storage.video import Footage, Limits, Rejected, Unsure
+from storage.video import Limits, Rejected
 from tests.videos import HDR10, RATE, RED, H, W, jpegs, make, set_options, sound, wide
 
 

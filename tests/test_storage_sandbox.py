@@ -159,6 +159,48 @@ def test_a_slow_video_that_gets_on_is_not_given_up(clip, tmp_path, monkeypatch):
     box.close()
 
 
+def _checkout(tmp_path, monkeypatch, name, old, new):
+    """A copy of the code with one line of a file in storage/ replaced; decoders that start from now on use it."""
+    checkout = tmp_path / "checkout"
+    shutil.copytree(Path(CHECKOUT) / "storage", checkout / "storage", ignore=shutil.ignore_patterns("__pycache__"))
+    text = (checkout / "storage" / name).read_text()
+    assert old in text
+    (checkout / "storage" / name).write_text(text.replace(old, new))
+    monkeypatch.setattr(sandbox_module, "CHECKOUT", str(checkout))
+
+
+@pytest.mark.parametrize("call", ["sample", "score"])
+def test_only_silence_is_a_timeout(clip, tmp_path, monkeypatch, call):
+    """Four seconds of honest decoding are borne with a patience of 2.5; a frame that takes four is not."""
+    decode = "            frames = packet.decode()"
+    slow = "            __import__('time').sleep(0.1)\n"
+    box = Sandbox()
+    for wait, bears in ((slow, True), (slow.replace("0.1", "4"), False)):
+        folder = tmp_path / str(bears)
+        _checkout(folder, monkeypatch, "video.py", decode, wait + decode)
+        box.close()
+        box.stall = 30.0
+        with pytest.raises(Rejected, match="not_video"):
+            getattr(box, call)(b"text")  # the child is up, with all that it imports
+        box.stall, began = 2.5, time.monotonic()
+        if bears:
+            found = getattr(box, call)(clip.read_bytes())
+            assert (len(found[2]) if call == "sample" else found[0].frames) == 40
+            assert time.monotonic() - began > 4
+        else:
+            with pytest.raises(Rejected, match="timeout"):
+                getattr(box, call)(clip.read_bytes())
+    box.close()
+
+
+@pytest.mark.parametrize("call", ["sample", "score"])
+def test_a_sandbox_reads_bytes_under_its_own_limits(clip, call):
+    box = Sandbox(limits=Limits(max_frames=10))
+    with pytest.raises(Rejected, match="too_many_frames"):
+        getattr(box, call)(clip.read_bytes())
+    box.close()
+
+
 @pytest.mark.parametrize("text, blob", [
     (b"no json", 0), (b"[1, 2]", 0), (b"\xff\xfe", 0), (b"{}", 1 << 62), (b'{"reason": "rm -rf", "detail": 1}', 0),
 ])  # fmt: skip
@@ -289,13 +331,9 @@ time.sleep(60)
 
 @pytest.fixture
 def killer(tmp_path, monkeypatch):
-    """A checkout whose decoder kills the process above it; only what is started from now on uses it."""
-    checkout = tmp_path / "checkout"
-    shutil.copytree(Path(CHECKOUT) / "storage", checkout / "storage", ignore=shutil.ignore_patterns("__pycache__"))
-    decoder = checkout / "storage" / "decoder.py"
-    text = decoder.read_text()
-    decoder.write_text(text.replace("def main() -> None:", "def main() -> None:\n    exec(" + repr(KILLER) + ")\n"))
-    monkeypatch.setattr(sandbox_module, "CHECKOUT", str(checkout))
+    """A decoder that kills the process above it."""
+    main = "def main() -> None:"
+    _checkout(tmp_path, monkeypatch, "decoder.py", main, main + "\n    exec(" + repr(KILLER) + ")\n")
 
 
 def _decoders(word):

@@ -12,7 +12,8 @@ import pytest
 
 from storage import cutting, sampling
 from storage.encoder import Encoder
-from storage.video import Rejected
+from storage.limits import DEFAULT
+from storage.video import Rejected, open_video, video_stream
 from tests.videos import RATE, RED, H, W, hum, make, picture, streams, wide
 
 
@@ -135,6 +136,28 @@ def test_sound_of_any_length_changes_nothing(tmp_path, cut, kind, seconds):
         hum(heard, out, seconds)
     (clip,), _ = cut(path)
     assert clip["frames"] == 40 and clip["end"] == pytest.approx(2.0, abs=0.01)
+
+
+@pytest.mark.parametrize("kind", ["mp4", "mkv", "ts"])
+def test_only_the_stream_that_is_looked_at_is_read(tmp_path, kind):
+    """Sound between the pictures is passed over by the container's reader, and costs no packet."""
+    path = tmp_path / f"sound.{kind}"
+    with av.open(str(path), "w") as out:
+        seen, heard = out.add_stream("libx264", rate=RATE), out.add_stream("aac", rate=16_000, layout="mono")
+        seen.width, seen.height = W, H
+        for t in range(200):
+            out.mux(seen.encode(av.VideoFrame.from_ndarray(picture(t), "rgb24")))
+        out.mux(seen.encode(None))
+        hum(heard, out, 10)
+    counts = []
+    for chosen in (False, True):
+        with open_video(str(path)) as container:
+            if chosen:
+                video_stream(container, DEFAULT)
+            kinds = [packet.stream.type for packet in container.demux() if packet.size]
+        counts.append((kinds.count("video"), kinds.count("audio")))
+    assert counts[0][0] == counts[1][0] == 200 and counts[0][1] > 150
+    assert counts[1][1] < 50  # those that the container was opened with
 
 
 def test_the_real_clips_are_accepted(cut):

@@ -2,30 +2,35 @@
 
 import numpy as np
 import pytest
-from films import encode, film, moving, prepare_films, write
 
-from storage import datasets, files, near, scores
+from storage import bands, datasets, files, near, scores
+from storage.bands import HOT, VOTES, Index, Signatures, entries
 from storage.errors import InputError
-from storage.near import Signatures
 from tasks import duplicates, score
 from tasks.duplicates import across, find_duplicates, read_pairs, repeats
+from tests.films import encode, film, moving, prepare_films, write
 
 FPS = 12
 
 
-def signatures(clips):
-    """The signatures of some encoded clips."""
+def views(clips):
+    """The signatures of some encoded clips, a view of each at a time."""
     found = [scores.measure(data)[1:] for data in clips]
-    return Signatures(
-        np.concatenate([looks for looks, _ in found]),
-        np.concatenate([moves for _, moves in found]),
-        np.cumsum([0] + [len(looks) for looks, _ in found]),
-    )
+    looks, moves = (np.concatenate(hashes) for hashes in zip(*found, strict=True))
+    return near.views(looks, moves, np.array([len(looks) for looks, _ in found]), scores.VIEWS)
+
+
+def found_among(clips):
+    return near.pairs(views(clips), np.ones(len(clips), bool))
 
 
 def matched(clips):
-    found = near.pairs(signatures(clips), np.ones(len(clips), bool))
+    found = found_among(clips)
     return set(zip(found["one"].tolist(), found["other"].tolist(), strict=True))
+
+
+def told_how(clips):
+    return [near.HOW[number] for number in found_among(clips)["how"]]
 
 
 def brighter(frames):
@@ -66,15 +71,44 @@ def test_a_copy_is_found_after(how):
 
 
 def test_a_shift_is_measured():
-    frames = moving(8103, 4 * FPS)
-    found = near.pairs(signatures([encode(frames), encode(frames[FPS:])]), np.ones(2, bool))
-    assert found["shift"].tolist() == [-scores.GRID] and found["share"].tolist() == [1.0]
+    frames = [frame.repeat(2, 0).repeat(2, 1) for frame in moving(8103, 4 * FPS)]
+    for flip, share, how in ((1, 1, ""), (-1, 1, "mirrored"), (1, 0.8, "cropped")):
+        late = [frame[:, ::flip] for frame in centre(frames[FPS:], share)]
+        for clips, shift in (([frames, late], -scores.GRID), ([late, frames], scores.GRID)):
+            found = found_among([encode(clip) for clip in clips])
+            assert found["shift"].tolist() == [shift] and near.HOW[found["how"][0]] == how
 
 
-def test_a_mirrored_copy_is_another_clip():
-    """As documented: mirroring is not looked for."""
-    frames = moving(8104, 4 * FPS)
-    assert matched([encode(frames), encode([frame[:, ::-1] for frame in frames])]) == set()
+def centre(frames, share):
+    """The middle of frames, as a crop leaves it."""
+    height, width = (round(side * (1 - share) / 4) * 2 for side in frames[0].shape[:2])
+    return [frame[height : frame.shape[0] - height, width : frame.shape[1] - width] for frame in frames]
+
+
+def flipped(frames):
+    return [frame[:, ::-1] for frame in frames]
+
+
+def test_a_mirrored_copy_is_found_and_named():
+    for seed in (8104, 8105, 8106):
+        frames = moving(seed, 4 * FPS)
+        assert told_how([encode(frames), encode(flipped(frames), crf=28)]) == ["mirrored"], seed
+
+
+def test_a_copy_cropped_to_its_middle_is_found_whichever_comes_first():
+    for seed, share in ((8107, 0.9), (8108, 0.8)):
+        frames = [frame.repeat(2, 0).repeat(2, 1) for frame in moving(seed, 3 * FPS)]
+        original, crop = encode(frames), encode(centre(frames, share), crf=28)
+        assert matched([original, crop]) == matched([crop, original]) == {(0, 1)}, (seed, share)
+    assert told_how([original, crop]) == ["cropped"]
+    assert told_how([original, encode(flipped(centre(frames, 0.8)))]) == ["cropped, mirrored"]
+
+
+def test_the_mirror_of_a_hash_is_the_hash_of_the_mirror():
+    pictures = np.random.default_rng(1).uniform(0, 255, (50, scores.CELLS, scores.CELLS))
+    plain, mirror = (scores.hashes(p, scores.FAINT) for p in (pictures, pictures[:, :, ::-1]))
+    turned = near.mirrored(Signatures(plain, np.zeros(50, np.uint64), np.array([0, 50])))
+    assert (turned.looks == mirror).all() and (turned.looks != plain).all() and not turned.moves.any()
 
 
 def test_other_actors_in_the_same_room_are_other_clips():
@@ -98,11 +132,23 @@ def test_still_pictures_match_their_copies_alone():
 
 def test_what_a_hot_band_holds_is_not_compared_with_everything():
     """500 clips of one title card: as many comparisons as clips, not as many as pairs, and all of them found."""
-    looks, _ = scores.measure(encode([film(8140)[0]] * 12))[1:]
+    looks = views([encode([film(8140)[0]] * 12)])[0].looks
     N = 500
     many = Signatures(np.tile(looks, N), np.zeros(N * len(looks), np.uint64), np.arange(N + 1) * len(looks))
-    found = near.candidates(many, np.ones(N, bool))
+    found = Index(many, np.ones(N, bool)).ask(many, mutual=True)
     assert len(found) < 3 * N and set(found.reshape(-1).tolist()) == set(range(N))
+
+
+@pytest.mark.parametrize("fresh", [0, 250, 499])
+def test_a_clip_that_comes_to_a_hot_band_is_compared_as_if_it_had_been_there(fresh):
+    N, hash = 500, np.random.default_rng(8141).integers(1, 1 << 63, 1, np.uint64)
+    many = Signatures(np.tile(hash, 4 * N), np.tile(hash, 4 * N), np.arange(N + 1) * 4)
+    whole = Index(many, np.ones(N, bool)).ask(many, mutual=True)
+    new = np.arange(N) == fresh
+    for mutual in (True, False):
+        later = np.sort(Index(many, new).ask(many, mutual), axis=1)
+        assert {tuple(p) for p in later.tolist()} == {tuple(p) for p in whole.tolist() if fresh in p}, mutual
+    assert len(whole) == 2 * N - 3
 
 
 def walks(count, length, seed):
@@ -121,9 +167,45 @@ def test_new_against_old_finds_what_all_against_all_finds():
         table[200:400:5] = table[0:200:5] ^ np.bitwise_xor.reduce(flips, axis=2)
     both = Signatures(looks.reshape(-1), moves.reshape(-1), np.arange(0, N * T + 1, T))
     new = np.arange(N) >= 200
-    whole, some = near.pairs(both, np.ones(N, bool)), near.pairs(both, new)
+    whole, some = near.pairs([both], np.ones(N, bool)), near.pairs([both], new)
     assert len(some["one"]) == 40 and (some["other"] - some["one"] == 200).all()
     assert all((whole[name] == some[name]).all() for name in whole)
+
+
+def alike(asking, index, new):
+    """The pairs that share enough bands, found by comparing every clip with every other."""
+    sides = [[{} for _ in range(len(index))] for _ in range(2)]
+    for side, signatures in enumerate((asking, index)):
+        for block in signatures.blocks():
+            for band, values in enumerate(entries(*block)):
+                for entry in values.tolist():
+                    sides[side][entry & 0xFFFFFFFF].setdefault(band, set()).add(entry >> 32)
+    both = [(i, j) for i in range(len(index)) for j in range(len(index)) if i != j and (new[i] or new[j])]
+    return {
+        (i, j)
+        for i, j in both
+        if sum(bool(values & sides[1][j].get(band, set())) for band, values in sides[0][i].items()) >= VOTES
+    }
+
+
+@pytest.mark.parametrize("mutual", [True, False])
+def test_the_index_finds_the_pairs_that_comparing_everything_finds(monkeypatch, mutual):
+    """In blocks of a few clips, with clips of no moments between; no band is hot."""
+    monkeypatch.setattr(bands, "BLOCK", 50)
+    rng = np.random.default_rng(8160)
+    lengths = rng.integers(0, 9, 60)
+    starts = np.concatenate([[0], np.cumsum(lengths)])
+    base = rng.integers(1, 1 << 63, (2, 12), dtype=np.uint64)
+    pick = rng.integers(0, 12, (2, 2, starts[-1]))
+    flips = np.uint64(1) << rng.integers(0, 63, (2, 2, starts[-1]), dtype=np.uint64)
+    index, asking = (Signatures(*(base[k][pick[side, k]] ^ flips[side, k] for k in (0, 1)), starts) for side in (0, 1))
+    asking = index if mutual else asking
+    for new in (np.ones(60, bool), np.arange(60) % 7 == 0):
+        made = Index(index, new)
+        assert max(np.unique(band >> np.uint64(32), return_counts=True)[1].max() for band in made.bands) <= HOT
+        found = [tuple(pair) for pair in made.ask(asking, mutual).tolist()]
+        wanted = {(min(p), max(p)) if mutual else p for p in alike(asking, index, new)}
+        assert found == sorted(wanted) and len(found) > 50
 
 
 @pytest.fixture(scope="module")
@@ -207,7 +289,7 @@ def test_clips_without_scores_are_asked_for(tmp_path):
 
 
 def pair(one, other, kind="near"):
-    numbers = {"look": 1.0, "move": 2.0, "share": 1.0, "shift": 0.0}
+    numbers = {"look": 1.0, "move": 2.0, "share": 1.0, "shift": 0.0, "how": ""}
     return {"part": "p", "key": one, "other_part": "p", "other": other, "kind": kind} | numbers
 
 

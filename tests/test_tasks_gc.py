@@ -42,7 +42,7 @@ def plan(root, name, numbers):
     packed = tables.pack(pa.Table.from_pylist(rows, schema=plans.PLAN))
     digest = files.digest(packed)[:16]
     files.publish_bytes(packed, f"{root}/plans/{name}/{digest}.parquet", same=False)
-    files.point({"plan": digest}, f"{root}/plans/{name}/latest.json")
+    files.replace_json({"plan": digest}, f"{root}/plans/{name}/latest.json")
     return f"plans/{name}/{digest}.parquet"
 
 
@@ -226,7 +226,7 @@ def test_what_is_referred_to_at_the_last_moment_stays(root, tmp_path):
     age(root)
     found = gc.find(root, DAY)
     datasets.freeze(root, "d", [part], {})
-    gc.remove(root, found, DAY)
+    gc.remove(root, found)
     assert of_part(1) <= names(root) and not of_part(2) & names(root)
 
 
@@ -241,13 +241,14 @@ def test_an_index_is_put_back_where_its_part_is_taken_up_in_that_moment(root, tm
         remove(url)
 
     monkeypatch.setattr(files, "remove", late)
-    gc.remove(root, found, DAY)
+    gc.remove(root, found)
     assert datasets.load(root, "d").parts == [part] and part.rows()
     part.verify()
 
 
 def test_a_tar_that_a_new_plan_will_go_on_with_stays(root, tmp_path, monkeypatch):
     """The plan is written while the sweep is at work."""
+    monkeypatch.setattr(gc, "LOOK", 0.0)
     for number in range(4):
         os.unlink(commit(root, number, tmp_path).index)
     age(root)
@@ -260,7 +261,7 @@ def test_a_tar_that_a_new_plan_will_go_on_with_stays(root, tmp_path, monkeypatch
             plan(root, "d", range(4))
 
     monkeypatch.setattr(files, "remove", late)
-    gc.remove(root, found, DAY)
+    gc.remove(root, found)
     assert len(gone) == 2 and len(files.names(f"{root}/parts", ".tar")) == 2
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from films import encode, film, moving, prepare_films
 
 from storage import columns, datasets, files, scores
 from storage.encoder import Encoder
@@ -16,6 +15,7 @@ from storage.errors import Damaged
 from storage.sandbox import Sandbox, mine
 from storage.video import Rejected
 from tasks import score
+from tests.films import encode, film, moving, prepare_films
 
 CHECKOUT = Path(__file__).parent.parent
 
@@ -32,7 +32,7 @@ def still():
 def test_a_still_picture_has_no_motion_and_repeats_itself(still):
     measured, looks, moves = scored([still] * 24)
     assert measured.motion < 0.005 and measured.static > 0.9 and measured.frames == 24
-    assert (looks != 0).all() and (moves == 0).all()
+    assert (looks.reshape(scores.VIEWS, -1)[0] != 0).all() and (moves == 0).all()
 
 
 def test_motion_is_the_same_whatever_the_frame_rate():
@@ -43,7 +43,7 @@ def test_motion_is_the_same_whatever_the_frame_rate():
 
 def test_a_slow_film_has_its_moments_at_their_times():
     """At two frames a second every other moment shows the frame before."""
-    looks = scored(moving(7007, 6, fps=2), fps=2)[1]
+    looks = scored(moving(7007, 6, fps=2), fps=2)[1].reshape(scores.VIEWS, -1)[0]
     assert len(looks) == 11 and (looks[1::2] == looks[:-1:2]).all() and len(set(looks.tolist())) == 6
 
 
@@ -59,6 +59,7 @@ def test_black_is_the_share_of_black_frames(still):
     black = np.zeros_like(still)
     measured, looks, _ = scored([black] * 6 + [still] * 18)
     assert measured.black == pytest.approx(0.25)
+    looks = looks.reshape(scores.VIEWS, -1)[0]
     assert (looks[:2] == 0).all() and (looks[3:] != 0).all(), "a black moment looks like nothing"
 
 
@@ -116,7 +117,7 @@ def test_a_part_has_one_row_of_scores_a_clip(prepared):
         assert table.column_names == ["key", "duration", *scores.NAMES, "looks", "moves"]
         for row, mine_ in zip(part.rows(), table.to_pylist(), strict=True):
             assert mine_["frames"] == row["frames"] and mine_["duration"] == row["duration"]
-            assert len(mine_["looks"]) == len(mine_["moves"]) == 8
+            assert len(mine_["looks"]) == len(mine_["moves"]) == 8 * scores.VIEWS
     assert score.score_dataset(root, dataset)[1].items == 0
 
 

@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from films import film, moving, prepare_films, write
 
 from flows.__main__ import main
 from storage import columns, datasets, files, ledger, parts, scores
@@ -15,8 +14,10 @@ from storage.sandbox import Sandbox
 from tasks import audit, duplicates, evaluate, label, loader, predict, select, train, what_if
 from tasks.pretrain import classes_of, records
 from tasks.score import score_dataset
-from tasks.select import REASONS, Thresholds, select_dataset
+from tasks.select import select_dataset
+from tasks.thresholds import REASONS, RULES, Thresholds
 from tasks.train_rank import Spec
+from tests.films import film, moving, prepare_films, write
 
 BLACK = np.zeros((48, 64, 3), np.uint8)
 LIMITS = Thresholds(min_motion=0.004, min_sharpness=0.15, max_black=0.5, max_static=0.5, min_duration=1.2)
@@ -101,7 +102,7 @@ def test_every_clip_is_in_the_ledger_with_scores_and_thresholds(made):
     assert len(entries) == dataset.clips and ledger.tally(entries).dropped == total.dropped
     for entry in entries:
         assert entry.thresholds["min_motion"] == LIMITS.min_motion
-        rules = {reason: (score, limit, least) for reason, score, limit, least in select.RULES}
+        rules = {reason: (score, limit, least) for reason, score, limit, least in RULES}
         if entry.verdict == "dropped":
             score, limit, least = rules[entry.reason]
             assert (entry.scores[score] < entry.thresholds[limit]) == least
@@ -257,7 +258,7 @@ def test_a_dropped_clip_is_not_measured(made):
     motions = {
         row["path"]: score["motion"]
         for part in held
-        for row, score in zip(part.rows(), select.scored(root, part, version), strict=True)
+        for row, score in zip(part.rows(), select.scored(root, part, version).to_pylist(), strict=True)
     }
     between = sum(motions.values()) / 2
     chosen, _ = select_dataset(root, dataset, version, Thresholds(min_motion=between))

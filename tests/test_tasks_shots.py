@@ -8,11 +8,11 @@ import av
 import numpy as np
 import pytest
 import torch
-from rendered_cuts import COLUMNS, FPS, KINDS, ROWS, Counts, Film, Scene, cuts, dissolves, judge, times
 
 from models import shots as network
 from storage.errors import InputError
 from tasks import figures, shots
+from tests.rendered_cuts import COLUMNS, FPS, KINDS, ROWS, Counts, Film, Scene, cuts, dissolves, judge, times
 
 SEEDS = (31, 32)  # never looked at while the rules were made
 

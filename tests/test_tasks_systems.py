@@ -236,7 +236,7 @@ def test_an_ensemble_is_a_checkpoint_like_any_other(lit):
     assert costs[1]["params_m"] == pytest.approx(2 * costs[0]["params_m"])
     assert costs[1]["gmacs"] == pytest.approx(2 * costs[0]["gmacs"])
     other = replace(members[0], about=members[0].about | {"classes": ["red"]}, digest="x")
-    with pytest.raises(InputError, match="differ in classes"):
+    with pytest.raises(InputError, match="know other classes"):
         ensemble.join(lit.root, [members[0], other])
 
 

@@ -6,6 +6,7 @@ import pytest
 from test_tasks_train import steps_of
 
 from storage import files
+from tasks import train_rank
 from tasks.train import run_name
 from tasks.train_rank import Spec
 
@@ -25,6 +26,14 @@ def test_manifold_mixing_trains_and_follows_from_seed_and_step():
     first, again = losses("manifold"), losses("manifold")
     assert first == again and len(set(first)) == 4
     assert first != pytest.approx(losses("none"), abs=1e-4) and first != pytest.approx(losses("mixup"), abs=1e-4)
+
+
+def test_what_is_drawn_is_done_inside_the_network(monkeypatch):
+    """With the labels left alone and the maps of every depth put out, the first loss is another one."""
+    monkeypatch.setattr(train_rank, "manifold", lambda labels, *_: (labels, lambda depth, maps: maps * 0))
+    assert abs(losses("manifold")[0] - losses("none")[0]) > 1e-3
+    monkeypatch.setattr(train_rank, "manifold", lambda labels, *_: (labels, lambda depth, maps: maps))
+    assert losses("manifold") == pytest.approx(losses("none"), abs=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """`reelmill verify`: what is altered anywhere under a root is found and named, and nothing is said of a sound one."""
 
 import random
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,21 @@ from click.testing import CliRunner
 from test_storage_reading import make
 
 from flows.__main__ import main
-from storage import catalogue, checkpoints, columns, datasets, files, ledger, soundness, tables
+from storage import (
+    catalogue,
+    checkpoints,
+    columns,
+    datasets,
+    files,
+    inventory,
+    ledger,
+    near,
+    parts,
+    plans,
+    soundness,
+    stores,
+    tables,
+)
 from storage.errors import Damaged
 from storage.ledger import Entry
 from tasks.verify import examine, verify
@@ -33,6 +48,11 @@ def furnished(root):
     files.replace_json({"plan": name}, f"{root}/plans/d/latest.json")
     checkpoints.save(root, "run", 3, {"w": torch.ones(3)}, {"step": 3}, {"spec": 1}, True)
     catalogue.build(root, data)
+    ids = sorted(part.id for part in data.parts)
+    pairs = pa.table({"part": ids[:1], "other_part": ids[1:2]})
+    files.publish_bytes(tables.pack(pairs, {"parts": ids}), f"{root}/near/n1/{near.table_of(ids)}")
+    files.replace_json({"table": near.table_of(ids)}, f"{root}/near/n1/d.json")
+    files.publish_bytes(plans.asked({"0" * 32: 2}), plans.requeued_url(root, "d"))
     return root
 
 
@@ -84,7 +104,7 @@ def _objects(root):
 KINDS = [
     "parts.tar", "parts.parquet", "columns.parquet", "segments.parquet", "ledger.parquet", "plans.parquet",
     "catalogues.parquet", "plans.json!", "datasets.json!", "datasets.json", "checkpoints.json",
-    "checkpoints.safetensors", "checkpoints.pt", "reelmill.json.json",
+    "checkpoints.safetensors", "checkpoints.pt", "reelmill.json.json", "near.parquet", "near.json", "requeued.json",
 ]  # fmt: skip
 
 
@@ -120,6 +140,61 @@ def _same(unit, path, root):
         beside = path.with_suffix(".parquet") if path.suffix == ".tar" else path.parent / "manifest.json"
         return unit.url == str(beside)
     return unit.url == str(path)
+
+
+def counted(monkeypatch):
+    """The objects that are asked for from here on, and how often."""
+    asked, told = Counter(), stores.answered
+
+    def answered(what):
+        method, _, path = what.partition(" ")
+        asked[method, path] += 1
+        return told(what)
+
+    monkeypatch.setattr(stores, "answered", answered)
+    return asked
+
+
+def test_each_object_is_read_once(sound, monkeypatch):
+    for version in range(3):  # each lists the same parts
+        datasets.freeze(sound, f"e{version}", datasets.load(sound, "d").parts, {})
+    asked = counted(monkeypatch)
+    assert verify(sound).startswith("nothing is damaged")
+    reads = Counter({path: n for (method, path), n in asked.items() if method == "cat_file"})
+    names = {item.name for item in inventory.walk(sound) if not item.name.endswith(".tar")}
+    assert reads.keys() == {f"{sound}/{name}" for name in names}
+    assert {path for path, n in reads.items() if n > 1} == {f"{sound}/{files.MARKER}"}, "which is also how it begins"
+    assert sum(asked.values()) - sum(reads.values()) == 3, "and the size of each tar"
+
+
+def test_a_table_of_pairs_is_checked_against_its_parts(broken):
+    table = next(Path(broken, "near", "n1").glob("*.parquet"))
+    other = table.with_name(f"{'0' * 16}.parquet")
+    table.rename(other)
+    assert [(f.kind, f.url, f.problem.partition(" ")[0]) for f in found(broken)] == [
+        ("near", str(other), "it"),
+        ("near", f"{broken}/near/n1/d.json", "it"),
+    ]
+    packed = tables.pack(tables.read(str(other)), {"parts": []})
+    files.replace(packed, f"{broken}/near/n1/{near.table_of([])}")
+    assert any("pairs of parts that it was not made of" in f.problem for f in found(broken))
+
+
+def test_a_lost_account_of_a_part_is_found(broken):
+    plan = tables.pack(pa.table({"path": ["a"], "part": ["part0"]}))
+    files.publish_bytes(plan, f"{broken}/plans/d/new.parquet")
+    files.replace_json({"plan": "new"}, f"{broken}/plans/d/latest.json")
+    account = ledger.url(broken, "shard", "part0")
+    files.remove(account)
+    assert [(f.kind, f.url, f.problem) for f in found(broken)] == [("ledger", account, "it is gone")]
+
+
+def test_what_is_about_a_part_that_nothing_names_is_no_damage(broken):
+    """Garbage collection may be stopped between a part and its columns."""
+    column = columns.url(broken, "features", "f1", "part0")
+    files.publish_bytes(files.read(column), columns.url(broken, "features", "f1", "f" * 16))
+    assert found(broken) == []
+    assert not parts.committed(broken, "f" * 16)
 
 
 def test_what_was_put_under_a_wrong_name_is_found(broken):

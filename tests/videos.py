@@ -27,6 +27,18 @@ def flat(t, width, height):
     return np.zeros((height, width, 3), np.uint8)
 
 
+def fields(t, width, height):
+    """A white bar that crosses the picture; the lower half picture is half a frame later than the upper."""
+    frame = np.full((height, width, 3), 60, np.uint8)
+    for parity in (0, 1):
+        x = 6 * t + 3 * parity
+        frame[parity::2, np.arange(x, x + 20) % width] = 220
+    return frame
+
+
+INTERLACED = {"show": fields, "options": {"crf": "12", "g": "25", "x264-params": "interlaced=1:tff=1"}}
+
+
 def make(
     path,
     frames=40,
