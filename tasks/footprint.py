@@ -62,7 +62,6 @@ def clip_of(about: dict[str, Any]) -> list[Tensor]:
     return [torch.zeros(1, 3, T, spec["size"], spec["size"], dtype=torch.uint8) for T in counts]
 
 
-@torch.inference_mode()
 def footprint(checkpoint: Checkpoint) -> dict[str, float]:
     """The `MEASURES` of a checkpoint: one forward pass on one clip, on this machine and one thread.
 
@@ -92,6 +91,7 @@ def footprint(checkpoint: Checkpoint) -> dict[str, float]:
     }
 
 
+@torch.inference_mode()
 def _pass(model: Any, clip: list[Tensor]) -> None:
     members = getattr(model, "members", None)
     config = members[0] if isinstance(members, nn.ModuleList) else model
