@@ -56,7 +56,7 @@ class Context:
         """What goes with windows of ``length`` frames that begin at these frames of the video."""
         if id(model) not in self._maps:
             frames = pixels(self.whole.frames.transpose(0, 1)[None], model)
-            self._maps[id(model)], _ = model.fine_maps(frames, None)
+            self._maps[id(model)] = model.fine.features(frames)
         maps, step = self._maps[id(model)], self.whole.step
         F = len(self.whole.frames)
         more = max(0, math.ceil((max(starts) + length) / step) - F)  # a window longer than what there is

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from storage.encoder import Encoder
-from storage.synthetic import _texture
+from storage.scenes import _texture
 from tests.preparing import prepare
 
 H, W = 48, 64
