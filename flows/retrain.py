@@ -100,12 +100,11 @@ def retrain(
     pretrained = {kind: pretrain.submit(root, data, kind, given, run) for kind in kinds}
     tuned = {kind: finetune.submit(root, data, pretrained[kind], kind, given, run) for kind in kinds}
     if ensemble_of:
-        each = {mode: replace(given, augmentation=mode) for mode in ensemble_of}
-        first = {mode: pretrain.submit(root, data, "detection", other, run) for mode, other in each.items()}
-        members = {
-            mode: finetune.submit(root, data, first[mode], f"detection-{mode}", other, run)
-            for mode, other in each.items()
-        }
+        members = {augmentation: tuned["detection"]} if "detection" in kinds and augmentation in ensemble_of else {}
+        for mode in (mode for mode in ensemble_of if mode not in members):
+            other = replace(given, augmentation=mode)
+            first = pretrain.submit(root, data, "detection", other, run)
+            members[mode] = finetune.submit(root, data, first, f"detection-{mode}", other, run)
         tuned["ensemble"] = ensemble.submit(root, data, list(members.values()), "ensemble", run)
     candidates = {kind: evaluate.submit(root, data, made, kind) for kind, made in tuned.items()}
     decisions = {kind: gate(root, data, model, found, kind, margin, seed) for kind, found in candidates.items()}
