@@ -25,6 +25,7 @@ COMMANDS = {  # name: (what runs, its check before anything starts, one line of 
     "select": ("tasks.select:choose", None, "Apply thresholds to the stored scores; decodes nothing again."),
     "label": ("tasks.label:relabel", None, "Place the labels of clips with several actions where scores propose."),
     "what-if": ("tasks.what_if:what_if", None, "What thresholds would keep and drop; changes nothing."),
+    "features": ("tasks.backbone:features", None, "A champion's backbone features as a column, for temporal heads."),
     "adopt": ("tasks.adopt:adopt", None, "Make a dataset of WebDataset tars that exist, where they are."),
     "verify": ("tasks.verify:verify", None, "Check every byte of a root, or a sample of it."),
     "repair": ("tasks.repair:repair", None, "Take damaged objects away that can be made again; say what cannot."),

@@ -1,5 +1,6 @@
 """weak clips → pretraining → fine-tuning → evaluation → gate → champion"""
 
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from prefect import flow
@@ -7,12 +8,14 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from pydantic import Field
 
 from tasks.checks import opened
+from tasks.ensemble import ensemble
 from tasks.finetune import evaluate, finetune
 from tasks.forms import explained
 from tasks.gate import gate
 from tasks.pretrain import pretrain
+from tasks.recipe import candidates_of, recipe
 from tasks.summary import begin, retrained
-from tasks.train import SIDE_BY_SIDE, Recipe
+from tasks.train import SIDE_BY_SIDE
 
 
 @flow(flow_run_name="retrain · {dataset}", task_runner=ThreadPoolTaskRunner(max_workers=SIDE_BY_SIDE))
@@ -25,25 +28,53 @@ def retrain(
         list[Literal["none", "classification", "detection"]],
         Field(description="Candidates, by their pretraining; each challenges the champion, in this order."),
     ] = ["classification", "detection"],  # noqa: B006
-    system: Annotated[str, Field(description="Model family.")] = "x3d",
-    size: Annotated[str, Field(description="Size of the system: M, L or TINY.")] = "TINY",
+    system: Annotated[
+        Literal["x3d", "coarse_fine", "fine_fine", "slowfast_det", "super_events", "tgm", "pdan"],
+        Field(description="Model family; the last three take a feature column and are not pretrained."),
+    ] = "x3d",
+    size: Annotated[str, Field(description="Size of the system: M, L or TINY; PAPER or TINY of features.")] = "TINY",
+    schedule: Annotated[
+        Literal["short", "thesis"],
+        Field(description="What is not given below: minutes on a CPU, or SGD as the thesis trains."),
+    ] = "short",
     augmentation: Annotated[
         Literal["none", "freeze", "mixup", "cutmix", "joint_single", "joint", "manifold"],
         Field(description="Volume augmentation of detection pretraining."),
     ] = "freeze",
+    segments: Annotated[int, Field(description="Frozen segments of a clip.", ge=1, le=2)] = 1,
+    seamless: Annotated[bool, Field(description="MixUp fades from clip to clip; else it cuts.")] = True,
+    cutmix: Annotated[
+        Literal["both", "transient", "constant"],
+        Field(description="CutMix's window moves over still views, stays over moving ones, or either."),
+    ] = "both",
+    ensemble_of: Annotated[
+        list[Literal["none", "freeze", "mixup", "cutmix", "joint_single", "joint", "manifold"]],
+        Field(description="Augmentations of detection pretraining whose models are one more candidate, as one."),
+    ] = [],  # noqa: B006
     pseudo_labels: Annotated[
         str | None, Field(description="Version of the pseudo labels; without it labels are on every frame.")
     ] = None,
+    features: Annotated[str | None, Field(description="Version of the feature column; none: the only one.")] = None,
     fps: Annotated[float, Field(description="Frames per second that models see.", gt=0)] = 8.0,
     frames: Annotated[int, Field(description="Frames of a training window.", ge=4)] = 16,
+    whole: Annotated[
+        int, Field(description="Frames of the whole video beside a clip, at most; features of a video.", ge=4)
+    ] = 128,
     pixels: Annotated[int, Field(description="Height and width that models see.", ge=16)] = 24,
-    batch: Annotated[int, Field(description="Windows per step, over all ranks.", ge=2)] = 16,
-    optimizer: Annotated[Literal["adamw", "sgd"], Field(description="AdamW, or SGD with momentum.")] = "adamw",
-    pretrain_steps: Annotated[int, Field(description="Steps of pretraining, the same for every kind.", ge=1)] = 1000,
-    finetune_steps: Annotated[int, Field(description="Steps of fine-tuning.", ge=1)] = 200,
-    pretrain_lr: Annotated[float, Field(description="Learning rate of pretraining.", gt=0)] = 0.01,
-    finetune_lr: Annotated[float, Field(description="Learning rate of fine-tuning.", gt=0)] = 0.005,
-    weight_decay: Annotated[float, Field(description="Weight decay of the optimizer.", ge=0)] = 0.01,
+    batch: Annotated[int | None, Field(description="Windows per step, over all ranks.", ge=2)] = None,
+    optimizer: Annotated[
+        Literal["schedule", "adamw", "sgd"], Field(description="AdamW, or SGD with momentum.")
+    ] = "schedule",
+    pretrain_steps: Annotated[
+        int | None, Field(description="Steps of pretraining, the same for every kind.", ge=1)
+    ] = None,
+    finetune_steps: Annotated[int | None, Field(description="Steps of fine-tuning, of each stage.", ge=1)] = None,
+    pretrain_lr: Annotated[float | None, Field(description="Learning rate of pretraining.", gt=0)] = None,
+    finetune_lr: Annotated[float | None, Field(description="Learning rate of fine-tuning.", gt=0)] = None,
+    weight_decay: Annotated[float | None, Field(description="Weight decay of the optimizer.", ge=0)] = None,
+    multigrid: Annotated[bool, Field(description="Pretrain on smaller clips in larger batches first.")] = False,
+    precision: Annotated[Literal["fp32", "bf16"], Field(description="bf16: mixed precision.")] = "fp32",
+    compile: Annotated[bool, Field(description="Train through torch.compile; slow to start.")] = False,
     ranks: Annotated[int, Field(description="Processes per training.", ge=1)] = 1,
     resume: Annotated[bool, Field(description="Go on from checkpoints and reuse finished trainings.")] = True,
     margin: Annotated[
@@ -55,16 +86,26 @@ def retrain(
 
     A training that was interrupted goes on from its newest checkpoint; one whose inputs did not change is reused.
     """
-    recipe = Recipe(
-        system=system, size=size, augmentation=augmentation, pseudo_labels=pseudo_labels, fps=fps, frames=frames,
-        pixels=pixels, batch=batch, optimizer=optimizer, pretrain_steps=pretrain_steps, finetune_steps=finetune_steps,
-        pretrain_lr=pretrain_lr, finetune_lr=finetune_lr, weight_decay=weight_decay, ranks=ranks, resume=resume,
-        seed=seed,
+    given = recipe(
+        schedule, system=system, size=size, augmentation=augmentation, segments=segments, seamless=seamless,
+        cutmix=cutmix, pseudo_labels=pseudo_labels, features=features, fps=fps, frames=frames, whole=whole,
+        pixels=pixels, batch=batch,
+        optimizer=None if optimizer == "schedule" else optimizer, pretrain_steps=pretrain_steps,
+        finetune_steps=finetune_steps, pretrain_lr=pretrain_lr, finetune_lr=finetune_lr, weight_decay=weight_decay,
+        multigrid=multigrid, precision=precision, compile=compile, ranks=ranks, resume=resume, seed=seed,
     )  # fmt: skip
     root = opened(root)
-    data, run = begin(root, dataset, recipe)
-    pretrained = {kind: pretrain.submit(root, data, kind, recipe, run) for kind in pretraining}
-    tuned = {kind: finetune.submit(root, data, pretrained[kind], kind, recipe, run) for kind in pretraining}
-    candidates = {kind: evaluate.submit(root, data, tuned[kind], kind) for kind in pretraining}
-    decisions = {kind: gate(root, data, model, candidates[kind], kind, margin, seed) for kind in pretraining}
-    return retrained(root, data, model, run, [candidates[kind].result() for kind in pretraining], decisions)
+    data, run = begin(root, dataset, given)
+    kinds = candidates_of(given, pretraining)
+    pretrained = {kind: pretrain.submit(root, data, kind, given, run) for kind in kinds}
+    tuned = {kind: finetune.submit(root, data, pretrained[kind], kind, given, run) for kind in kinds}
+    if ensemble_of:
+        members = {augmentation: tuned["detection"]} if "detection" in kinds and augmentation in ensemble_of else {}
+        for mode in (mode for mode in ensemble_of if mode not in members):
+            other = replace(given, augmentation=mode)
+            first = pretrain.submit(root, data, "detection", other, run)
+            members[mode] = finetune.submit(root, data, first, f"detection-{mode}", other, run)
+        tuned["ensemble"] = ensemble.submit(root, data, list(members.values()), "ensemble", run)
+    candidates = {kind: evaluate.submit(root, data, made, kind) for kind, made in tuned.items()}
+    decisions = {kind: gate(root, data, model, found, kind, margin, seed) for kind, found in candidates.items()}
+    return retrained(root, data, model, run, [found.result() for found in candidates.values()], decisions)

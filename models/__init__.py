@@ -3,11 +3,12 @@
 from dataclasses import fields
 from importlib import import_module
 from inspect import signature
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from torch import nn
 
+Inputs = Literal["clip", "context", "features"]
 SYSTEMS: dict[str, str] = {
     "x3d": "models.x3d",
     "coarse_fine": "models.coarse_fine",
@@ -18,6 +19,33 @@ SYSTEMS: dict[str, str] = {
     "pdan": "models.pdan",
     "ensemble": "models.ensemble",
 }
+
+OTHER_INPUTS: dict[str, Inputs] = {  # what is not here takes a clip
+    "coarse_fine": "context",
+    "fine_fine": "context",
+    "super_events": "features",
+    "tgm": "features",
+    "pdan": "features",
+}
+TWO_STREAMS = ("coarse_fine", "fine_fine", "slowfast_det")  # trained apart first, then together
+
+
+def inputs(system: str, options: "dict[str, Any] | None" = None) -> Inputs:
+    """Return what the named system with these options of `build` is given.
+
+    "clip": video [B, 3, T, H, W]. "context": the same, the whole video beside it, and the clip's place in that.
+    "features": features [B, T, D] of a whole video and a mask [B, T]. An ensemble takes what its members take;
+    raises ValueError where these differ.
+    """
+    options = options or {}
+    if system == "ensemble":
+        wanted = {inputs(name, dict(given)) for name, given in options.get("members", ())}
+        if len(wanted) != 1:
+            raise ValueError(
+                f"the members of an ensemble take the same inputs, not {', '.join(sorted(wanted)) or 'none'}"
+            )
+        return wanted.pop()
+    return "clip" if options.get("fusion") == "none" else OTHER_INPUTS.get(system, "clip")
 
 
 def build(system: str, **options: object) -> "nn.Module":

@@ -44,6 +44,19 @@ def dense(logits: Tensor, labels: Tensor, mask: Tensor | None = None) -> Tensor:
     return (frames + bce(logits.amax(1), labels.amax(1))) / 2
 
 
+def at_places(logits: Tensor, places: Tensor) -> Tensor:
+    """Logits `[B, N, K]` at places `[B, N]`, in frames from 0, of logits `[B, T, K]`: linear, held at both ends.
+
+    At N even places from 0 to T - 1 it is what `interpolate` with `align_corners=True` gives.
+    """
+    last = logits.shape[1] - 1
+    places = places.clamp(0, last)
+    lower = places.floor().clamp(max=max(last - 1, 0)).long()
+    wide = lower[..., None].expand(*lower.shape, logits.shape[2])
+    before, after = logits.gather(1, wide), logits.gather(1, (wide + 1).clamp(max=last))
+    return torch.lerp(before, after, (places - lower)[..., None].to(logits.dtype))
+
+
 def _away(logits: Tensor, mask: Tensor) -> Tensor:
     """Where padding is, `[B, T, 1]`."""
     if mask.dtype != torch.bool or mask.shape != logits.shape[:2] or not mask.any(1).all():

@@ -61,19 +61,27 @@ def _existing(root: str) -> str:
     return files.existing_root(root)
 
 
-def retrain(root: str, dataset: str, pretraining: list[str], **_: Any) -> None:
-    """The dataset exists and has what each candidate needs."""
+def retrain(root: str, dataset: str, pretraining: list[str], system: str = "x3d", **given: Any) -> None:
+    """The dataset exists and has what each candidate needs, a feature column where the system takes one."""
+    import models
     from tasks.evaluate import held_out
+    from tasks.videos import version
 
     if not pretraining:
         raise InputError("--pretraining is empty; name at least one of none, classification, detection")
-    data = datasets.load(_existing(root), dataset)
+    data_root = _existing(root)
+    data = datasets.load(data_root, dataset)
     if not data.select(split="train", labelled="segments"):
         raise InputError(
             f"dataset {dataset} has no training videos with segments, which fine-tuning needs; "
             "add label rows with path,start,end,label and prepare again"
         )
-    held_out(data)
+    held = held_out(data)
+    if models.inputs(system) == "features":
+        if given.get("ensemble_of"):
+            raise InputError(f"--ensemble-of joins models of several augmentations; {system} is not pretrained at all")
+        version(data_root, [*data.select(split="train", labelled="segments"), *held], given.get("features"))
+        return
     if set(pretraining) != {"none"} and not data.select(split="train", labelled="video"):
         raise InputError(
             f"dataset {dataset} has no videos with a label for the whole video, which pretraining needs; "

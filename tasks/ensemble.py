@@ -11,7 +11,7 @@ from storage.datasets import Dataset
 from storage.errors import InputError
 from tasks import report, tracking
 
-SEEN = ("fps", "frames", "size")  # what of a training's spec says how a model sees video
+SEEN = ("fps", "frames", "size", "whole", "features")  # what of a training's spec says how a model sees video
 
 
 def join(root: str, members: list[Checkpoint]) -> Checkpoint:
@@ -48,7 +48,7 @@ def join(root: str, members: list[Checkpoint]) -> Checkpoint:
 
 
 def _seen(checkpoint: Checkpoint) -> dict[str, Any]:
-    return {name: checkpoint.about["spec"][name] for name in SEEN}
+    return {name: checkpoint.about["spec"].get(name) for name in SEEN}
 
 
 @task(task_run_name="ensemble · {title}", cache_policy=NO_CACHE)

@@ -14,6 +14,7 @@ from storage.datasets import Dataset, kept
 from storage.errors import InputError
 from storage.parts import Part
 from tasks.duplicates import across, read_pairs
+from tasks.footprint import footprint
 from tasks.predict import predict_parts, read_predictions
 from tasks.report import say
 
@@ -22,7 +23,7 @@ SPLIT = "heldout"
 
 @dataclass
 class Evaluation:
-    """Metrics of one model: every protocol × mode as a flat dict, and the per-class table of every frame."""
+    """Metrics of one model: every protocol × mode and what it costs, flat, and the per-class table of every frame."""
 
     metrics: dict[str, float]
     per_class: list[dict[str, Any]]
@@ -155,7 +156,7 @@ def evaluate_checkpoint(root: str, dataset: Dataset, checkpoint: Checkpoint, tit
             f"dataset {dataset.name}: no held-out video is left to measure: {len(names)} show what training clips "
             "show, the others are not selected; hold out other videos or change the thresholds"
         )
-    metrics: dict[str, float] = {}
+    metrics: dict[str, float] = footprint(checkpoint)
     for protocol in PROTOCOLS:
         frames = collect(videos, len(classes), protocol)
         result = frame_map(*frames.arrays()[:2])

@@ -3,50 +3,54 @@
 from functools import partial
 from typing import Any
 
-import torch
 from prefect import task
 from prefect.cache_policies import NO_CACHE
-from torch import Tensor, nn
 
-from models.x3d import normalise
+import models
 from storage import files
 from storage.checkpoints import Checkpoint
 from storage.datasets import Dataset
 from storage.errors import InputError
-from tasks import figures, report, tracking
+from tasks import figures, report, tracking, videos
 from tasks.evaluate import as_plain, draw, evaluate_checkpoint, held_out, summary_rows
-from tasks.predict import load
+from tasks.footprint import shown
 from tasks.pretrain import classes_of, records, tracked_fit
-from tasks.train import Recipe
+from tasks.recipe import Recipe
+from tasks.scorer import Scorer, example, load
 from tasks.train_rank import Spec
+from tasks.two_stages import in_two_stages
 
 
 def spec_for(root: str, dataset: Dataset, start: Checkpoint | None, recipe: Recipe) -> Spec:
-    """The fine-tuning from a checkpoint, or from random weights."""
+    """The fine-tuning of a whole system, from a checkpoint or from random weights."""
     parts = dataset.select(split="train", labelled="segments")
     if not parts:
         raise InputError(
             f"dataset {dataset.name} has no training videos with segments, which fine-tuning needs; "
             "add rows with path,start,end,label"
         )
+    options: dict[str, Any] = {"size": recipe.size}
+    features = None
+    if recipe.inputs == "features":
+        wanted = [*parts, *held_out(dataset)]
+        features = videos.version(root, wanted, recipe.features)
+        options["width"] = videos.width(root, features, wanted)
     return Spec(
         root=root,
         parts=records(parts),
         classes=classes_of(parts, partial(dataset.kept, root)),
         objective="dense",
         system=recipe.system,
-        options={"size": recipe.size},
+        options=options,
         selection=dataset.selection,
         start=start.url if start else None,
         fps=recipe.fps,
-        frames=recipe.frames,
+        frames=recipe.whole if features else recipe.frames,
         size=recipe.pixels,
-        batch=recipe.batch,
-        steps=recipe.finetune_steps,
-        lr=recipe.finetune_lr,
-        optimizer=recipe.optimizer,
-        weight_decay=recipe.weight_decay,
-        seed=recipe.seed,
+        whole=recipe.whole if recipe.inputs == "context" else 0,
+        features=features,
+        rate=recipe.rate,
+        **recipe.optimisation("finetune"),
     )
 
 
@@ -54,22 +58,15 @@ def spec_for(root: str, dataset: Dataset, start: Checkpoint | None, recipe: Reci
 def finetune(
     root: str, dataset: Dataset, pretrained: dict[str, Any] | None, kind: str, recipe: Recipe, parent: str
 ) -> dict[str, Any]:
-    """Fine-tunes what `pretrain` returned on the dense training split."""
+    """Fine-tunes what `pretrain` returned on the dense training split; a two-stream system in two stages."""
     held_out(dataset)  # before the work, not after it
-    spec = spec_for(root, dataset, pretrained["checkpoint"] if pretrained else None, recipe)
-    return tracked_fit(root, spec, f"finetune-{kind}", dataset, recipe, parent) | {"pretrained": pretrained}
-
-
-class Scorer(nn.Module):
-    """A detector as others use it: uint8 video `[B, 3, T, S, S]` to scores `[B, T, K]` in 0..1."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, video: Tensor) -> Tensor:
-        config: Any = self.model.config
-        return self.model(normalise(video, config))["logits"].sigmoid()
+    start = pretrained["checkpoint"] if pretrained else None
+    if recipe.system in models.TWO_STREAMS:
+        made = in_two_stages(root, dataset, spec_for(root, dataset, None, recipe), start, kind, recipe, parent)
+    else:
+        spec = spec_for(root, dataset, start, recipe)
+        made = tracked_fit(root, spec, f"finetune-{kind}", dataset, recipe, parent)
+    return made | {"pretrained": pretrained}
 
 
 @task(task_run_name="evaluate · {kind}", cache_policy=NO_CACHE)
@@ -95,7 +92,10 @@ def evaluate(root: str, dataset: Dataset, tuned: dict[str, Any], kind: str) -> d
     report.table(f"classes-{kind}", summary_rows(evaluation), f"{kind}: AP per class on every held-out frame")
     uri = _log_model(root, run, checkpoint)
     score = 100 * evaluation.metrics["every_frame_map"]
-    report.say(f"  evaluate     {kind}: {score:.1f} mAP on every frame of {len(evaluation.videos)} held-out videos")
+    report.say(
+        f"  evaluate     {kind}: {score:.1f} mAP on every frame of {len(evaluation.videos)} held-out videos"
+        f" · {shown(evaluation.metrics)}"
+    )
     return {
         "kind": kind,
         "evaluation": evaluation,
@@ -110,14 +110,7 @@ def _log_model(root: str, run: str, checkpoint: Checkpoint) -> str:
     known = tracking.export(root, run)["tags"].get("model_uri")
     if known:
         return known
-    spec = checkpoint.about["spec"]
-    example = torch.zeros(2, 3, spec["frames"], spec["size"], spec["size"], dtype=torch.uint8)
-    uri = tracking.log_model(
-        root,
-        run,
-        Scorer(load(checkpoint.url)).eval(),
-        example,
-        {"checkpoint": checkpoint.url, "classes": ",".join(checkpoint.about["classes"])},
-    )
+    tags = {"checkpoint": checkpoint.url, "classes": ",".join(checkpoint.about["classes"])}
+    uri = tracking.log_model(root, run, Scorer(load(checkpoint.url)).eval(), example(checkpoint), tags)
     tracking.tag(root, run, {"model_uri": uri})
     return uri

@@ -4,12 +4,8 @@ What is drawn is a function of (seed, step, place in the batch): no state has to
 run was interrupted, and another number of ranks draws the same samples.
 """
 
-import queue
 import threading
-import time
 from collections import OrderedDict
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -63,6 +59,51 @@ def pseudo_labels(entry: dict[str, Any], times: np.ndarray, classes: list[str]) 
 
 
 @dataclass(frozen=True)
+class Decoded:
+    """A clip: frames `[T, 3, S, S]` uint8 at the sampling rate, their times and those of all its source frames."""
+
+    frames: Tensor
+    sampled: np.ndarray
+    times: np.ndarray
+
+
+def decode(part: Part, row: dict[str, Any], fps: float, size: int) -> Decoded:
+    """Reads and decodes one clip of a part; times are in seconds since the clip's start."""
+    ((_, data),) = part.clips([row])
+    try:
+        frames, sampled, times = mine().sample(data, fps)
+    except Rejected as error:
+        raise Damaged(f"part {part.id}: clip {row['key']} does not decode ({error.reason})") from error
+    return Decoded(resized(frames, size), sampled, times)
+
+
+class Footage:
+    """Clips decoded on first use and kept as small uint8 frames as far as memory allows; may be asked by threads."""
+
+    def __init__(self, fps: float, size: int) -> None:
+        self.fps, self.size = fps, size
+        self._kept: OrderedDict[tuple[str, str], Decoded] = OrderedDict()
+        self._bytes = 0
+        self._lock = threading.Lock()
+
+    def clip(self, part: Part, row: dict[str, Any]) -> Decoded:
+        """A clip of a part."""
+        key = (part.id, row["key"])
+        with self._lock:
+            if key in self._kept:
+                self._kept.move_to_end(key)
+                return self._kept[key]
+        made = decode(part, row, self.fps, self.size)
+        with self._lock:
+            if key not in self._kept:
+                self._kept[key] = made
+                self._bytes += made.frames.nbytes
+            while self._bytes > CACHE_BYTES and len(self._kept) > 1:
+                self._bytes -= self._kept.popitem(last=False)[1].frames.nbytes
+        return made
+
+
+@dataclass(frozen=True)
 class Item:
     """One clip to train on and where its labels come from."""
 
@@ -71,8 +112,45 @@ class Item:
     entry: dict[str, Any] | None
 
 
+def items(root: str, parts: list[Part], labels: str | None = None, selection: str | None = None) -> list[Item]:
+    """The clips of some parts to train on, in order of parts.
+
+    ``labels`` names a version of the pseudo-label column; without it the segments of the index are used.
+    ``selection`` names a version of the selection column: clips that it drops are left out.
+    """
+    found: list[Item] = []
+    for part in sorted(parts, key=lambda p: p.id):
+        entries: list[Any] = [None] * part.samples
+        if labels is not None:
+            entries = columns.read(root, "pseudo_labels", labels, part).to_pylist()
+        used = kept(root, selection, part)
+        found += [Item(part, row, entry) for row, entry, use in zip(part.rows(), entries, used, strict=True) if use]
+    if not found:
+        raise InputError("nothing to train on: the selected parts hold no clips that are kept")
+    return found
+
+
+def truth_of(item: Item, times: np.ndarray, classes: list[str]) -> np.ndarray:
+    """The labels `[T, K]` of a clip at times since its start: pseudo labels where it has them, else its segments."""
+    if item.entry is not None:
+        return pseudo_labels(item.entry, times, classes)
+    return frame_labels(item.row, times, classes)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What one clip or video gives to a batch: frames or features, labels, and what goes with them."""
+
+    seen: Tensor  # [3, T, S, S] uint8 or [T, D]
+    labels: Tensor  # [N, K]
+    places: Tensor | None = None  # [N]: where each label is, in frames of `seen`; None: each on its own frame
+    whole: Tensor | None = None  # [3, F, S, S] uint8: the video around a clip
+    start: int = 0  # of the clip in the video, in frames of the clip
+    step: int = 1  # frames of the clip to a frame of the whole
+
+
 class Clips:
-    """The clips of some parts, decoded on first use and kept as small uint8 frames as far as memory allows."""
+    """The clips of some parts with a label for every sampled frame."""
 
     def __init__(
         self,
@@ -84,55 +162,25 @@ class Clips:
         labels: str | None = None,
         selection: str | None = None,
     ) -> None:
-        """``labels`` names a version of the pseudo-label column; without it the segments of the index are used.
-
-        ``selection`` names a version of the selection column: clips that it drops are left out.
-        """
-        self.classes, self.fps, self.size = classes, fps, size
-        self.items: list[Item] = []
-        for part in sorted(parts, key=lambda p: p.id):
-            entries: list[Any] = [None] * part.samples
-            if labels is not None:
-                entries = columns.read(root, "pseudo_labels", labels, part).to_pylist()
-            used = kept(root, selection, part)
-            self.items += [
-                Item(part, row, entry) for row, entry, use in zip(part.rows(), entries, used, strict=True) if use
-            ]
-        if not self.items:
-            raise InputError("nothing to train on: the selected parts hold no clips that are kept")
-        self._kept: OrderedDict[int, tuple[Tensor, Tensor]] = OrderedDict()
-        self._bytes = 0
-        self._lock = threading.Lock()
+        """``labels`` and ``selection`` are those of `items`."""
+        self.classes, self.footage = classes, Footage(fps, size)
+        self.items = items(root, parts, labels, selection)
+        self._truth: dict[int, Tensor] = {}
 
     def __len__(self) -> int:
         return len(self.items)
 
     def clip(self, index: int) -> tuple[Tensor, Tensor]:
         """Frames `[T, 3, S, S]` uint8 at the sampling rate and labels `[T, K]` of a whole clip."""
-        with self._lock:
-            if index in self._kept:
-                self._kept.move_to_end(index)
-                return self._kept[index]
-        made = self._decode(self.items[index])
-        with self._lock:
-            if index not in self._kept:
-                self._kept[index] = made
-                self._bytes += made[0].nbytes
-            while self._bytes > CACHE_BYTES and len(self._kept) > 1:
-                self._bytes -= self._kept.popitem(last=False)[1][0].nbytes
-        return made
+        item = self.items[index]
+        found = self.footage.clip(item.part, item.row)
+        if index not in self._truth:
+            self._truth[index] = torch.from_numpy(truth_of(item, found.sampled, self.classes))
+        return found.frames, self._truth[index]
 
-    def _decode(self, item: Item) -> tuple[Tensor, Tensor]:
-        ((_, data),) = item.part.clips([item.row])
-        try:
-            frames, times, _ = mine().sample(data, self.fps)
-        except Rejected as error:
-            raise Damaged(f"part {item.part.id}: clip {item.row['key']} does not decode ({error.reason})") from error
-        if item.entry is not None:
-            truth = pseudo_labels(item.entry, times, self.classes)
-        else:
-            truth = frame_labels(item.row, times, self.classes)
-        return resized(frames, self.size), torch.from_numpy(truth)
+    def draw(self, index: int, length: int, rng: np.random.Generator) -> Sample:
+        """A random window of a clip."""
+        return Sample(*window(self.clip(index), length, rng))
 
 
 @lru_cache(maxsize=4)
@@ -153,47 +201,3 @@ def window(clip: tuple[Tensor, Tensor], length: int, rng: np.random.Generator) -
     begin = int(rng.integers(0, max(1, T - length + 1)))
     chosen = (torch.arange(begin, begin + length) % T) if length > T else torch.arange(begin, begin + length)
     return frames[chosen].transpose(0, 1), labels[chosen]
-
-
-@dataclass
-class Batches:
-    """Batches `[B, 3, T, S, S]` uint8 with labels `[B, T, K]` for one rank, from a step on; counts the time waited."""
-
-    clips: Clips
-    batch: int  # of all ranks together
-    length: int
-    seed: int
-    rank: int = 0
-    ranks: int = 1
-    ahead: int = 4
-    waited: float = 0.0
-
-    def _make(self, step: int, pool: ThreadPoolExecutor) -> tuple[Tensor, Tensor]:
-        def one(position: int) -> tuple[Tensor, Tensor]:
-            rng = np.random.default_rng((self.seed, 7, position))
-            return window(self.clips.clip(place(self.seed, len(self.clips), position)), self.length, rng)
-
-        mine_of = range(step * self.batch + self.rank, (step + 1) * self.batch, self.ranks)
-        drawn = list(pool.map(one, mine_of))
-        return torch.stack([video for video, _ in drawn]), torch.stack([labels for _, labels in drawn])
-
-    def from_step(self, first: int, last: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yields the batches of steps first … last - 1, made ahead of time by other threads."""
-        ready: queue.Queue = queue.Queue(self.ahead)
-
-        def fill() -> None:
-            with ThreadPoolExecutor(2) as pool:
-                try:
-                    for step in range(first, last):
-                        ready.put(self._make(step, pool))
-                except Exception as error:
-                    ready.put(error)
-
-        threading.Thread(target=fill, daemon=True).start()
-        for _ in range(first, last):
-            began = time.monotonic()
-            made = ready.get()
-            self.waited += time.monotonic() - began
-            if isinstance(made, Exception):
-                raise made
-            yield made

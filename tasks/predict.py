@@ -1,34 +1,31 @@
 """Batch inference: a checkpoint over committed parts, into a predictions column and a table of segments."""
 
 import io
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import torch
 from prefect import task
 from prefect.cache_policies import NO_CACHE
-from torch import Tensor, nn
 
-import models
-from models.x3d import normalise
 from storage import carry, checkpoints, columns, datasets, files, tables
 from storage.carry import Before
 from storage.checkpoints import Checkpoint
-from storage.errors import Damaged, InputError
+from storage.errors import InputError
 from storage.ledger import Report
-from storage.limits import Rejected
 from storage.parts import Part
-from storage.sandbox import mine
 from tasks import tracking
-from tasks.loader import resized
+from tasks.loader import Footage, decode
+from tasks.samples import source_times
+from tasks.scorer import Context, at_source_rate, frame_logits, load, sequence_logits, takes
 from tasks.stage import cover
+from tasks.videos import Features, beside, videos, whole
+from tasks.videos import version as complete
 
 COLUMN = "predictions"
-BATCH = 8  # windows
 THRESHOLD = 0.5
 SHORTEST = 0.25  # seconds; a shorter run of frames is not a segment
 SEGMENTS = pa.schema(
@@ -47,50 +44,6 @@ def version(checkpoint: Checkpoint) -> str:
     """The version of the predictions column: the weights and how they are run."""
     how = {"overlap": "half", "average": "logits", "threshold": THRESHOLD, "shortest": SHORTEST}
     return f"{checkpoint.digest[:12]}-{files.digest_of(how)[:4]}"
-
-
-@lru_cache(maxsize=4)
-def load(url: str) -> nn.Module:
-    """The model of a checkpoint, ready to predict; kept, so that a process loads it once."""
-    torch.set_num_threads(1)  # the pool's threads share the cores
-    about = checkpoints.describe(url).about
-    model = models.build(about["system"], num_classes=len(about["classes"]), **about["options"])
-    model.load_state_dict(checkpoints.load_weights(url, model.state_dict()))
-    return model.eval().to(memory_format=torch.channels_last_3d)
-
-
-def windows(T: int, length: int) -> list[int]:
-    """Where windows of ``length`` frames begin so that half-overlapping ones cover T frames."""
-    if length >= T:
-        return [0]
-    return [*range(0, T - length, max(1, length // 2)), T - length]
-
-
-@torch.inference_mode()
-def frame_logits(model: Any, video: Tensor, length: int) -> Tensor:
-    """Logits `[T, K]` of a uint8 video `[T, 3, S, S]`: windows overlap by half and are averaged where they do."""
-    T = len(video)
-    if length > T:
-        video = torch.cat([video, video[-1:].expand(length - T, -1, -1, -1)])
-    begins = windows(len(video), length)
-    total: Tensor | None = None
-    seen = torch.zeros(len(video), 1)
-    for first in range(0, len(begins), BATCH):
-        chosen = begins[first : first + BATCH]
-        clips = torch.stack([video[b : b + length].transpose(0, 1) for b in chosen])
-        logits = model(normalise(clips, model.config).contiguous(memory_format=torch.channels_last_3d))["logits"]
-        total = torch.zeros(len(video), logits.shape[-1]) if total is None else total
-        for begin, scores in zip(chosen, logits, strict=True):
-            total[begin : begin + length] += scores
-            seen[begin : begin + length] += 1
-    assert total is not None
-    return (total / seen)[:T]
-
-
-def at_source_rate(logits: np.ndarray, sampled: np.ndarray, times: np.ndarray) -> np.ndarray:
-    """Scores `[N, K]` in 0..1 at all frame times from logits `[T, K]` at sampled times, interpolated linearly."""
-    dense = np.stack([np.interp(times, sampled, logits[:, k]) for k in range(logits.shape[1])], axis=1)
-    return 1.0 / (1.0 + np.exp(-dense))
 
 
 def segments(scores: np.ndarray, times: np.ndarray, classes: list[str], threshold: float = THRESHOLD) -> list[dict]:
@@ -116,25 +69,19 @@ def _segments_url(root: str, name: str, part: str) -> str:
     return files.join(root, "segments", name, f"{part}.parquet")
 
 
-def predict_part(part: Part, *, root: str, checkpoint: str, before: Before | None = None) -> Report:
+def predict_part(
+    part: Part, *, root: str, checkpoint: str, before: Before | None = None, others: dict[str, list[Part]] | None = None
+) -> Report:
     """Predicts one part: scores of every source frame, and the segments table beside it, which is written first.
 
-    Clips that a part ``before`` has predictions of are not predicted again.
+    Clips that a part ``before`` has predictions of are not predicted again. ``others`` are the parts, by the id of
+    this one, that hold other clips of the same videos: systems that see whole videos look there.
     """
     found = checkpoints.describe(checkpoint)
-    about, name, model = found.about, version(found), load(checkpoint)
-    spec = about["spec"]
+    about, name = found.about, version(found)
     had = carry.known(root, COLUMN, name, part, before)
     todo = carry.missing(part, had)
-    rows: list[dict[str, Any]] = []
-    for row, data in part.clips(todo):
-        try:
-            frames, sampled, times = mine().sample(data, spec["fps"])
-        except Rejected as error:
-            raise Damaged(f"part {part.id}: clip {row['key']} does not decode ({error.reason})") from error
-        logits = frame_logits(model, resized(frames, spec["size"]), spec["frames"]).numpy()
-        scores = at_source_rate(logits, sampled, times)
-        rows.append({"key": row["key"], "times": times + row["start"], "scores": scores.astype(np.float16)})
+    rows = scored(root, part, todo, checkpoint, (others or {}).get(part.id, []))
     table = carry.together(part, had, _as_table(rows, len(about["classes"])) if rows else None)
     sources = part.table(["source"])["source"].to_pylist()
     runs = [
@@ -151,7 +98,40 @@ def predict_part(part: Part, *, root: str, checkpoint: str, before: Before | Non
     packed = tables.pack(pa.Table.from_pylist(runs, schema=SEGMENTS), made)
     files.publish_bytes(packed, _segments_url(root, name, part.id), same=False)
     columns.write(root, COLUMN, name, part, table, made)
-    return Report(items=part.samples, kept=part.samples, decoded=len(todo))
+    decoded = 0 if takes(about) == "features" else len(todo)
+    return Report(items=len(todo), kept=len(todo), decoded=decoded)
+
+
+def scored(
+    root: str, part: Part, todo: list[dict[str, Any]], checkpoint: str, others: list[Part]
+) -> list[dict[str, Any]]:
+    """Key, times on the source clock and scores `[T, K]` of some clips of a part, in order."""
+    about, model = checkpoints.describe(checkpoint).about, load(checkpoint)
+    spec = about["spec"]
+    kind = takes(about)
+    footage = Footage(spec["fps"], spec["size"])
+    features = Features(root, spec["features"]) if kind == "features" else None
+    whole_of = videos([part, *others]) if kind != "clip" and todo else {}
+    seen: tuple[str, Any] = ("", None)  # of one video at a time
+    rows = []
+    for row in sorted(todo, key=lambda row: row["path"]) if kind != "clip" else todo:
+        if kind != "clip" and seen[0] != row["path"]:
+            clips = whole_of[row["path"]]
+            if features is not None:
+                video = features.video(clips)
+                seen = row["path"], (video.times, sequence_logits(model, video.features, spec["frames"]).numpy())
+            else:
+                seen = row["path"], Context(whole(clips, footage, spec["whole"]))
+        if features is not None:
+            times = row["start"] + source_times(row)
+            scores = at_source_rate(seen[1][1], seen[1][0], times)
+        else:
+            clip = footage.clip(part, row) if seen[1] else decode(part, row, spec["fps"], spec["size"])
+            start = seen[1].whole.begins[row["key"]] if seen[1] else 0
+            logits = frame_logits(model, clip.frames, spec["frames"], seen[1], start).numpy()
+            times, scores = clip.times + row["start"], at_source_rate(logits, clip.sampled, clip.times)
+        rows.append({"key": row["key"], "times": times, "scores": scores.astype(np.float16)})
+    return rows
 
 
 def _as_table(rows: list[dict[str, Any]], K: int) -> pa.Table:
@@ -203,10 +183,13 @@ def predict_parts(
     All clips of a part are predicted, as all have features: another selection then computes nothing again.
     """
     name = version(checkpoint)
+    others = beside(parts) if takes(checkpoint.about) != "clip" else {}
+    if takes(checkpoint.about) == "features":
+        complete(root, parts, checkpoint.about["spec"]["features"])
     done = cover(
         title,
         parts,
-        partial(predict_part, root=root, checkpoint=checkpoint.url, before=before),
+        partial(predict_part, root=root, checkpoint=checkpoint.url, before=before, others=others),
         lambda part: columns.has(root, COLUMN, name, part.id),
     )
     return name, done
@@ -228,7 +211,7 @@ def predict(root: str, dataset: str, model: str, splits: list[str]) -> dict[str,
         "parts": len(parts),
         "clips": sum(part.samples for part in parts),
         "clips_selected": sum(sum(data.kept(root, part)) for part in parts),
-        "predicted": done.decoded,
+        "predicted": done.items,
         "segments": count_segments(root, name, parts, data.selection),
         "predictions_path": files.join(root, "columns", COLUMN, name),
         "segments_path": files.join(root, "segments", name),

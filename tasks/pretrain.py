@@ -13,7 +13,8 @@ from storage.datasets import Dataset
 from storage.errors import InputError
 from storage.parts import Part
 from tasks import label, tracking
-from tasks.train import Recipe, fit, run_name
+from tasks.recipe import Recipe
+from tasks.train import fit, run_name
 from tasks.train_rank import Spec
 
 KINDS = ("none", "classification", "detection")
@@ -47,7 +48,7 @@ def spec_for(root: str, dataset: Dataset, kind: str, recipe: Recipe) -> Spec:
         parts=records(parts),
         classes=classes_of(parts, partial(dataset.kept, root)),
         objective=kind,
-        system=recipe.system,
+        system=recipe.backbone,
         options={"size": recipe.size},
         labels=_labels(root, parts, recipe),
         selection=dataset.selection,
@@ -56,12 +57,10 @@ def spec_for(root: str, dataset: Dataset, kind: str, recipe: Recipe) -> Spec:
         fps=recipe.fps,
         frames=recipe.frames,
         size=recipe.pixels,
-        batch=recipe.batch,
-        steps=recipe.pretrain_steps,
-        lr=recipe.pretrain_lr,
-        optimizer=recipe.optimizer,
-        weight_decay=recipe.weight_decay,
-        seed=recipe.seed,
+        faster={"fc2": recipe.head_times} if recipe.head_times != 1 else {},
+        multigrid=recipe.multigrid,
+        norm_group=recipe.norm_group if recipe.multigrid else 0,
+        **recipe.optimisation("pretrain"),
     )
 
 
@@ -79,11 +78,13 @@ def _labels(root: str, parts: list[Part], recipe: Recipe) -> str:
     return version
 
 
-def tracked_fit(root: str, spec: Spec, title: str, dataset: Dataset, recipe: Recipe, parent: str) -> dict[str, Any]:
+def tracked_fit(
+    root: str, spec: Spec, title: str, dataset: Dataset, recipe: Recipe, parent: str, **tags: str
+) -> dict[str, Any]:
     """Trains with an MLflow run beside it; returns the checkpoint, the run's id and the loss curve."""
     name = run_name(spec, title)
     params = {key: value for key, value in asdict(spec).items() if key not in ("parts", "root")}
-    tags = {"dataset": f"{dataset.name}@{dataset.version}", "title": title}
+    tags = {"dataset": f"{dataset.name}@{dataset.version}", "title": title, **tags}
     run = tracking.resume_or_start(root, title, name, params, tags, parent)
     tracking.log_dataset(root, run, dataset, "training", len(spec.parts))
     buffer = tracking.MetricBuffer(root, run)
@@ -113,10 +114,14 @@ def tracked_fit(root: str, spec: Spec, title: str, dataset: Dataset, recipe: Rec
 
 @task(task_run_name="pretrain · {kind}", cache_policy=NO_CACHE)
 def pretrain(root: str, dataset: Dataset, kind: str, recipe: Recipe, parent: str) -> dict[str, Any] | None:
-    """Pretrains for ``kind`` (classification or detection); None for ``none``."""
+    """Pretrains for ``kind`` (classification or detection); None for ``none``.
+
+    Every kind has the same clips, batches and number of iterations, which a tag of the run says.
+    """
     if kind not in KINDS:
         raise InputError(f"--pretraining {kind}: choose from {', '.join(KINDS)}")
     if kind == "none":
         return None
     spec = spec_for(root, dataset, kind, recipe)
-    return tracked_fit(root, spec, f"pretrain-{kind}", dataset, recipe, parent)
+    said = f"{spec.steps}, the same for every kind of pretraining"
+    return tracked_fit(root, spec, f"pretrain-{kind}", dataset, recipe, parent, iterations=said)

@@ -15,7 +15,8 @@ from storage import datasets, files
 from storage.datasets import Dataset
 from storage.ledger import Report
 from tasks import report, tracking
-from tasks.train import Recipe
+from tasks.footprint import MEASURES, shown
+from tasks.recipe import Recipe
 
 
 def _page(title: str, rows: dict[str, Any]) -> str:
@@ -83,7 +84,9 @@ def retrained(
 ) -> dict[str, Any]:
     """The outcome of `retrain`: metrics of every candidate and every decision of the gate."""
     scores = {c["kind"]: c["evaluation"].metrics for c in candidates}
-    tracking.log_metrics(root, run, {f"{kind}_map": values["every_frame_map"] for kind, values in scores.items()})
+    named = {"every_frame_map": "map"} | {name: name for name in MEASURES}
+    facts = {f"{kind}_{to}": values[name] for kind, values in scores.items() for name, to in named.items()}
+    tracking.log_metrics(root, run, facts)
     tracking.end(root, run)
     champion = tracking.champion(root, model)
     found = {
@@ -98,6 +101,7 @@ def retrained(
         "task_runs": task_runs(),
     }
     rows: dict[str, Any] = {f"{kind}: mAP": f"{100 * v['every_frame_map']:.1f}" for kind, v in scores.items()}
+    rows |= {f"{kind}: cost": shown(v) for kind, v in scores.items()}
     rows |= {f"gate: {kind}": f"{d['decision']}, {d['why']}" for kind, d in decisions.items()}
     rows |= {"champion": f"{model} version {found['champion']}", "MLflow": found["mlflow_url"]}
     report.markdown("retrain", _page(f"Retraining on {dataset.name}", rows), "what retrain did")

@@ -162,17 +162,19 @@ def log_files(root: str, run: str, paths: list[Path], folder: str) -> None:
 def log_model(root: str, run: str, model: Any, example: Any, tags: dict[str, str]) -> str:
     """Logs a module as an exported program with signature and input example; returns its URI.
 
-    ``model`` maps uint8 `[B, 3, T, S, S]` to scores `[B, T, K]`; B and T stay free. What is logged runs without this
-    code; Reelmill itself reads the checkpoint that the tags name.
+    ``model`` maps uint8 `[B, 3, T, S, S]`, or float32 features `[B, T, D]`, to scores `[B, T, K]`; B and T stay free.
+    What is logged runs without this code; Reelmill itself reads the checkpoint that the tags name.
     """
     import mlflow.pytorch
     from mlflow.models import ModelSignature
     from mlflow.types import Schema, TensorSpec
 
     client(root)
-    pixels, K = example.shape[-1], model(example).shape[-1]
+    K = model(example).shape[-1]
+    free = {0, 2 if example.ndim == 5 else 1}  # B and T
+    shape = tuple(-1 if i in free else size for i, size in enumerate(example.shape))
     signature = ModelSignature(
-        inputs=Schema([TensorSpec(np.dtype("uint8"), (-1, 3, -1, pixels, pixels))]),
+        inputs=Schema([TensorSpec(example.numpy().dtype, shape)]),
         outputs=Schema([TensorSpec(np.dtype("float32"), (-1, -1, K))]),
     )
     with EXPORTING:

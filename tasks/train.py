@@ -6,11 +6,10 @@ import subprocess
 import sys
 import time
 from collections import deque
-from dataclasses import asdict, dataclass, field
+from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 from typing import Any
 
-from models.augment import Mode
 from storage import checkpoints, files
 from storage.checkpoints import Checkpoint
 from tasks import pool, report
@@ -19,30 +18,11 @@ from tasks.train_rank import Spec
 CHECKOUT = Path(__file__).resolve().parent.parent
 SIDE_BY_SIDE = 2  # trainings at a time; each has its share of the cores
 TAIL = 60  # lines of a failed training that are shown
-
-
-@dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """What a person chooses about a training; every field is a parameter of the `retrain` flow."""
-
-    system: str = "x3d"
-    size: str = "TINY"
-    fps: float = 8.0
-    frames: int = 16
-    pixels: int = 24
-    batch: int = 16
-    optimizer: str = "adamw"
-    pretrain_steps: int = 1000
-    finetune_steps: int = 200
-    pretrain_lr: float = 0.01
-    finetune_lr: float = 0.005
-    weight_decay: float = 0.01
-    augmentation: Mode = "freeze"
-    volumes: dict[str, Any] = field(default_factory=dict)  # other options of the augmentation, e.g. {"segments": 2}
-    pseudo_labels: str | None = None  # version of the column to pretrain on; None: the video's label on every frame
-    seed: int = 0
-    ranks: int = 1
-    resume: bool = True
+ADDED = (  # to a spec, since there were the first runs
+    "selection", "volumes", "starts", "whole", "features", "rate", "momentum", "faster", "milestones", "multigrid",
+    "norm_group", "precision", "compile",
+)  # fmt: skip
+UNSET = {f.name: f.default if f.default_factory is MISSING else f.default_factory() for f in fields(Spec)}
 
 
 class TrainingFailed(RuntimeError):
@@ -53,10 +33,12 @@ def run_name(spec: Spec, title: str) -> str:
     """The run's name: a title for people and the digest of all that decides its outcome."""
     plain = {key: value for key, value in asdict(spec).items() if key != "root"}
     plain["parts"] = [record["id"] for record in spec.parts]
-    for name, unset in (("selection", None), ("volumes", {})):  # so that trainings without one keep their names
-        if plain[name] == unset:
+    for name in ADDED:  # so that trainings without them keep their names
+        if plain[name] == UNSET[name]:
             del plain[name]
     plain["start"] = spec.start and checkpoints.describe(spec.start).digest
+    if spec.starts:
+        plain["starts"] = {part: checkpoints.describe(url).digest for part, url in spec.starts.items()}
     return f"{title}-{files.digest_of(plain)[:12]}"
 
 
@@ -141,6 +123,7 @@ def _follow(process: subprocess.Popen, title: str, log: Any) -> dict[str, float]
                     _show(state, 100 * said["step"] // total)
             elif said["event"] == "end":
                 figures |= {"train_seconds": said["seconds"], "wait_share": said["wait_share"]}
+                figures |= {name: said[name] for name in ("step_seconds",) if name in said}
     if process.wait() != 0:
         raise TrainingFailed(
             f"{title} ended with exit code {process.returncode}; the end of its log:\n" + "\n".join(tail)
@@ -151,4 +134,4 @@ def _follow(process: subprocess.Popen, title: str, log: Any) -> dict[str, float]
 def _show(state: report.Progress, percent: int) -> None:
     state.done = percent
     if state.artifact is not None:
-        report.tell(report.update_progress_artifact, state.artifact, progress=float(percent))
+        report.update_progress_artifact(state.artifact, progress=float(percent))

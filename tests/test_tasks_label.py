@@ -11,7 +11,7 @@ from storage.errors import InputError
 from tasks import extract, label, loader, predict
 from tasks.pretrain import spec_for
 from tasks.proposals import Proposals
-from tasks.train import Recipe
+from tasks.recipe import Recipe
 
 CLASSES = ["bounce", "dog", "roll", "slide"]
 LABELS = {"weak/one.mp4": ["roll"], "weak/two.mp4": ["roll", "slide"], "weak/three.mp4": ["bounce", "roll", "slide"]}

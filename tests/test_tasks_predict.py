@@ -10,7 +10,7 @@ from test_tasks_prepare import prepare
 import models
 from storage import checkpoints, columns, files
 from storage.errors import InputError
-from tasks import evaluate, predict, train_rank
+from tasks import evaluate, predict, scorer, train_rank
 from tasks.pretrain import classes_of
 from tasks.train_rank import Spec
 
@@ -29,7 +29,7 @@ def ready(archive, tmp_path_factory):
 @pytest.mark.parametrize("T", [1, 15, 16, 17, 24, 100])
 def test_windows_cover_every_frame(T):
     seen = np.zeros(max(T, 16))
-    for begin in predict.windows(T, 16):
+    for begin in scorer.windows(T, 16):
         seen[begin : begin + 16] += 1
     assert seen.min() >= 1 and seen.max() <= 3
 
@@ -46,14 +46,14 @@ class Clockwork(torch.nn.Module):
 @pytest.mark.parametrize("T", [5, 16, 40])
 def test_joined_windows_equal_one_pass(T):
     video = torch.randint(0, 256, (T, 3, 8, 8), dtype=torch.uint8)
-    joined = predict.frame_logits(Clockwork(), video, 16)
-    whole = Clockwork()(predict.normalise(video.transpose(0, 1)[None], Clockwork.config))["logits"][0]
+    joined = scorer.frame_logits(Clockwork(), video, 16)
+    whole = Clockwork()(scorer.normalise(video.transpose(0, 1)[None], Clockwork.config))["logits"][0]
     assert joined.shape == (T, 1) and torch.allclose(joined, whole, atol=1e-5)
 
 
 def test_scores_at_source_rate_follow_the_times():
     sampled, times = np.array([0.0, 0.5, 1.0]), np.array([0.0, 0.1, 0.25, 0.9])
-    scores = predict.at_source_rate(np.array([[0.0], [1.0], [2.0]]), sampled, times)
+    scores = scorer.at_source_rate(np.array([[0.0], [1.0], [2.0]]), sampled, times)
     assert np.allclose(np.log(scores / (1 - scores))[:, 0], 2 * times)
 
 
@@ -129,9 +129,8 @@ def test_an_untrained_model_is_measured_in_every_mode(ready):
     root, dataset, checkpoint = ready
     found = evaluate.evaluate_checkpoint(root, dataset, checkpoint, "evaluate")
     assert 0.02 < found.metrics["every_frame_map"] < 0.9
-    assert set(found.metrics) == {
-        f"{p}_{m}" for p in evaluate.PROTOCOLS for m in ("map", "wap", "map_prior_normalised")
-    }
+    modes = {f"{p}_{m}" for p in evaluate.PROTOCOLS for m in ("map", "wap", "map_prior_normalised")}
+    assert set(found.metrics) == modes | {"latency_ms", "peak_memory_mb", "gmacs", "params_m"}
 
 
 def test_figures_are_drawn(ready, tmp_path):

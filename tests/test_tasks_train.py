@@ -16,6 +16,8 @@ from test_tasks_prepare import prepare
 
 from storage import checkpoints, files
 from storage.errors import Damaged
+from storage.parts import Part
+from tasks import batches as batches_
 from tasks import label, loader, train, train_rank
 from tasks.pretrain import classes_of, records
 from tasks.train_rank import Spec
@@ -73,12 +75,11 @@ def test_every_epoch_sees_every_clip_once():
 
 
 def test_ranks_share_the_samples_of_one(spec):
-    clips = loader.Clips(
-        spec.root, [train_rank.Part(**r) for r in spec.parts], spec.classes, spec.fps, spec.size, spec.labels
-    )
+    clips = loader.Clips(spec.root, [Part(**r) for r in spec.parts], spec.classes, spec.fps, spec.size, spec.labels)
 
     def batches(rank: int, ranks: int):
-        return [v for v, _ in loader.Batches(clips, 4, 16, 0, rank, ranks).from_step(3, 5)]
+        made = batches_.Batches(clips, lambda step: batches_.Shape(4, 16, 24, 4 * step), 0, rank, ranks)
+        return [batch.seen for batch in made.from_step(3, 5)]
 
     whole, even, odd = batches(0, 1), batches(0, 2), batches(1, 2)
     for one, a, b in zip(whole, even, odd, strict=True):

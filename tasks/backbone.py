@@ -1,0 +1,90 @@
+"""Features of a trained X3D as a version of the feature column: what temporal heads are trained on without video.
+
+Source: thesis 001, Tables 3.2, 4.1 and 4.3, whose temporal heads stand on the backbones' last maps.
+"""
+
+from functools import lru_cache, partial
+from typing import Annotated, Any
+
+from pydantic import Field
+from torch import Tensor, nn
+
+from storage import checkpoints, columns, datasets, files
+from storage.checkpoints import Checkpoint
+from storage.datasets import Dataset
+from storage.errors import InputError
+from storage.ledger import Report
+from storage.parts import Part
+from tasks import tracking
+from tasks.extract import _as_table
+from tasks.loader import decode
+from tasks.scorer import frame_logits, load
+from tasks.stage import cover
+from tasks.videos import FEATURES
+
+
+class Backbone(nn.Module):
+    """An X3D up to conv5: the mean of its cells, `[B, T, D]`, in place of logits."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model, self.config = model, model.config
+
+    def forward(self, video: Tensor) -> dict[str, Tensor]:
+        """Return `logits` [B, T, D] of a normalised video [B, 3, T, H, W]."""
+        return {"logits": self.model.features(video)["conv5"].mean((3, 4)).transpose(1, 2)}
+
+
+@lru_cache(maxsize=2)
+def backbone(url: str) -> Backbone:
+    """The backbone of a checkpoint. Raises `InputError` where it is no X3D."""
+    about = checkpoints.describe(url).about
+    if about["system"] != "x3d":
+        raise InputError(f"{url} is a {about['system']}: features are taken from an x3d")
+    return Backbone(load(url)).eval()
+
+
+def version(checkpoint: Checkpoint) -> str:
+    """The version of the column: the weights and the map that is taken."""
+    return f"x3d-{checkpoint.digest[:12]}-conv5"
+
+
+def extract_part(part: Part, *, root: str, checkpoint: str) -> Report:
+    """Commits the column of one part: a vector for every frame that the system sees."""
+    found = checkpoints.describe(checkpoint)
+    spec = found.about["spec"]
+    rows, times, vectors = part.rows(), [], []
+    for row in rows:
+        clip = decode(part, row, spec["fps"], spec["size"])
+        vectors.append(frame_logits(backbone(checkpoint), clip.frames, spec["frames"]).numpy())
+        times.append(clip.sampled)
+    about = {"checkpoint": checkpoint, "weights": found.digest, "map": "conv5", "fps": spec["fps"]}
+    columns.write(root, FEATURES, version(found), part, _as_table(part, rows, times, vectors), about)
+    return Report(items=part.samples, kept=part.samples, decoded=len(rows))
+
+
+def extract_dataset(root: str, dataset: Dataset, checkpoint: Checkpoint) -> str:
+    """Extracts the parts of a dataset that lack the column; returns its version."""
+    name = version(checkpoint)
+    backbone(checkpoint.url)
+    cover(
+        "features",
+        dataset.parts,
+        partial(extract_part, root=root, checkpoint=checkpoint.url),
+        lambda part: columns.has(root, FEATURES, name, part.id),
+    )
+    return name
+
+
+def features(
+    root: Annotated[str, Field(description="Folder or URL that `prepare` has written to.")],
+    dataset: Annotated[str, Field(description="Name of the dataset.")] = "archive",
+    model: Annotated[str, Field(description="Name in the model registry; its champion, an x3d, is used.")] = "detector",
+) -> str:
+    """Write a champion's backbone features as a version of the feature column, for super_events, tgm and pdan."""
+    root = files.existing_root(root)
+    champion = tracking.champion(root, model)
+    if champion is None:
+        raise InputError(f"no model {model!r} has the alias champion; run `reelmill retrain --root {root}` first")
+    name = extract_dataset(root, datasets.load(root, dataset), checkpoints.describe(champion.checkpoint))
+    return f"features {name}; train on them with `reelmill retrain --system tgm --features {name}`"

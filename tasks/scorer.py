@@ -1,0 +1,155 @@
+"""How a checkpoint scores the frames of a video: in overlapping windows, with the whole video beside them or without.
+
+Letters: T frames at the rate that the system sees, F of the whole video, K classes.
+"""
+
+import math
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pad
+
+import models
+from models.ensemble import mean_logit
+from models.x3d import normalise
+from storage import checkpoints
+from storage.checkpoints import Checkpoint
+from tasks.videos import Whole
+
+BATCH = 8  # windows
+
+
+@lru_cache(maxsize=4)
+def load(url: str) -> nn.Module:
+    """The model of a checkpoint, ready to predict; kept, so that a process loads it once."""
+    torch.set_num_threads(1)  # the pool's threads share the cores
+    about = checkpoints.describe(url).about
+    model = models.build(about["system"], num_classes=len(about["classes"]), **about["options"])
+    model.load_state_dict(checkpoints.load_weights(url, model.state_dict()))
+    return model.eval() if takes(about) == "features" else model.eval().to(memory_format=torch.channels_last_3d)
+
+
+def takes(about: dict[str, Any]) -> models.Inputs:
+    """What the system of a checkpoint is given."""
+    return models.inputs(about["system"], about["options"])
+
+
+def windows(T: int, length: int) -> list[int]:
+    """Where windows of ``length`` frames begin so that half-overlapping ones cover T frames."""
+    if length >= T:
+        return [0]
+    return [*range(0, T - length, max(1, length // 2)), T - length]
+
+
+@dataclass
+class Context:
+    """A whole video for two-stream systems; the Fine stream of each sees it once."""
+
+    whole: Whole
+    _maps: dict[int, dict[str, Tensor]] = field(default_factory=dict)
+
+    def inputs(self, model: Any, starts: list[int], length: int) -> dict[str, Any]:
+        """What goes with windows of ``length`` frames that begin at these frames of the video."""
+        if id(model) not in self._maps:
+            frames = pixels(self.whole.frames.transpose(0, 1)[None], model)
+            self._maps[id(model)] = model.fine.features(frames)
+        maps, step = self._maps[id(model)], self.whole.step
+        F = len(self.whole.frames)
+        more = max(0, math.ceil((max(starts) + length) / step) - F)  # a window longer than what there is
+        fine = {name: pad(x, (0, 0, 0, 0, 0, more)).expand(len(starts), -1, -1, -1, -1) for name, x in maps.items()}
+        valid = (torch.arange(F + more) < F).expand(len(starts), -1)
+        return {"fine": fine, "start": torch.tensor(starts), "step": float(step), "valid": valid}
+
+
+def pixels(video: Tensor, model: Any) -> Tensor:
+    """uint8 video `[B, 3, T, S, S]` as a model takes it."""
+    return normalise(video, model.config).contiguous(memory_format=torch.channels_last_3d)
+
+
+def _answer(model: Any, clips: Tensor, starts: list[int], context: Context | None) -> Tensor:
+    """Logits `[B, T, K]` of windows `[B, 3, T, S, S]` that begin at these frames of the video, or of features."""
+    if isinstance(members := getattr(model, "members", None), nn.ModuleList):
+        return mean_logit(torch.stack([_answer(member, clips, starts, context) for member in members]))
+    if clips.dtype != torch.uint8:
+        return model(clips)["logits"]
+    more = {} if context is None else context.inputs(model, starts, clips.shape[2])
+    return model(pixels(clips, model), **more)["logits"]
+
+
+@torch.inference_mode()
+def frame_logits(model: Any, video: Tensor, length: int, context: Context | None = None, start: int = 0) -> Tensor:
+    """Logits `[T, K]` of a uint8 video `[T, 3, S, S]`: windows overlap by half and are averaged where they do.
+
+    A clip that begins at frame ``start`` of the whole video of a ``context`` is seen in it.
+    """
+    T = len(video)
+    if length > T:
+        video = torch.cat([video, video[-1:].expand(length - T, -1, -1, -1)])
+    begins = windows(len(video), length)
+    total: Tensor | None = None
+    seen = torch.zeros(len(video), 1)
+    for first in range(0, len(begins), BATCH):
+        chosen = begins[first : first + BATCH]
+        clips = torch.stack([video[b : b + length].transpose(0, 1) for b in chosen])
+        logits = _answer(model, clips, [start + b for b in chosen], context)
+        total = torch.zeros(len(video), logits.shape[-1]) if total is None else total
+        for begin, scores in zip(chosen, logits, strict=True):
+            total[begin : begin + length] += scores
+            seen[begin : begin + length] += 1
+    assert total is not None
+    return (total / seen)[:T]
+
+
+@torch.inference_mode()
+def sequence_logits(model: Any, features: Tensor, length: int) -> Tensor:
+    """Logits `[T, K]` of features `[T, D]`: whole, or of a longer video in windows as `frame_logits` has them."""
+    total: Tensor | None = None
+    seen = torch.zeros(len(features), 1)
+    for begin in windows(len(features), length):
+        scores = _answer(model, features[None, begin : begin + length], [begin], None)[0]
+        total = torch.zeros(len(features), scores.shape[-1]) if total is None else total
+        total[begin : begin + length] += scores
+        seen[begin : begin + length] += 1
+    assert total is not None
+    return total / seen
+
+
+def at_source_rate(logits: np.ndarray, sampled: np.ndarray, times: np.ndarray) -> np.ndarray:
+    """Scores `[N, K]` in 0..1 at all frame times from logits `[T, K]` at sampled times, interpolated linearly."""
+    dense = np.stack([np.interp(times, sampled, logits[:, k]) for k in range(logits.shape[1])], axis=1)
+    return 1.0 / (1.0 + np.exp(-dense))
+
+
+class Scorer(nn.Module):
+    """A detector as others use it: a uint8 video `[B, 3, T, S, S]`, or features `[B, T, D]`, to scores `[B, T, K]`.
+
+    A two-stream system takes the video for the clip and for the whole of it.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, seen: Tensor) -> Tensor:
+        if seen.dtype == torch.uint8:
+            seen = normalise(seen, self.model.config)  # type: ignore[arg-type]
+        return self.model(seen)["logits"].sigmoid()
+
+
+def example(checkpoint: Checkpoint) -> Tensor:
+    """Two clips, or videos as features, as a checkpoint's system takes them: zeros."""
+    about = checkpoint.about
+    spec = about["spec"]
+    if takes(about) == "features":
+        return torch.zeros(2, spec["frames"], width(about), dtype=torch.float32)
+    return torch.zeros(2, 3, spec["frames"], spec["size"], spec["size"], dtype=torch.uint8)
+
+
+def width(about: dict[str, Any]) -> int:
+    """The width of the features that a checkpoint's system takes."""
+    members = about["options"].get("members")
+    return int((members[0][1] if members else about["options"])["width"])
