@@ -14,6 +14,16 @@ import pytest  # noqa: E402
 from tests import servers  # noqa: E402
 from tests.servers import CREDENTIALS  # noqa: E402
 
+LONG = ("flow_demo", "faults_silence", "serve", "tasks_train", "faults_prefect", "tasks_prepare", "kill_fuzz")
+LONG += ("secrets",)
+LONG += ("tasks_logged", "faults_cluster", "tasks_drill", "tasks_listing", "faults_full_disk", "tasks_systems")
+
+
+def pytest_collection_modifyitems(items):
+    """Files that take long come first, so that no process ends with one of them while the other has nothing to do."""
+    order = {f"test_{name}.py": place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: order.get(item.path.name, len(LONG)))
+
 
 @pytest.fixture(scope="session")
 def archive(tmp_path_factory):

@@ -169,7 +169,7 @@ def test_the_root_may_come_first_without_its_flag(tmp_path):
     ],
 )
 def test_a_full_disk_is_said_in_one_line_wherever_it_is_met(error, capsys):
-    """PR19: in a library too; and what is our own mistake keeps its traceback."""
+    """In a library too; and what is our own mistake keeps its traceback."""
     assert _said(error) == EXIT_FAILED
     assert capsys.readouterr().err == f"reelmill: failed: {error}\n"
     assert _said(OSError(errno.EIO, "Input/output error")) == _said(RuntimeError("disk")) == 0

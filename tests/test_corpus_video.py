@@ -1,4 +1,4 @@
-"""Every case of the corpus, through the sandbox: kept, or refused for the right reason. Corpus rows 1 to 101."""
+"""Every case of the corpus, through the sandbox: kept, or refused for the right reason."""
 
 import ctypes
 import os
@@ -48,7 +48,7 @@ def sibling(tmp_path_factory):
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_every_case_has_its_verdict(case, tmp_path, box, listener, sibling):
-    """Corpus rows 1 to 101, PR07, PR10, PR20: kept or refused in time, nothing else opened, the child alive."""
+    """Kept or refused in time, nothing else opened, the child alive."""
     port, calls = listener
     place, folder = tmp_path / "in", tmp_path / "out"
     place.mkdir()
@@ -86,13 +86,12 @@ def test_the_watch_sees_a_read(tmp_path):
 
 
 def test_the_rows_are_all_there():
-    """Row 84 has a test of its own below."""
+    """Case 84 has a test of its own below."""
     assert {case.number for case in CASES} == set(range(1, 102)) - {84}
     assert all(case.verdicts <= {OK, *REASONS} for case in CASES)
 
 
 def test_a_file_that_may_not_be_read_is_named_so(tmp_path):
-    """Row 84."""
     path = make(tmp_path / "a.mp4", frames=8)
     path.chmod(0)
     mine = os.geteuid()
@@ -107,7 +106,6 @@ def test_a_file_that_may_not_be_read_is_named_so(tmp_path):
 
 
 def test_the_size_is_asked_before_a_byte_is_read():
-    """Row 85."""
     check_size(LIMIT_BYTES)
     with pytest.raises(Rejected, match="file_too_large"):
         check_size(LIMIT_BYTES + 1)

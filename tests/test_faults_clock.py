@@ -34,7 +34,7 @@ def jump(root: Path, by: float) -> None:
 
 @pytest.mark.parametrize("by", [-YEARS, YEARS])
 def test_a_jump_in_the_middle_of_a_run_loses_nothing(archive, tmp_path, by):
-    """Row 15: garbage is collected while a run stands still between two parts; it goes on and ends as a quiet one."""
+    """Garbage is collected while a run stands still between two parts; it goes on and ends as a quiet one."""
     root, calm = tmp_path / "root", tmp_path / "calm"
     prepare(str(calm), str(archive / "archive"), units=4)
     run = subprocess.Popen(

@@ -46,7 +46,7 @@ def when(moment, act) -> threading.Thread:
 
 
 def test_a_worker_that_dies_costs_its_part_in_hand_at_most(cluster, archive, tmp_path):
-    """PR02, PR03; row 2, row 8: the other worker goes on, and no part that is committed is made again."""
+    """The other worker goes on, and no part that is committed is made again."""
     _, workers = cluster
     calm, _ = prepare(str(tmp_path / "calm"), str(archive / "archive"), units=4)
     root = tmp_path / "root"
@@ -64,7 +64,7 @@ def test_a_worker_that_dies_costs_its_part_in_hand_at_most(cluster, archive, tmp
 
 
 def test_a_scheduler_that_dies_ends_the_stage_and_a_second_run_finishes_it(cluster, archive, tmp_path, monkeypatch):
-    """Row 3: within a minute, with a clear error; what was committed stays."""
+    """Within a minute, with a clear error; what was committed stays."""
     scheduler, _ = cluster
     root = tmp_path / "root"
     killer = when(lambda: any((root / "parts").glob("*.parquet")), scheduler.kill)

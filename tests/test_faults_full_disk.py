@@ -105,7 +105,7 @@ CASES = [
 
 @pytest.mark.parametrize(("what", "options", "mounted"), CASES)
 def test_a_disk_that_is_full_stops_a_run_and_the_next_one_finishes_it(what, options, mounted, archive, calm, tmp_path):
-    """PR19, rows 26 and 27: one clear error; what was committed is whole, no temporary file stays, nothing is lost."""
+    """One clear error; what was committed is whole, no temporary file stays, nothing is lost."""
     means = namespace() if mounted else None
     if what == "scratch" and means is None:
         options, what = "size=120000,nr_inodes=100000", "root"  # nothing syncs a file of the scratch folder

@@ -101,7 +101,7 @@ def test_labels_that_could_be_read_in_two_ways_are_refused(tmp_path, name, text,
 
 
 def test_what_yaml_would_turn_into_something_else_is_taken_as_written(tmp_path):
-    """Case 125: 1e-4 is a number, `no` and `010` are names."""
+    """1e-4 is a number, `no` and `010` are names."""
     path = tmp_path / "l.csv"
     path.write_text("path,start,end,label\n010,1e-4,2e0,no\n010,2,3,12:30:45\n")
     found = read_labels(str(path))
@@ -132,7 +132,7 @@ ODD = list(odd("", ""))
 @pytest.mark.parametrize("kind", ODD)
 @pytest.mark.parametrize("option", ["root", "archive", "labels", "shards"])
 def test_an_odd_url_is_refused_in_one_line(kind, option, tmp_path, listener):
-    """Case 127, T5: wherever a URL may be given; nothing is run, nothing is asked, nothing is written."""
+    """Wherever a URL may be given; nothing is run, nothing is asked, nothing is written."""
     port, calls = listener
     (tmp_path / "secret").write_text("secret")
     (tmp_path / "a").mkdir()
@@ -161,7 +161,7 @@ def test_an_odd_url_in_a_list_is_refused_with_it(kind, tmp_path, listener):
 
 @pytest.mark.parametrize("name", ["../up", "a/../../up", "/abs", "..", "a/b", ""])
 def test_a_name_of_a_dataset_is_no_way_out_of_the_root(name, tmp_path):
-    """T6: names become parts of paths."""
+    """Names become parts of paths."""
     root = files.open_root(str(tmp_path / "root"))
     for act in (lambda: datasets.freeze(root, name, [], {}), lambda: datasets.load(root, name)):
         with pytest.raises(InputError, match="a name may hold no slash"):
@@ -170,7 +170,7 @@ def test_a_name_of_a_dataset_is_no_way_out_of_the_root(name, tmp_path):
 
 
 def test_an_archive_that_gives_no_clip_at_all_fails_with_its_reasons(tmp_path):
-    """PR07, PR08: also where it is too small for a share of failures to say much."""
+    """Also where it is too small for a share of failures to say much."""
     root = files.open_root(str(tmp_path / "root"))
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "x.mp4").write_bytes(b"x")

@@ -33,7 +33,7 @@ small(*sys.argv[1:])
 
 
 def test_a_server_that_is_away_for_a_while_fails_nothing(archive, tmp_path):
-    """PR16, rows 10 and 12: killed while parts are made, back after some seconds."""
+    """Killed while parts are made, back after some seconds."""
     port, root = free_ports(1), files.open_root(str(tmp_path / "root"))
     running = prefect_server(port, tmp_path)
     env = os.environ | {"PREFECT_HOME": str(tmp_path), "PREFECT_API_URL": f"http://127.0.0.1:{port}/api"}

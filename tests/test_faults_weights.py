@@ -111,7 +111,7 @@ PLACES = [from_start, predicting]
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize(("change", "said"), CASES)
 def test_weights_of_another_model_are_refused_by_name(spec, tmp_path, place, change, said):
-    """Case 134, wherever a checkpoint is loaded: the digest fits, what is in it does not."""
+    """Wherever a checkpoint is loaded: the digest fits, what is in it does not."""
     weights = tensors(spec)
     change(weights)
     url = forged(spec, tmp_path, to_safetensors(weights))
@@ -140,7 +140,7 @@ def lying_header(data: bytes) -> bytes:
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("damage", [cut, huge_header, lying_header, lambda _: b"", lambda data: b"\x80\x04" + data])
 def test_safetensors_that_are_none_are_refused_by_name(spec, tmp_path, place, damage):
-    """Case 133, with a digest that fits."""
+    """With a digest that fits."""
     url = forged(spec, tmp_path, damage(to_safetensors(tensors(spec))))
     with pytest.raises(Damaged, match="is not safetensors") as caught:
         place(spec, url)
@@ -149,7 +149,7 @@ def test_safetensors_that_are_none_are_refused_by_name(spec, tmp_path, place, da
 
 @pytest.mark.parametrize("name", [checkpoints.WEIGHTS, checkpoints.STATE, checkpoints.MANIFEST])
 def test_a_flipped_bit_in_any_file_is_found(spec, tmp_path, name):
-    """Case 133, PR23: safetensors and torch accept it; the digests do not."""
+    """Safetensors and torch accept it; the digests do not."""
     url = forged(spec, tmp_path)
     data = bytearray(files.read(f"{url}/{name}"))
     data[len(data) * 2 // 3] ^= 1
@@ -172,7 +172,7 @@ def test_a_pickle_in_place_of_an_optimizer_runs_nothing(spec, tmp_path, protocol
 
 
 def test_a_training_does_not_go_on_from_such_a_state(spec, tmp_path, monkeypatch):
-    monkeypatch.setattr(train_rank, "Clips", lambda *_: [])
+    monkeypatch.setattr(train_rank, "samples_of", lambda _: [])
     url = forged(spec, tmp_path, state=evil_pt(tmp_path / "ran"))
     with pytest.raises(Damaged, match="state.pt holds no plain tensors"):
         resumed(spec, url)

@@ -15,6 +15,7 @@ import torch
 from storage import datasets
 from tasks import tracking
 
+pytestmark = pytest.mark.timeout(900)  # on a busy machine
 CHECKOUT = Path(__file__).parent.parent
 SIZE = ["--weak", "24", "--dense", "18", "--pretrain-steps", "30", "--finetune-steps", "20"]
 

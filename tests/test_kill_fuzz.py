@@ -1,6 +1,6 @@
 """Writers killed at any moment, two at a time on the same parts: nothing committed is lost, nothing is there twice.
 
-PR02, PR03, PR04, PR05 and row 1: after every kill every committed part verifies; at the end all are there, with the
+After every kill every committed part verifies; at the end all are there, with the
 same bytes as in a run that nobody disturbed, and garbage collection leaves no trace of the kills.
 """
 

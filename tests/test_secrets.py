@@ -1,4 +1,4 @@
-"""PR22, T13: planted credentials are nowhere in what is printed, stored or sent, and the search would find them."""
+"""Planted credentials are nowhere in what is printed, stored or sent, and the search would find them."""
 
 import contextlib
 import json
@@ -78,7 +78,7 @@ def drawn(kind: str, rng: random.Random) -> str:
 
 @pytest.mark.parametrize(("carrier", "kind"), CARRIERS)
 def test_a_credential_is_known_by_its_form(carrier, kind):
-    """PR22: whatever the value, with text around it, and once more over what came out."""
+    """Whatever the value, with text around it, and once more over what came out."""
     rng = random.Random(carrier)
     for _ in range(50):
         values = {"key": drawn("key", rng), "hex": drawn("hex", rng), "secret": drawn(kind, rng)}
@@ -135,7 +135,7 @@ def test_paths_and_digests_stay_whatever_they_are():
     ],
 )
 def test_a_url_with_credentials_is_refused_in_one_line_without_them(url, tmp_path):
-    """T13: it would be a parameter of the run, which Prefect stores as it is."""
+    """It would be a parameter of the run, which Prefect stores as it is."""
     for option in ("--root", "--archive", "--labels"):
         given = {"--root": str(tmp_path / "r"), "--archive": str(tmp_path), "--labels": str(tmp_path), option: url}
         done = CliRunner().invoke(main, ["prepare", *(word for pair in given.items() for word in pair)])
@@ -317,7 +317,7 @@ def leaks(found: dict[str, str], planted: tuple[str, ...] = PLANTED) -> set[tupl
 
 
 def test_planted_secrets_are_nowhere(refusing_store, tmp_path):
-    """PR22, T13, row 25: in the environment, in a server's message, in a title and in a file's name."""
+    """In the environment, in a server's message, in a title and in a file's name."""
     found = prepared(tmp_path, refusing_store)
     said = found["stderr"].splitlines()
     assert any(line.startswith("reelmill: failed:") and HIDDEN in line for line in said), said[-5:]
@@ -347,7 +347,6 @@ def test_every_secret_of_an_environment_is_named():
 
 
 def test_the_ledger_holds_no_secret(tmp_path, monkeypatch):
-    """PR22."""
     from storage import ledger
     from storage.ledger import Entry
 

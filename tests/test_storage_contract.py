@@ -56,7 +56,7 @@ def test_what_was_created_is_read_at_once_and_stays(root, source):
 
 
 def test_an_object_appears_whole_or_not_at_all(root, source, monkeypatch):
-    """PR02: a reader that looks all the time sees nothing or all of it, also of one that is uploaded in parts."""
+    """A reader that looks all the time sees nothing or all of it, also of one that is uploaded in parts."""
     monkeypatch.setattr(conditions, "CHUNK", 5 << 20)
     data = random.Random(1).randbytes(12 << 20)
     writer = threading.Thread(target=files.publish, args=(source(data), f"{root}/object"))
@@ -73,7 +73,7 @@ def test_an_object_appears_whole_or_not_at_all(root, source, monkeypatch):
 
 
 def test_an_upload_in_more_than_two_parts_does_not_replace(root, source, monkeypatch):
-    """Row 21: the condition holds for uploads in parts, too."""
+    """The condition holds for uploads in parts, too."""
     monkeypatch.setattr(conditions, "CHUNK", 5 << 20)
     one, two = (random.Random(seed).randbytes(13 << 20) for seed in (1, 2))
     assert files.publish(source(one), f"{root}/large")
@@ -84,7 +84,7 @@ def test_an_upload_in_more_than_two_parts_does_not_replace(root, source, monkeyp
 
 
 def test_of_racing_writers_exactly_one_creates(root):
-    """PR04: everybody else goes on with what the first one wrote."""
+    """Everybody else goes on with what the first one wrote."""
     for turn in range(2):
         url = f"{root}/object{turn}"
         won = together(6, lambda n, url=url: files.publish_bytes(bytes([n]) * 9000, url, same=False))
@@ -110,7 +110,7 @@ def test_a_swap_with_an_old_tag_changes_nothing(root):
 
 
 def test_no_update_of_racing_threads_is_lost(root):
-    """Row 23 for pointers: each adds one to what it read, as often as it takes."""
+    """Each adds one to what it read, as often as it takes."""
     url = f"{root}/count"
 
     def add(_):
@@ -185,7 +185,7 @@ def _clips(folder, seed=0):
 
 
 def test_nothing_hangs_on_a_listing(root, tmp_path, monkeypatch):
-    """Row 23: a store whose listings are stale, here for ever empty, changes nothing about what is committed."""
+    """A store whose listings are stale, here for ever empty, changes nothing about what is committed."""
     fs, _ = files.locate(root)
     for name in ("ls", "_ls", "find", "_find"):
         if hasattr(type(fs), name):
@@ -199,7 +199,7 @@ def test_nothing_hangs_on_a_listing(root, tmp_path, monkeypatch):
 
 
 def test_two_writers_of_one_part_and_one_dataset_end_with_the_same(root, tmp_path):
-    """PR04: one tar, one index, one list and one pointer, whoever wrote which."""
+    """One tar, one index, one list and one pointer, whoever wrote which."""
 
     def write(number):
         folder = tmp_path / str(number)

@@ -89,7 +89,7 @@ def _in_windows(how, path, folder, edges, **options):
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("how", [cutting.cut, copying.copy])
 def test_windows_give_the_bytes_of_a_cut_in_one_go(files, tmp_path, how, name):
-    """PR05: B-frames, open groups, edit lists, varying rates, late starts and files without an index."""
+    """B-frames, open groups, edit lists, varying rates, late starts and files without an index."""
     if how is copying.copy and name == "edits.mp4":
         name = "wide.mp4"  # a copy would show what the edit list hides; see below
     options = {"span": 2.0} | ({"short_side": 24} if how is cutting.cut else {})
@@ -269,7 +269,7 @@ def _paint(path, matrix, full, tagged=True, pix="yuv420p"):
 @pytest.mark.parametrize("matrix", [601, 709, 2020])
 @pytest.mark.parametrize("turn", [0, 90])
 def test_colours_are_those_of_the_definition(tmp_path, matrix, full, turn):
-    """Rows 54, 55: whatever the tags of the source, and for readers that look at no tags."""
+    """Whatever the tags of the source, and for readers that look at no tags."""
     path = _paint(tmp_path / "a.mp4", matrix, full)
     wanted = np.rot90(_bars(0, W, H), turn // 90).astype(int)
     if turn:

@@ -182,7 +182,7 @@ def test_reports_add_up_and_an_unbalanced_one_shows():
 
 
 def test_a_ledger_of_the_schema_before_is_read(tmp_path):
-    """PR25: its seconds were of video."""
+    """Its seconds were of video."""
     old = pa.table({"step": ["shard"], "item": ["a"], "content_id": ["c"], "verdict": ["kept"], "reason": [""],
                     "detail": [""], "clips": pa.array([2], pa.int32()), "seconds": [4.5]})  # fmt: skip
     target = tmp_path / "ledger" / "shard" / "p.parquet"

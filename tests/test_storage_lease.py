@@ -99,7 +99,7 @@ def test_a_killed_writer_of_this_machine_is_known_to_be_gone(place, stranger):
 
 
 def test_a_writer_elsewhere_is_dead_when_its_time_is_over_on_the_stores_clock(place, monkeypatch):
-    """Row 15: this machine's clock is a year ahead, and says nothing about the other's age."""
+    """This machine's clock is a year ahead, and says nothing about the other's age."""
     monkeypatch.setattr(lease, "TRIES", 1)
     root, now = place("rclone"), time.time()
     other = f"{root}/writers/other.json"

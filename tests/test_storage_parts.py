@@ -27,7 +27,6 @@ def test_the_same_content_gives_the_same_bytes_in_two_places(tmp_path):
 
 
 def test_cut_parts_are_the_same_from_one_worker_and_from_two(archive, tmp_path, monkeypatch):
-    """PR05."""
     made = {}
     for width in (1, 2):
         monkeypatch.setattr("tasks.pool.workers", lambda width=width: width)
@@ -198,7 +197,7 @@ def _as_schema_1(root, part):
 
 
 def test_a_root_of_the_schema_before_is_read(part, tmp_path):
-    """PR25: the index of schema 1 had neither members nor metadata."""
+    """The index of schema 1 had neither members nor metadata."""
     root = str(tmp_path / "root")
     _as_schema_1(root, part)
     assert files.existing_root(root) == root
@@ -209,7 +208,7 @@ def test_a_root_of_the_schema_before_is_read(part, tmp_path):
 
 
 def test_writing_to_an_older_root_marks_it(part, tmp_path):
-    """PR25: from then on an older version refuses it."""
+    """From then on an older version refuses it."""
     root = str(tmp_path / "root")
     _as_schema_1(root, part)
     assert files.open_root(root) == root

@@ -1,10 +1,10 @@
 """Pointers: of writers that decided on the same ground one wins, and the others go on with what it made."""
 
 import pytest
-from made_parts import commit
 
 from storage import conditions, datasets, files, plans
 from storage.errors import Conflict
+from tests.made_parts import commit
 from tests.preparing import RECIPE, plan
 
 
@@ -15,7 +15,7 @@ def root(request, place):
 
 STEPS = [
     (files, "ask"),
-    (files, "read_tagged"),
+    (conditions, "read_settled"),
     (conditions, "create"),
     (conditions, "swap"),
 ]

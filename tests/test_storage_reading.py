@@ -98,7 +98,6 @@ DAMAGE = {
 
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_damage_that_webdataset_passes_over_stops_the_reader_and_is_named(damage, tmp_path):
-    """PR01; corpus 102 to 108, 121."""
     data = make(str(tmp_path / "root"), count=2)
     _altered(data.parts[1], DAMAGE[damage])
     found = []
@@ -134,7 +133,7 @@ def test_a_tar_with_the_right_clips_in_another_order_is_refused(tmp_path):
 
 
 def test_members_of_other_kinds_never_leave_the_tar(tmp_path):
-    """Corpus 115, 116: pickles are neither opened nor handed on, object arrays are refused."""
+    """Pickles are neither opened nor handed on, object arrays are refused."""
     part = make(str(tmp_path / "root"), count=1, clips=1).parts[0]
     key = part.rows()[0]["key"]
     canary = tmp_path / "canary"

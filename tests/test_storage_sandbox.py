@@ -358,7 +358,7 @@ def test_a_suspect_is_cut_as_any_other(clip, tmp_path):
 
 
 def test_a_file_that_kills_its_worker_takes_down_only_the_process_between(clip, tmp_path, killer):
-    """PR02, PR07, fault matrix row 4: we live on, the file has a reason, and nothing it started is left."""
+    """We live on, the file has a reason, and nothing it started is left."""
     with pytest.raises(Rejected) as caught:
         cut_alone(str(clip), tmp_path, span=1.0, short_side=32)
     assert (caught.value.reason, caught.value.detail) == ("worker_killed", "signal 9")

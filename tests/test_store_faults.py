@@ -37,7 +37,7 @@ def root(proxy, at, monkeypatch):
 
 @pytest.mark.parametrize("kind", ["500", "503", "reset", "409"])
 def test_three_faults_in_a_row_are_waited_out(root, proxy, source, kind):
-    """Rows 17, 18, 20: the object is there, once, and so is what is read."""
+    """The object is there, once, and so is what is read."""
     proxy.next(kind, 3, method="PUT", path="/object")
     assert files.publish(source(LARGE), f"{root}/object") and proxy.met(kind) == 3
     if kind != "409":
@@ -47,7 +47,7 @@ def test_three_faults_in_a_row_are_waited_out(root, proxy, source, kind):
 
 @pytest.mark.parametrize("kind", ["500", "503", "reset"])
 def test_a_fault_that_does_not_end_is_an_error_of_the_store(root, proxy, kind):
-    """Rows 17 and 18, PR09: OSError or StoreError, within a limit; nothing is there."""
+    """OSError or StoreError, within a limit; nothing is there."""
     proxy.next(kind, 1000, path="/object")
     began = time.monotonic()
     for act in (lambda: files.publish_bytes(b"x", f"{root}/object"), lambda: files.read(f"{root}/object")):
@@ -60,7 +60,7 @@ def test_a_fault_that_does_not_end_is_an_error_of_the_store(root, proxy, kind):
 
 
 def test_a_trickle_is_given_up(root, proxy, monkeypatch):
-    """Row 18: a server that sends five bytes a second keeps nobody waiting."""
+    """A server that sends five bytes a second keeps nobody waiting."""
     files.replace(LARGE, f"{root}/object")
     monkeypatch.setattr(stores, "PATIENCE", 1.0)
     monkeypatch.setattr(stores, "PACE", 1e12)
@@ -72,7 +72,7 @@ def test_a_trickle_is_given_up(root, proxy, monkeypatch):
 
 
 def test_silence_is_given_up(seaweed, at, monkeypatch):
-    """Row 18: a server that takes a request and never answers."""
+    """A server that takes a request and never answers."""
     monkeypatch.setattr(stores, "SILENCE", 0.3)
     monkeypatch.setattr(stores, "ATTEMPTS", 2)
     with s3fault.between(seaweed) as proxy:
@@ -85,7 +85,7 @@ def test_silence_is_given_up(seaweed, at, monkeypatch):
 
 
 def test_a_name_that_leads_nowhere_is_an_error_in_one_line(at, monkeypatch):
-    """Row 18: no such host, and nobody listening."""
+    """No such host, and nobody listening."""
     monkeypatch.setattr("botocore.retries.standard.ExponentialBackoff.delay_amount", lambda *_: 0.01)
     for endpoint in ("http://no-such-host.invalid:1", "http://127.0.0.1:9"):
         with pytest.raises(RootError, match="cannot be used as a root|did not answer") as caught:
@@ -95,7 +95,7 @@ def test_a_name_that_leads_nowhere_is_an_error_in_one_line(at, monkeypatch):
 
 @pytest.mark.parametrize("size", [1000, 12_000_000])
 def test_a_put_whose_reply_is_lost_counts_as_ours(root, proxy, source, monkeypatch, size):
-    """Row 19: it is sent again and refused, as our own object is there already; also for an upload in parts."""
+    """It is sent again and refused, as our own object is there already; also for an upload in parts."""
     monkeypatch.setattr(conditions, "CHUNK", 5 << 20)
     data = random.Random(size).randbytes(size)
     proxy.next("lost", 1, method="PUT" if size < 10_000 else "POST", path="/object")
@@ -107,7 +107,7 @@ def test_a_put_whose_reply_is_lost_counts_as_ours(root, proxy, source, monkeypat
 
 
 def test_a_swap_whose_reply_is_lost_counts_as_ours(root, proxy):
-    """Row 19: and one whose bytes another writer happens to have written does not."""
+    """And one whose bytes another writer happens to have written does not."""
     proxy.next("lost", 1, method="PUT", path="/pointer")
     assert files.swap(b"one", f"{root}/pointer", "") and proxy.met("lost") == 1
     _, tag = files.read_tagged(f"{root}/pointer")
@@ -118,7 +118,7 @@ def test_a_swap_whose_reply_is_lost_counts_as_ours(root, proxy):
 
 @pytest.mark.parametrize("kind", ["truncated", "flipped"])
 def test_bytes_that_arrive_damaged_are_asked_for_again(root, proxy, kind):
-    """Row 22: once, and then it is an error that names the object."""
+    """Once, and then it is an error that names the object."""
     files.replace(LARGE, f"{root}/object")
     proxy.next(kind, 1, method="GET", path="/object")
     assert files.read(f"{root}/object") == LARGE and proxy.met(kind) == 1
@@ -128,7 +128,7 @@ def test_bytes_that_arrive_damaged_are_asked_for_again(root, proxy, kind):
 
 
 def test_a_range_that_arrives_damaged_is_asked_for_again(root, proxy):
-    """Row 22: servers send no checksum with a range; ours is compared."""
+    """Servers send no checksum with a range; ours is compared."""
     files.replace(LARGE, f"{root}/object")
     wanted = files.digest(LARGE[100:2000])
     proxy.next("flipped", 1, method="GET", path="/object")
@@ -140,7 +140,7 @@ def test_a_range_that_arrives_damaged_is_asked_for_again(root, proxy):
 
 @pytest.mark.parametrize("kind", ["403", "expired"])
 def test_withdrawn_rights_are_for_a_person_and_tell_no_secret(root, proxy, kind, monkeypatch, caplog):
-    """Row 25, PR22: at once, with no retry, and it is no fault of any video."""
+    """At once, with no retry, and it is no fault of any video."""
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "reelsecret")
     files.replace(b"x", f"{root}/object")
     proxy.next(kind, 1000, path="/object")
@@ -155,7 +155,7 @@ def test_withdrawn_rights_are_for_a_person_and_tell_no_secret(root, proxy, kind,
 
 
 def test_an_object_that_was_deleted_is_named(root, tmp_path):
-    """Row 24: the dataset lists it, the store has it no more."""
+    """The dataset lists it, the store has it no more."""
     media = tmp_path / "clip"
     media.write_bytes(LARGE)
     keys = {"source": "s", "path": "p", "content_id": "c", "time_base": "1/20", "split": "train", "labelled": "none"}
@@ -176,7 +176,7 @@ files.publish(sys.argv[1], sys.argv[2])
 
 
 def test_a_writer_killed_during_an_upload_leaves_nothing_that_is_seen(root, proxy, source):
-    """Row 16: the third of three parts never arrives; the next writer commits, and the sweep gives the upload up."""
+    """The third of three parts never arrives; the next writer commits, and the sweep gives the upload up."""
     data = random.Random(3).randbytes(12 << 20)
     path = source(data)
     child = subprocess.Popen([sys.executable, "-c", UPLOAD, path, f"{root}/object"], stderr=subprocess.DEVNULL)
@@ -208,7 +208,7 @@ for write in (large, lambda: files.swap(b"x" * 200_000, f"{root}/first", tag)):
 
 
 def test_a_full_disk_is_a_clear_error_and_what_was_committed_stays(tmp_path, source):
-    """Row 26, PR19: a write that the disk cuts short leaves no object, no temporary file, and the others whole."""
+    """A write that the disk cuts short leaves no object, no temporary file, and the others whole."""
     root = str(tmp_path / "root")
     done = subprocess.run([sys.executable, "-c", FULL, root, source(LARGE)], capture_output=True, text=True)
     assert done.stdout.split() == ["EFBIG", "EFBIG"], done.stderr
@@ -217,14 +217,13 @@ def test_a_full_disk_is_a_clear_error_and_what_was_committed_stays(tmp_path, sou
 
 
 def test_a_name_that_is_too_long_is_a_clear_error(tmp_path):
-    """Row 27."""
     with pytest.raises(OSError, match="too long") as caught:
         files.publish_bytes(b"x", str(tmp_path / ("x" * 256)))
     assert caught.value.errno == errno.ENAMETOOLONG and os.listdir(tmp_path) == []
 
 
 def test_a_folder_that_cannot_be_written_is_for_a_person(tmp_path, monkeypatch):
-    """Row 27: the rights are refused by the system itself where the tests do not run as root."""
+    """The rights are refused by the system itself where the tests do not run as root."""
     folder = tmp_path / "root"
     files.open_root(str(folder))
 

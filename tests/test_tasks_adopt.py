@@ -151,7 +151,7 @@ def test_a_second_run_adopts_nothing_and_a_changed_tar_is_taken_up_and_noticed(p
 
 
 def test_what_cannot_be_used_is_quarantined_with_a_reason(tmp_path, clip):
-    """Corpus 109 to 114, 118; a bad sample costs itself alone (PR07)."""
+    """A bad sample costs itself alone."""
     deep = b'{"label": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"
     put(
         tmp_path / "x.tar",

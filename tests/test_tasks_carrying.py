@@ -24,7 +24,7 @@ def home(archive, tmp_path):
 
 
 def test_a_source_found_in_flight_is_cut_in_a_process_of_its_own(home, monkeypatch):
-    """Row 4: being there when a worker died is no proof; only the death of a process of its own quarantines."""
+    """Being there when a worker died is no proof; only the death of a process of its own quarantines."""
     root = files.open_root(str(home / "fresh"))
     planned, listed = plan(root, str(home / "archive"), units=3)
     alone = []
@@ -47,7 +47,7 @@ def test_a_source_found_in_flight_is_cut_in_a_process_of_its_own(home, monkeypat
 
 
 def test_the_journal_names_the_source_at_work(home, monkeypatch):
-    """Row 1: what was in hand at a kill is known afterwards, and a leftover of a committed part is swept."""
+    """What was in hand at a kill is known afterwards, and a leftover of a committed part is swept."""
     seen = []
     cut = Sandbox.cut
 
@@ -129,7 +129,7 @@ def test_a_clip_of_other_bytes_takes_nothing_over(home):
 
 
 def test_quarantined_videos_are_tried_again_on_request(home, monkeypatch):
-    """PR11: the verdict before stays in the ledger; the others of its part are not decoded."""
+    """The verdict before stays in the ledger; the others of its part are not decoded."""
     root = files.open_root(str(home / "fresh"))
     bad = sorted((home / "archive").rglob("*.mp4"))[2]
     cut = Sandbox.cut
@@ -161,7 +161,6 @@ def test_quarantined_videos_are_tried_again_on_request(home, monkeypatch):
 
 
 def test_a_source_that_is_gone_when_it_is_cut_has_a_reason(home):
-    """Row 29."""
     root = files.open_root(str(home / "fresh"))
     planned, listed = plan(root, str(home / "archive"), units=3)
     gone = next((home / "archive").rglob("*.mp4"))

@@ -8,7 +8,6 @@ from typing import get_type_hints
 
 import pytest
 from click.testing import CliRunner
-from films import moving, prepare_films
 
 from flows.__main__ import main
 from flows.prepare import prepare
@@ -17,6 +16,7 @@ from tasks import duplicates, select, what_if
 from tasks.forms import description
 from tasks.score import score_dataset
 from tasks.thresholds import Thresholds
+from tests.films import moving, prepare_films
 
 WANTED = Thresholds(min_motion=0.0001, near_duplicates="drop")
 

@@ -109,7 +109,7 @@ def test_nothing_goes_within_the_grace_period(root, tmp_path):
 
 
 def test_a_jump_of_this_machines_clock_removes_nothing(root, tmp_path, monkeypatch):
-    """Row 15: ages are those of the store."""
+    """Ages are those of the store."""
     commit(root, 1, tmp_path)
     before, now = names(root), time.time()
     for jump in (400 * DAY, -400 * DAY):
@@ -276,7 +276,7 @@ def test_a_list_that_cannot_be_read_stops_the_sweep(root, tmp_path):
 
 
 def test_unfinished_uploads_are_given_up_after_the_grace_period(at, seaweed):
-    """Row 16: a writer that was killed in the middle of an upload leaves nothing that costs."""
+    """A writer that was killed in the middle of an upload leaves nothing that costs."""
     root = files.open_root(at(seaweed))
     fs, path = files.locate(f"{root}/parts/p1.tar")
     bucket, key, _ = fs.split_path(path)

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from films import moving, prepare_films
 
 from flows.__main__ import main
 from storage import columns, files
@@ -12,6 +11,7 @@ from tasks import extract, label, loader, predict
 from tasks.pretrain import spec_for
 from tasks.proposals import Proposals
 from tasks.recipe import Recipe
+from tests.films import moving, prepare_films
 
 CLASSES = ["bounce", "dog", "roll", "slide"]
 LABELS = {"weak/one.mp4": ["roll"], "weak/two.mp4": ["roll", "slide"], "weak/three.mp4": ["bounce", "roll", "slide"]}

@@ -37,7 +37,6 @@ def test_an_unchanged_archive_has_the_same_plan_and_nothing_to_decode(home):
 
 
 def test_moved_and_renamed_files_are_not_decoded_again(home):
-    """PR03."""
     before = contents(datasets.load(str(home / "root"), "a"))
     for number, path in enumerate(sorted((home / "archive").rglob("*.mp4"))):
         (home / "archive" / "three" / str(number)).mkdir(parents=True)

@@ -122,7 +122,7 @@ def test_a_part_has_one_row_of_scores_a_clip(prepared):
 
 
 def test_a_killed_scoring_ends_with_the_same_bytes(prepared, tmp_path):
-    """PR01: SIGKILL after a part is committed; the next run does the rest, and all bytes are those of one run."""
+    """SIGKILL after a part is committed; the next run does the rest, and all bytes are those of one run."""
     root, dataset = prepared
     version, _ = score.score_dataset(root, dataset)
     folder = Path(root) / "columns" / "scores" / version

@@ -95,7 +95,7 @@ def test_the_held_out_one_of_two_copies_stays(made):
 
 
 def test_every_clip_is_in_the_ledger_with_scores_and_thresholds(made):
-    """PR05: in = kept + dropped, each with the numbers it was judged by."""
+    """In = kept + dropped, each with the numbers it was judged by."""
     root, dataset, version = made
     chosen, total = select_dataset(root, dataset, version, LIMITS)
     entries = [e for p in dataset.parts for e in ledger.read(root, "select", f"{p.id}-{chosen.selection}")]
@@ -222,7 +222,7 @@ def predictions(root, dataset, name):
 
 
 def test_a_held_out_video_that_training_shows_is_named(made):
-    """PR24: no clip that is measured may show what a training clip shows, whatever was done to it."""
+    """No clip that is measured may show what a training clip shows, whatever was done to it."""
     root, dataset, version = made
     held = evaluate.held_out(dataset)
     found, checked = evaluate.leaks(root, dataset, held)

@@ -2,13 +2,13 @@
 
 import numpy as np
 import pytest
-from films import moving, write
 from matplotlib.image import imread
-from preparing import prepare
-from rendered_cuts import FPS, cuts
 
 from tasks import figures, shard, shot_sheet
 from tasks.shot_sheet import draw
+from tests.films import moving, write
+from tests.preparing import prepare
+from tests.rendered_cuts import FPS, cuts
 
 SPAN = 1.0
 

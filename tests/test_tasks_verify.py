@@ -114,7 +114,7 @@ def test_every_kind_of_object_is_tried(sound):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_flipped_byte_anywhere_is_found(kind, broken):
-    """PR01: first and last bytes, and random places in between, of every kind of object."""
+    """First and last bytes, and random places in between, of every kind of object."""
     path = _objects(broken)[kind]
     data = path.read_bytes()
     dice = random.Random(kind)
