@@ -33,7 +33,7 @@ demo: $(READY)
 	$(BIN)/reelmill demo --root $(ROOT) --seed $(SEED)
 
 test: $(READY)
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder
 
 check: $(READY)
 	$(BIN)/ruff format --check .
