@@ -162,7 +162,7 @@ def test_the_root_may_come_first_without_its_flag(tmp_path):
 @pytest.mark.parametrize(
     "error",
     [
-        OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/root/x"),
+        OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "part.tar"),
         OSError(errno.EROFS, os.strerror(errno.EROFS)),
         RuntimeError("TransactionContext Error: Could not write file: No space left on device"),
         RuntimeError("(sqlite3.OperationalError) database or disk is full"),

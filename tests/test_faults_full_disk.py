@@ -112,6 +112,7 @@ def test_a_disk_that_is_full_stops_a_run_and_the_next_one_finishes_it(what, opti
     said, committed, left = run(what, options, archive / "archive", tmp_path, means)
     assert "No space left on device" in said and left == "left behind: []", said
     if what == "root":
-        assert said.startswith("Incomplete shard: ") and f"device: '{tmp_path}/small/root/" in said, said
+        named = f"device: '{tmp_path / 'small' / what}/"
+        assert said.startswith("Incomplete shard: ") and named in said, said
         assert committed.endswith("committed and whole") and not committed.startswith("0 "), committed
     assert bytes_of(tmp_path / "end") == bytes_of(calm)
