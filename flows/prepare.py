@@ -51,7 +51,10 @@ def prepare(
     model: Annotated[str, Field(description="open_clip model of the features; 'conse' needs no download.")] = "conse",
     pretrained: Annotated[str | None, Field(description="open_clip's tag of the model's weights.")] = None,
     feature_fps: Annotated[float, Field(description="Frames per second that features are taken from.", ge=0.01)] = 1.0,
-    augmentation: Annotated[str, Field(description="Augmentation of materialised volumes.")] = "joint_single",
+    augmentation: Annotated[
+        Literal["none", "freeze", "mixup", "cutmix", "joint_single", "joint"],
+        Field(description="Augmentation of materialised volumes."),
+    ] = "joint_single",
     materialise: Annotated[bool, Field(description="Write augmented volumes as parts.")] = False,
     seed: Annotated[int, Field(description="Seed of the drawn volumes.")] = 0,
 ) -> dict[str, Any]:

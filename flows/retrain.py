@@ -14,7 +14,7 @@ from tasks.forms import explained
 from tasks.gate import gate
 from tasks.pretrain import pretrain
 from tasks.recipe import candidates_of, recipe
-from tasks.summary import begin, retrained
+from tasks.summary import begin, retrained, settled
 from tasks.train import SIDE_BY_SIDE
 
 
@@ -99,13 +99,14 @@ def retrain(
     kinds = candidates_of(given, pretraining)
     pretrained = {kind: pretrain.submit(root, data, kind, given, run) for kind in kinds}
     tuned = {kind: finetune.submit(root, data, pretrained[kind], kind, given, run) for kind in kinds}
+    members = {augmentation: tuned["detection"]} if "detection" in kinds and augmentation in ensemble_of else {}
     if ensemble_of:
-        members = {augmentation: tuned["detection"]} if "detection" in kinds and augmentation in ensemble_of else {}
         for mode in (mode for mode in ensemble_of if mode not in members):
-            other = replace(given, augmentation=mode)
-            first = pretrain.submit(root, data, "detection", other, run)
-            members[mode] = finetune.submit(root, data, first, f"detection-{mode}", other, run)
+            other, kind = replace(given, augmentation=mode), f"detection-{mode}"
+            pretrained[kind] = pretrain.submit(root, data, "detection", other, run)
+            members[mode] = finetune.submit(root, data, pretrained[kind], kind, other, run)
         tuned["ensemble"] = ensemble.submit(root, data, list(members.values()), "ensemble", run)
     candidates = {kind: evaluate.submit(root, data, made, kind) for kind, made in tuned.items()}
+    settled(*pretrained.values(), *members.values(), *tuned.values(), *candidates.values())
     decisions = {kind: gate(root, data, model, found, kind, margin, seed) for kind, found in candidates.items()}
     return retrained(root, data, model, run, [found.result() for found in candidates.values()], decisions)

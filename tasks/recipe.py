@@ -13,16 +13,7 @@ Schedule = Literal["short", "thesis"]
 # "short" trains TINY on a CPU in minutes. "thesis" is that of thesis 001, chapters 3.2.5, 4.3.1 and 4.3.2; its
 # downstream trainings last 100 epochs of 7,900 Charades videos at 16 clips a step.
 SCHEDULES: dict[str, dict[str, Any]] = {
-    "short": {
-        "optimizer": "adamw",
-        "pretrain_steps": 1000,
-        "finetune_steps": 200,
-        "pretrain_batch": 16,
-        "batch": 16,
-        "pretrain_lr": 0.01,
-        "finetune_lr": 0.005,
-        "weight_decay": 0.01,
-    },
+    "short": {},  # the defaults of `Recipe`
     "thesis": {
         "optimizer": "sgd",
         "pretrain_steps": 100_000,

@@ -9,6 +9,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId, TaskRunFilter
+from prefect.futures import PrefectFuture
 from prefect.runtime import flow_run
 
 from storage import datasets, files
@@ -72,6 +73,15 @@ def begin(root: str, name: str, recipe: Recipe) -> tuple[Dataset, str]:
     run = tracking.start(root, f"retrain {name}", asdict(recipe), {**tags, "dataset": f"{name}@{dataset.version}"})
     tracking.log_dataset(root, run, dataset, "training", len(dataset.parts))
     return dataset, run
+
+
+def settled(*futures: PrefectFuture) -> None:
+    """Waits for tasks in the order in which they feed each other; raises what the first that failed raised.
+
+    Asking the last one alone would say that it is pending, as it never began.
+    """
+    for future in futures:
+        future.result()
 
 
 def retrained(

@@ -84,6 +84,37 @@ def test_runs_that_start_at_once_all_end_well(prefect, few, tmp_path):
     assert [run["state_type"] for run in runs if run["name"] == "audit · a"] == ["COMPLETED"] * 4
 
 
+UPSTREAM = """
+from prefect import flow, task
+from storage.errors import InputError
+from tasks.summary import settled
+
+@task
+def first():
+    raise InputError("what was wrong at first")
+
+@task
+def second(found):
+    return found
+
+@flow
+def both():
+    one = first.submit()
+    settled(one, two) if (two := second.submit(one)) and {whole} else two.result()
+
+try:
+    both()
+except Exception as error:
+    print("raised:", error, flush=True)
+"""
+
+
+@pytest.mark.parametrize(("whole", "told"), [(True, "what was wrong at first"), (False, "PENDING")])
+def test_of_tasks_that_wait_for_each_other_the_first_that_failed_is_named(prefect, whole, told):
+    said, _ = prefect.run(program=UPSTREAM.format(whole=whole)).communicate(timeout=120)
+    assert told in [line for line in said.splitlines() if line.startswith("raised:")][0], said[-2000:]
+
+
 HASTY = "from tasks import silence; silence.AFTER, silence.BEFORE = 6.0, 4.0; from flows.__main__ import main; main()"
 
 
