@@ -82,7 +82,7 @@ def _option(parameter: inspect.Parameter, hint: Any) -> click.Option:
         for note in notes:
             description = getattr(note, "description", None) or description
             for rule in getattr(note, "metadata", []):
-                bounds |= {k: getattr(rule, k) for k in ("ge", "le") if hasattr(rule, k)}
+                bounds |= {k: getattr(rule, k) for k in ("ge", "gt", "le") if hasattr(rule, k)}
     required = parameter.default is inspect.Parameter.empty
     default = None if required else parameter.default
     words: dict[str, Any] = {
@@ -107,7 +107,8 @@ def _option(parameter: inspect.Parameter, hint: Any) -> click.Option:
     plain = hint if isinstance(hint, type) else kinds[0]
     if plain in (int, float) and bounds:
         kind = click.IntRange if plain is int else click.FloatRange
-        return click.Option([flag], type=kind(bounds.get("ge"), bounds.get("le")), **words)
+        least, most = bounds.get("gt", bounds.get("ge")), bounds.get("le")
+        return click.Option([flag], type=kind(least, most, min_open="gt" in bounds), **words)
     return click.Option([flag], type=plain, **words)
 
 

@@ -14,7 +14,7 @@ from tasks.forms import explained
 from tasks.gate import gate
 from tasks.pretrain import pretrain
 from tasks.recipe import candidates_of, recipe
-from tasks.summary import begin, retrained, settled
+from tasks.summary import begin, measured, retrained, settled
 from tasks.train import SIDE_BY_SIDE
 
 
@@ -96,7 +96,7 @@ def retrain(
     )  # fmt: skip
     root = opened(root)
     data, run = begin(root, dataset, given)
-    kinds = candidates_of(given, pretraining)
+    kinds = candidates_of(given, pretraining, ensemble_of)
     pretrained = {kind: pretrain.submit(root, data, kind, given, run) for kind in kinds}
     tuned = {kind: finetune.submit(root, data, pretrained[kind], kind, given, run) for kind in kinds}
     members = {augmentation: tuned["detection"]} if "detection" in kinds and augmentation in ensemble_of else {}
@@ -107,6 +107,7 @@ def retrain(
             members[mode] = finetune.submit(root, data, pretrained[kind], kind, other, run)
         tuned["ensemble"] = ensemble.submit(root, data, list(members.values()), "ensemble", run)
     candidates = {kind: evaluate.submit(root, data, made, kind) for kind, made in tuned.items()}
-    settled(*pretrained.values(), *members.values(), *tuned.values(), *candidates.values())
-    decisions = {kind: gate(root, data, model, found, kind, margin, seed) for kind, found in candidates.items()}
+    good = measured(candidates)
+    decisions = {kind: gate(root, data, model, found, kind, margin, seed) for kind, found in good.items()}
+    settled(root, run, *pretrained.values(), *members.values(), *tuned.values(), *candidates.values())
     return retrained(root, data, model, run, [found.result() for found in candidates.values()], decisions)

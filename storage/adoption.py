@@ -17,7 +17,7 @@ from storage.labels import Labels, split_of
 from storage.parts import Part
 from storage.reading import VIDEOS
 from storage.shards import Member, Sample
-from storage.stores import ask
+from storage.stores import UNKNOWN, ask
 
 SIDECARS = ("json", "cls", "label", "txt")
 LABEL_KEYS = ("label", "class", "class_name", "category")
@@ -65,10 +65,10 @@ def _matching(url: str) -> Iterator[Shard]:
     if ask(fs, "isfile", path):
         matched = {path: ask(fs, "info", path)}
     elif ask(fs, "isdir", path):
-        everything = ask(fs, "find", path, detail=True)
+        everything = ask(fs, "find", path, detail=True, size=UNKNOWN)
         matched = {p: i for p, i in everything.items() if p.endswith((".tar", ".tar.gz", ".tgz"))}
     else:
-        matched = {p: i for p, i in ask(fs, "glob", path, detail=True).items() if i["type"] == "file"}
+        matched = {p: i for p, i in ask(fs, "glob", path, detail=True, size=UNKNOWN).items() if i["type"] == "file"}
     for where, info in matched.items():
         yield Shard(where if local else fs.unstrip_protocol(where), files.stamp(info))
 

@@ -220,7 +220,11 @@ def point(value: Any, url: str, before: Any) -> Any:
     Returns what it holds then: of several writers that decided on the same ground one wins, and the others are given
     its value to go on with. A pointer that is gone is written.
     """
-    return json.loads(update(url, lambda old: _json(value) if old in (None, _json(before)) else old))
+
+    def moved(old: bytes | None) -> bytes:
+        return old if old is not None and json.loads(old) != before else _json(value)
+
+    return json.loads(update(url, moved))
 
 
 def remove(url: str) -> None:

@@ -45,7 +45,8 @@ class Seen:
         return self.facts[part]
 
     def there(self, url: str) -> bool:
-        return files.exists(url) if self.listing is None else url in self.listing
+        """Whether an object is there; the store is asked where it has come since the listing."""
+        return (self.listing is not None and url in self.listing) or files.exists(url)
 
 
 def document(url: str) -> tuple[Any, list[str]]:

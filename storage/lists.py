@@ -111,5 +111,5 @@ def _source(folder: str, row: dict[str, Any]) -> Source:
 
 
 def has_labels(url: str) -> bool:
-    """Whether a list has a column of labels."""
-    return "label" in next(iter(rows(url)), {})
+    """Whether any row of a list has a label."""
+    return any("label" in row for row in rows(url))

@@ -165,7 +165,7 @@ def write_tar(rows: list[dict[str, Any]], media: list[Path], path: Path) -> tupl
             whole.update(piece)
 
     # Both digests leave the interpreter free: the tar's is taken, and its bytes written, while the next clip is read.
-    with open(path, "wb", buffering=0) as tar, ThreadPoolExecutor(1) as behind:
+    with open(path, "wb") as tar, ThreadPoolExecutor(1) as behind:
         written = behind.submit(write, [])
         for row, file in zip(rows, media, strict=True):
             data = file.read_bytes()

@@ -145,6 +145,10 @@ def _ledger(known: Remedies, finding: Finding) -> Remedy:
 
 def _column(known: Remedies, finding: Finding) -> Remedy:
     column, version = finding.url.split("/")[-3:-1]
+    if column == "features" and version.startswith("x3d-"):
+        return Remedy(finding, "`reelmill features` makes it again, while its model is the champion", (finding.url,))
+    if column == "pseudo_labels" and version.startswith("proposals-"):
+        return Remedy(finding, "`reelmill label` with the same options makes it again", (finding.url,))
     if column not in MADE or _given(known.root, column, version):
         return _no(finding, "it came from a table; drop the version and give `reelmill column-add` the table again")
     return Remedy(finding, MADE[column], (finding.url,))
@@ -167,7 +171,7 @@ def _segments(known: Remedies, finding: Finding) -> Remedy:
 
 def _checkpoint(known: Remedies, finding: Finding) -> Remedy:
     folder = finding.url.rpartition("/")[0]
-    if folder == known.champion:
+    if folder.split("/")[-2:] == known.champion.rstrip("/").split("/")[-2:]:  # whatever name the root goes by
         return _no(finding, "it is the champion's; restore it from a copy, or train and promote another")
     found = tuple(files.join(folder, name) for name in reversed(sorted(files.names(folder))))
     manifest = files.join(folder, "manifest.json")

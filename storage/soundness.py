@@ -82,7 +82,7 @@ def of_dataset(root: str, name: str, found: list[Unit]) -> list[Unit]:
         if unit.kind in folders:
             return unit.url.split("/")[-2] == name
         stem = unit.url.rpartition("/")[2].rpartition(".")[0]
-        return unit.kind == "marker" or stem in stems or stem.partition("-select-")[0] in stems
+        return unit.kind == "marker" or stem in stems or stem.partition("-")[0] in stems - {name}
 
     chosen = [unit for unit in found if belongs(unit)]
     there = {unit.url for unit in chosen}

@@ -21,7 +21,7 @@ from fsspec.utils import glob_translate
 from storage import files
 from storage.errors import InputError, StoreError
 from storage.limits import Rejected
-from storage.stores import ask, bucket_and_key, is_s3, pages
+from storage.stores import UNKNOWN, ask, bucket_and_key, is_s3, pages
 
 EXTENSIONS = (
     *(".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".m2ts", ".mts", ".flv"),
@@ -38,7 +38,7 @@ class Source:
     """A video of the archive. ``stamp`` changes when the bytes may have changed (size and time, or the ETag).
 
     ``offset`` is where its bytes begin in a tar, -1 for a file of its own. ``problem`` is a reason of
-    `storage.video.REASONS` that was seen without opening it. ``metadata`` is a JSON object.
+    `storage.limits.REASONS` that was seen without opening it. ``metadata`` is a JSON object.
     """
 
     path: str  # below the archive
@@ -153,7 +153,7 @@ def _facts(path: str) -> dict[str, Any]:
 
 def _remote_files(fs: fsspec.AbstractFileSystem, top: str) -> Iterator[tuple[str, dict[str, Any]]]:
     if not is_s3(fs):  # no pages to be had: one answer holds them all
-        yield from sorted(ask(fs, "find", top, detail=True, withdirs=True).items())
+        yield from sorted(ask(fs, "find", top, detail=True, withdirs=True, size=UNKNOWN).items())
     elif top.endswith(TAR):
         yield top, ask(fs, "info", top)
     else:

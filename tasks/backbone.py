@@ -18,7 +18,7 @@ from storage.parts import Part
 from tasks import tracking
 from tasks.extract import _as_table
 from tasks.loader import decode
-from tasks.scorer import frame_logits, load
+from tasks.scorer import frame_logits, load, takes
 from tasks.stage import cover
 from tasks.videos import FEATURES
 
@@ -76,15 +76,33 @@ def extract_dataset(root: str, dataset: Dataset, checkpoint: Checkpoint) -> str:
     return name
 
 
+def _maker(root: str, dataset: Dataset, name: str) -> Checkpoint:
+    """The checkpoint whose features a version of the column holds. Raises `InputError` where no part says."""
+    for part in dataset.parts:
+        if columns.has(root, FEATURES, name, part.id):
+            if url := columns.about(root, FEATURES, name, part).get("checkpoint"):
+                return checkpoints.describe(url)
+            break
+    raise InputError(f"features {name} were not made by `reelmill features`; `reelmill prepare` brings them up to date")
+
+
 def features(
     root: Annotated[str, Field(description="Folder or URL that `prepare` has written to.")],
     dataset: Annotated[str, Field(description="Name of the dataset.")] = "archive",
-    model: Annotated[str, Field(description="Name in the model registry; its champion, an x3d, is used.")] = "detector",
+    model: Annotated[
+        str,
+        Field(
+            description="Name in the model registry; its champion is used: an x3d, or the x3d that its features are of."
+        ),
+    ] = "detector",
 ) -> str:
     """Write a champion's backbone features as a version of the feature column, for super_events, tgm and pdan."""
     root = files.existing_root(root)
     champion = tracking.champion(root, model)
     if champion is None:
         raise InputError(f"no model {model!r} has the alias champion; run `reelmill retrain --root {root}` first")
-    name = extract_dataset(root, datasets.load(root, dataset), checkpoints.describe(champion.checkpoint))
+    data, found = datasets.load(root, dataset), checkpoints.describe(champion.checkpoint)
+    if takes(found.about) == "features":  # its column is brought up to date, by the model that made it
+        found = _maker(root, data, found.about["spec"]["features"])
+    name = extract_dataset(root, data, found)
     return f"features {name}; train on them with `reelmill retrain --system tgm --features {name}`"

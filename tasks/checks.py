@@ -78,8 +78,6 @@ def retrain(root: str, dataset: str, pretraining: list[str], system: str = "x3d"
         )
     held = held_out(data)
     if models.inputs(system) == "features":
-        if given.get("ensemble_of"):
-            raise InputError(f"--ensemble-of joins models of several augmentations; {system} is not pretrained at all")
         version(data_root, [*data.select(split="train", labelled="segments"), *held], given.get("features"))
         return
     if set(pretraining) != {"none"} and not data.select(split="train", labelled="video"):

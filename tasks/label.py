@@ -177,8 +177,8 @@ def relabel(
         raise InputError(f"no version of {column} covers the weakly labelled parts of {dataset}; make one first")
     how = Proposals(column=column, version=source, threshold=threshold, smooth=smooth, shortest=shortest, prompt=prompt)
     before = against or versions.newest(root, COLUMN, parts, other_than=how.name())
-    if against and against not in columns.versions(root, COLUMN):
-        raise InputError(f"there are no pseudo labels {against}; `reelmill columns` lists them")
+    if against and not all(columns.has(root, COLUMN, against, part.id) for part in parts):
+        raise InputError(f"there are no pseudo labels {against} of all these parts; `reelmill columns` lists them")
     made, _ = label_dataset(root, data, how)
     text = f"pseudo labels {made}: {_counted(root, parts, made)}"
     if before is None:

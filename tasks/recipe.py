@@ -3,9 +3,12 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import torch
+
 import models
 from models.augment import Mode
 from storage.errors import InputError
+from tasks import multigrid
 from tasks.train_rank import Precision, Rate
 
 Schedule = Literal["short", "thesis"]
@@ -97,8 +100,15 @@ class Recipe:
         }
 
 
-def candidates_of(recipe: Recipe, pretraining: list[str]) -> list[str]:
-    """The kinds of pretraining to compare: none for a system that takes features, whatever was asked for."""
+def candidates_of(recipe: Recipe, pretraining: list[str], ensemble_of: list[str]) -> list[str]:
+    """The kinds of pretraining to compare: none for a system that takes features, whatever was asked for.
+
+    Raises `InputError` for an ensemble of fewer than two models.
+    """
+    if ensemble_of and len(set(ensemble_of)) < 2:
+        raise InputError(f"--ensemble-of {','.join(ensemble_of)}: an ensemble is of two augmentations or more")
+    if ensemble_of and recipe.inputs == "features":
+        raise InputError(f"--ensemble-of joins models of several augmentations; {recipe.system} is not pretrained")
     return ["none"] if recipe.inputs == "features" else list(pretraining)
 
 
@@ -126,4 +136,21 @@ def recipe(
     if made.system == "ensemble" or made.system not in models.SYSTEMS:
         names = ", ".join(name for name in models.SYSTEMS if name != "ensemble")
         raise InputError(f"--system {made.system}: choose from {names}; --ensemble-of promotes several models as one")
+    _check(made)
     return made
+
+
+def _check(made: Recipe) -> None:
+    """Raises `InputError` for a size that the system has not, and for frames that it cannot be trained on."""
+    try:
+        with torch.device("meta"):
+            config: Any = models.build(made.system, size=made.size, num_classes=1).config
+    except ValueError as error:
+        raise InputError(f"--system {made.system} --size {made.size}: {error}") from error
+    if made.system in models.TWO_STREAMS and made.frames % config.ratio:
+        raise InputError(
+            f"--frames {made.frames}: {made.system} keeps one of {config.ratio} frames; give a multiple of it"
+        )
+    least = 3 * made.volumes.get("segments", 1) - 1 if made.augmentation in ("freeze", "joint", "joint_single") else 1
+    if made.frames // (multigrid.LONG[0][0] if made.multigrid else 1) < least:
+        raise InputError(f"--frames {made.frames}: too few for the frozen segments of its shortest clips")

@@ -75,13 +75,24 @@ def begin(root: str, name: str, recipe: Recipe) -> tuple[Dataset, str]:
     return dataset, run
 
 
-def settled(*futures: PrefectFuture) -> None:
+def measured(candidates: dict[str, PrefectFuture]) -> dict[str, PrefectFuture]:
+    """Waits for the candidates; those that ended well. One that failed keeps no other from the gate."""
+    for future in candidates.values():
+        future.wait()
+    return {kind: future for kind, future in candidates.items() if future.state.is_completed()}
+
+
+def settled(root: str, run: str, *futures: PrefectFuture) -> None:
     """Waits for tasks in the order in which they feed each other; raises what the first that failed raised.
 
-    Asking the last one alone would say that it is pending, as it never began.
+    Asking the last one alone would say that it is pending, as it never began. Ends the MLflow run as failed.
     """
-    for future in futures:
-        future.result()
+    try:
+        for future in futures:
+            future.result()
+    except BaseException:
+        tracking.end(root, run, "FAILED")
+        raise
 
 
 def retrained(

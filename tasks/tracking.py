@@ -32,6 +32,7 @@ warnings.filterwarnings("ignore", message="No complete tensor found in the group
 
 EXPERIMENT = "reelmill"
 CHAMPION = "champion"
+NO_ALIAS = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # MLflow's answers where there is none
 EXPORTING = threading.Lock()  # torch.export keeps one stack of modes for all threads
 BATCH = 500  # metrics a call; one call per metric is 25 times slower
 
@@ -222,7 +223,9 @@ def champion(root: str, name: str) -> ModelVersion | None:
     """The version that carries the alias ``champion``, if there is one."""
     try:
         found = client(root).get_model_version_by_alias(name, CHAMPION)
-    except MlflowException:
+    except MlflowException as error:
+        if error.error_code not in NO_ALIAS:  # a server that fails has not said that there is none
+            raise
         return None
     return ModelVersion(name, int(found.version), found.run_id or "", dict(found.tags))
 

@@ -134,4 +134,4 @@ def _follow(process: subprocess.Popen, title: str, log: Any) -> dict[str, float]
 def _show(state: report.Progress, percent: int) -> None:
     state.done = percent
     if state.artifact is not None:
-        report.update_progress_artifact(state.artifact, progress=float(percent))
+        report.tell(report.update_progress_artifact, state.artifact, progress=float(percent))

@@ -12,7 +12,6 @@ import torch
 import models
 from storage.checkpoints import Checkpoint
 from storage.datasets import Dataset
-from storage.errors import InputError
 from tasks.pretrain import tracked_fit
 from tasks.recipe import Recipe
 from tasks.train_rank import Spec
@@ -24,14 +23,10 @@ def streams(joint: Spec, start: Checkpoint | None) -> dict[str, Spec]:
     """The first stage of a two-stream training: the Coarse stream on its clips, the Fine stream on shorter ones.
 
     The Fine stream sees as many frames as are left of the Coarse stream's after pooling, and never fewer than
-    `FINE_FRAMES` where the clips have them. Raises `InputError` for a number of frames that pooling does not divide.
+    `FINE_FRAMES` where the clips have them.
     """
     with torch.device("meta"):
         config: Any = models.build(joint.system, num_classes=1, **joint.options).config
-    if joint.frames % config.ratio:
-        raise InputError(
-            f"--frames {joint.frames}: {joint.system} keeps one of {config.ratio} frames; give a multiple of it"
-        )
     alone = {**joint.options, "fusion": "none", "pooling": config.pooling, "alpha": config.alpha}
     size = {"size": joint.options["size"]}
     frames = max(min(joint.frames, FINE_FRAMES), joint.frames // config.ratio)

@@ -153,6 +153,11 @@ def test_cost_of_an_unknown_system():
     assert "x3d" in refused("cost", "--system", "resnet")
 
 
+def test_what_has_to_be_above_zero_is_refused_by_its_name():
+    result = run("retrain", "--root", "r", "--fps", "0")
+    assert result.exit_code == 2 and "'--fps'" in result.stderr and "x>0" in result.stderr
+
+
 def test_the_root_may_come_first_without_its_flag(tmp_path):
     assert "no Reelmill root here" in refused("verify", str(tmp_path / "none"))
     assert "no Reelmill root here" in refused("gc", str(tmp_path / "none"), "--grace-hours", "1")

@@ -48,7 +48,7 @@ def runs_what_it_reads(name: str, text: str) -> list[str]:
 
 
 def test_no_code_path_reads_yaml_or_pickles_from_outside():
-    """Cases 122, 123, 131, 132; T4, T8: configuration is typed options, data is JSON, Parquet and safetensors."""
+    """Configuration is typed options, data is JSON, Parquet and safetensors."""
     assert len(SOURCES) > 80
     assert [line for path in SOURCES for line in runs_what_it_reads(path.name, path.read_text())] == []
 
@@ -93,7 +93,6 @@ def test_the_search_would_find_it(text):
     ],
 )
 def test_labels_that_could_be_read_in_two_ways_are_refused(tmp_path, name, text, said):
-    """Cases 118, 124, 125."""
     (tmp_path / name).write_text(text)
     with pytest.raises(InputError, match=said) as caught:
         read_labels(str(tmp_path / name))

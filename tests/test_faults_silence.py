@@ -87,7 +87,10 @@ def test_runs_that_start_at_once_all_end_well(prefect, few, tmp_path):
 UPSTREAM = """
 from prefect import flow, task
 from storage.errors import InputError
-from tasks.summary import settled
+from tasks import tracking
+from tasks.summary import measured, settled
+
+tracking.end = lambda *told: print("ended:", *told, flush=True)
 
 @task
 def first():
@@ -99,8 +102,10 @@ def second(found):
 
 @flow
 def both():
-    one = first.submit()
-    settled(one, two) if (two := second.submit(one)) and {whole} else two.result()
+    one, other = first.submit(), second.submit(7)
+    two = second.submit(one)
+    print("good:", *measured(dict(two=two, other=other)), flush=True)
+    settled("root", "run", one, two) if {whole} else two.result()
 
 try:
     both()
@@ -112,7 +117,9 @@ except Exception as error:
 @pytest.mark.parametrize(("whole", "told"), [(True, "what was wrong at first"), (False, "PENDING")])
 def test_of_tasks_that_wait_for_each_other_the_first_that_failed_is_named(prefect, whole, told):
     said, _ = prefect.run(program=UPSTREAM.format(whole=whole)).communicate(timeout=120)
-    assert told in [line for line in said.splitlines() if line.startswith("raised:")][0], said[-2000:]
+    lines = said.splitlines()
+    assert told in [line for line in lines if line.startswith("raised:")][0], said[-2000:]
+    assert "good: other" in lines and ("ended: root run FAILED" in lines) == whole
 
 
 HASTY = "from tasks import silence; silence.AFTER, silence.BEFORE = 6.0, 4.0; from flows.__main__ import main; main()"

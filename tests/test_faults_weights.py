@@ -161,7 +161,7 @@ def test_a_flipped_bit_in_any_file_is_found(spec, tmp_path, name):
 
 @pytest.mark.parametrize("protocol", [2, 4])
 def test_a_pickle_in_place_of_an_optimizer_runs_nothing(spec, tmp_path, protocol):
-    """Cases 131 and 132: what torch.save makes of it, and a bare pickle such as a `.metadata` of DCP is."""
+    """What torch.save makes of it, and a bare pickle such as a `.metadata` of DCP is."""
     for number, data in enumerate((evil_pt(tmp_path / "ran"), pickle.dumps(Evil(tmp_path / "ran"), protocol))):
         url = forged(spec, tmp_path / str(number), state=data)
         with pytest.raises(Damaged, match="state.pt holds no plain tensors"):
@@ -231,7 +231,7 @@ def test_sound_towers_are_read(tiny, tmp_path):
 )
 @pytest.mark.parametrize("suffix", ["pt", "safetensors"])
 def test_towers_of_another_kind_are_refused_by_name(tiny, tmp_path, data, suffix):
-    """Cases 131, 133, 134 for what is given with `--pretrained`."""
+    """What is given with `--pretrained`."""
     path = tmp_path / f"w.{suffix}"
     path.write_bytes(data(tiny, tmp_path / "ran"))
     with pytest.raises(InputError, match=str(path)) as caught:

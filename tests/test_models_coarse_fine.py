@@ -297,18 +297,3 @@ def test_streams_trained_apart_are_put_together_by_name() -> None:
     missing, unexpected = together.load_state_dict(weights, strict=False)
     assert not unexpected and missing and all(name.startswith("fusion.") for name in missing)
     assert models.build("coarse_fine", size="TINY").config == replace(coarse_fine.TINY, num_classes=157)
-
-
-def test_exported_with_free_batch_and_time() -> None:
-    class Logits(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.model = tiny()
-
-        def forward(self, video: Tensor) -> Tensor:
-            return self.model(video)["logits"]
-
-    whole, free = Logits().eval(), {0: torch.export.Dim.AUTO, 2: torch.export.Dim.AUTO}
-    exported = torch.export.export(whole, (torch.randn(2, 3, 16, 24, 24),), dynamic_shapes=(free,)).module()
-    video = torch.randn(3, 3, 32, 24, 24)
-    torch.testing.assert_close(exported(video), whole(video))

@@ -115,6 +115,12 @@ def test_a_pointer_that_is_gone_is_written_and_one_that_stays_is_left(root):
     assert files.point({"a": 2}, url, {"a": 1}) == {"a": 2} == files.read_json(url)
 
 
+def test_a_pointer_that_a_person_wrote_moves_on_by_what_it_says(root):
+    url = f"{root}/pointer.json"
+    files.replace(b'{"a":   0}\n', url)
+    assert files.point({"a": 1}, url, {"a": 0}) == {"a": 1} == files.read_json(url)
+
+
 def test_a_run_that_was_overtaken_goes_on_with_the_newer_plan(archive, tmp_path, monkeypatch, capsys):
     """An older listing never becomes the newest plan."""
     clips = sorted((archive / "archive" / "weak").rglob("*.mp4"))[:3]

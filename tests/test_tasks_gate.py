@@ -118,3 +118,19 @@ def test_tracking_needs_a_server_for_a_remote_root(monkeypatch):
 
     with pytest.raises(InputError, match="MLFLOW_TRACKING_URI"):
         tracking.client("memory://somewhere")
+
+
+@pytest.mark.parametrize(("code", "none"), [("RESOURCE_DOES_NOT_EXIST", True), ("INTERNAL_ERROR", False)])
+def test_a_server_that_fails_has_not_said_that_there_is_no_champion(monkeypatch, code, none):
+    from mlflow.exceptions import MlflowException
+    from mlflow.protos import databricks_pb2
+
+    def answer(*_):
+        raise MlflowException("no", error_code=getattr(databricks_pb2, code))
+
+    monkeypatch.setattr(tracking, "client", lambda root: SimpleNamespace(get_model_version_by_alias=answer))
+    if none:
+        assert tracking.champion("r", "m") is None
+    else:
+        with pytest.raises(MlflowException):
+            tracking.champion("r", "m")

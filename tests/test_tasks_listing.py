@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from storage import datasets, files, ledger, plans, sources, synthetic
+from storage import datasets, files, ledger, lists, plans, sources, synthetic
 from storage.errors import InputError
 from tests.preparing import RECIPE, again, bytes_of, plan, prepare, two_folders
 
@@ -120,6 +120,15 @@ def test_bytes_that_no_fingerprint_looks_at_still_tell_a_replaced_file(large, cl
     assert report.decoded == 0
 
 
+def test_a_list_has_labels_where_any_of_its_rows_has(tmp_path):
+    rows = [{"path": "a.mp4"}, {"path": "b.mp4", "label": "jump"}]
+    url = str(tmp_path / "list.jsonl")
+    (tmp_path / "list.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    assert lists.has_labels(url)
+    (tmp_path / "list.jsonl").write_text(json.dumps(rows[0]))
+    assert not lists.has_labels(url)
+
+
 def test_a_large_file_that_moved_or_was_touched_is_not_decoded_again(large):
     (large / "archive" / "a.mp4").rename(large / "archive" / "moved.mp4")
     os.utime(large / "archive" / "b.mp4", (1, 1))
@@ -187,7 +196,7 @@ def test_a_list_of_urls_without_labels_is_an_archive(home):
 
 
 def test_webdataset_tars_are_an_archive(home, clips, tmp_path):
-    """Rows 109–112 of the corpus: links, unsafe and doubled names are quarantined, pickles never opened."""
+    """Links, unsafe and doubled names are quarantined, pickles never opened."""
     import io
     import tarfile
 

@@ -21,6 +21,27 @@ def test_the_short_schedule_is_the_default():
     assert recipe(batch=4).optimisation("pretrain")["batch"] == 4
 
 
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"size": "PAPER"}, "--system x3d --size PAPER"),
+        ({"system": "tgm", "size": "M"}, "--system tgm --size M"),
+        ({"multigrid": True, "segments": 2}, "--frames 16: too few"),
+        ({"multigrid": True, "frames": 4}, "--frames 4: too few"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_before_anything_is(given, told):
+    with pytest.raises(InputError, match=told):
+        recipe(**given)
+
+
+@pytest.mark.parametrize("modes", [["freeze"], ["freeze", "freeze"]])
+def test_an_ensemble_of_one_is_refused_before_anything_is_trained(modes):
+    with pytest.raises(InputError, match="two augmentations or more"):
+        candidates_of(recipe(), ["detection"], modes)
+    assert candidates_of(recipe(), ["detection"], ["freeze", "mixup"]) == ["detection"]
+
+
 def test_the_thesis_schedule_falls_by_ten_at_its_milestones():
     chosen = recipe("thesis")
     first, then = chosen.optimisation("pretrain"), chosen.optimisation("finetune")
@@ -55,8 +76,8 @@ def test_augmentation_options_reach_the_spec():
 
 
 def test_temporal_heads_have_one_candidate():
-    assert candidates_of(recipe(system="pdan"), ["classification", "detection"]) == ["none"]
-    assert candidates_of(recipe(), ["detection"]) == ["detection"]
+    assert candidates_of(recipe(system="pdan"), ["classification", "detection"], []) == ["none"]
+    assert candidates_of(recipe(), ["detection"], []) == ["detection"]
     with pytest.raises(InputError, match="choose from x3d"):
         recipe(system="ensemble")
 

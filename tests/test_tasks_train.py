@@ -219,9 +219,10 @@ def test_ranks_end_with_the_launcher(spec, tmp_path):
     for line in launcher.stdout:
         if "step" in line:
             break
+    assert _trainings()
     launcher.kill()
     launcher.wait()
-    deadline = time.monotonic() + 8
+    deadline = time.monotonic() + 30
     while time.monotonic() < deadline and _trainings():
         time.sleep(0.3)
     assert not _trainings()

@@ -29,6 +29,7 @@ from storage import (
 )
 from storage.errors import Damaged
 from storage.ledger import Entry
+from storage.listed import Seen
 from tasks.verify import examine, verify
 
 
@@ -267,3 +268,10 @@ def test_a_removed_seal_is_noticed(sound, tmp_path):
     (tmp_path / "x.parquet").write_bytes(data[:at] + b"x" * len(tables.SEAL) + data[at + len(tables.SEAL) :])
     with pytest.raises(Damaged, match="seal is gone"):
         tables.read(str(tmp_path / "x.parquet"))
+
+
+def test_what_has_come_since_the_listing_is_there(tmp_path):
+    """A writer moves a pointer while every byte is read: that is no damage, and nothing for repair to take away."""
+    (tmp_path / "new.json").write_text("{}")
+    seen = Seen(str(tmp_path), frozenset())
+    assert seen.there(str(tmp_path / "new.json")) and not seen.there(str(tmp_path / "none.json"))
