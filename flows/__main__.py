@@ -22,6 +22,7 @@ COMMANDS = {  # name: (what runs, its check before anything starts, one line of 
     "retrain": ("flows.retrain:retrain", "tasks.checks:retrain", "Pretrain, fine-tune, evaluate, gate, promote."),
     "infer": ("flows.infer:infer", "tasks.checks:infer", "Run the champion where its predictions are missing."),
     "audit": ("flows.audit:audit", "tasks.checks:audit", "What is stale, dropped, drifting or behind."),
+    "rollback": ("tasks.rollback:rollback", None, "Give the alias champion back to an earlier version."),
     "select": ("tasks.select:choose", None, "Apply thresholds to the stored scores; decodes nothing again."),
     "label": ("tasks.label:relabel", None, "Place the labels of clips with several actions where scores propose."),
     "what-if": ("tasks.what_if:what_if", None, "What thresholds would keep and drop; changes nothing."),

@@ -11,7 +11,7 @@ from tasks.checks import opened
 from tasks.ensemble import ensemble
 from tasks.finetune import evaluate, finetune
 from tasks.forms import explained
-from tasks.gate import gate
+from tasks.gate import Rules, gate
 from tasks.pretrain import pretrain
 from tasks.recipe import candidates_of, recipe
 from tasks.summary import begin, measured, retrained, settled
@@ -80,6 +80,18 @@ def retrain(
     margin: Annotated[
         float, Field(description="What the gate's lower bound must exceed, in mAP (0 to 1).", ge=0)
     ] = 0.0,
+    metric: Annotated[
+        Literal["map", "wap", "map_prior_normalised"], Field(description="What the gate compares, on every frame.")
+    ] = "map",
+    class_drop: Annotated[
+        float, Field(description="AP (0 to 1) that a class may lose; one that surely loses more is refused.", ge=0)
+    ] = 0.0,
+    slower: Annotated[
+        float | None, Field(description="Times the champion's latency that a challenger may take.", gt=0)
+    ] = None,
+    costlier: Annotated[
+        float | None, Field(description="Times the champion's multiply-accumulates that it may take.", gt=0)
+    ] = None,
     seed: Annotated[int, Field(description="Seed of weights, order and augmentation.")] = 0,
 ) -> dict[str, Any]:
     """Train candidates, measure them on held-out videos and promote one that beats the champion.
@@ -94,6 +106,7 @@ def retrain(
         finetune_steps=finetune_steps, pretrain_lr=pretrain_lr, finetune_lr=finetune_lr, weight_decay=weight_decay,
         multigrid=multigrid, precision=precision, compile=compile, ranks=ranks, resume=resume, seed=seed,
     )  # fmt: skip
+    rules = Rules(metric=metric, margin=margin, class_drop=class_drop, slower=slower, costlier=costlier)
     root = opened(root)
     data, run = begin(root, dataset, given)
     kinds = candidates_of(given, pretraining, ensemble_of)
@@ -108,6 +121,6 @@ def retrain(
         tuned["ensemble"] = ensemble.submit(root, data, list(members.values()), "ensemble", run)
     candidates = {kind: evaluate.submit(root, data, made, kind) for kind, made in tuned.items()}
     good = measured(candidates)
-    decisions = {kind: gate(root, data, model, found, kind, margin, seed) for kind, found in good.items()}
+    decisions = {kind: gate(root, data, model, found, kind, rules, seed) for kind, found in good.items()}
     settled(root, run, *pretrained.values(), *members.values(), *tuned.values(), *candidates.values())
     return retrained(root, data, model, run, [found.result() for found in candidates.values()], decisions)

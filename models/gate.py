@@ -5,8 +5,8 @@ draw for both models (paired percentile bootstrap; Efron and Tibshirani 1993, ch
 V videos, N frames of all of them, K classes, S draws, G groups of frames with equal score.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -22,8 +22,26 @@ from models.metrics import (
     precision_at,
     rank_classes,
 )
+from models.regressions import ClassChange, changes
 
 CELLS = 1 << 18  # numbers in one block of groups by draws or videos: 2 MB, which stays in cache
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rules:
+    """What a challenger has to show to be promoted.
+
+    On fewer than `min_videos` an interval is too narrow. Of 1000 simulated challengers no better than the champion
+    (95 %: 2.5 % should pass), 21 % passed on 2 videos, 9 % on 3, 5 % on 5 to 12, and 3 % on 20 or 40.
+    """
+
+    metric: str = "map"
+    margin: float = 0.0  # that the interval's lower bound has to exceed, in units of the metric
+    confidence: float = 0.95
+    min_videos: int = 5
+    class_drop: float = 0.0  # AP that a class may lose; one that surely loses more refuses the challenger
+    slower: float | None = None  # times the champion's latency that are allowed
+    costlier: float | None = None  # times its multiply-accumulates
 
 
 @dataclass(frozen=True)
@@ -42,6 +60,12 @@ class Comparison:
     undefined: int  # draws without a positive frame of any class; they count in none of the above
     videos: int
     excluded: list[int]  # classes without a positive frame in any video
+    classes: list[ClassChange] = field(default_factory=list)  # those with positive frames
+
+    @property
+    def lost(self) -> list[ClassChange]:
+        """The classes that the challenger surely does worse on."""
+        return [change for change in self.classes if change.p_worse <= 1 - self.confidence]
 
 
 def paired_bootstrap(
@@ -51,32 +75,35 @@ def paired_bootstrap(
     metric: str = "map",
     samples: int = 1000,
     confidence: float = 0.95,
+    class_drop: float = 0.0,
     seed: int = 0,
 ) -> Comparison:
-    """Difference of a metric between two models, with its bootstrap interval over videos.
+    """Difference of a metric between two models, with its bootstrap interval over videos, and that of every class.
 
-    A class that loses all its positives in a draw is out of that draw's mean for both models. ValueError when
-    the two differ in videos or truth, for fewer than two videos, and when no class has a positive frame.
+    A class that loses all its positives in a draw is out of that draw's mean for both models. A class is `lost` where
+    its AP fell by more than `class_drop` (see `models.regressions`). ValueError when the two differ in videos or
+    truth, for fewer than two videos, and when no class has a positive frame.
     """
     if metric not in MODES:
         raise ValueError(f"metric {metric!r} is none of {MODES}")
     if not 0 < confidence < 1 or samples < 100:
         raise ValueError(f"confidence {confidence} must lie in 0 … 1, and samples {samples} be 100 or more")
     require_same(champion, challenger)
-    results = [frame_map(*model.arrays()[:2]) for model in (champion, challenger)]
-    before, after = (float(getattr(result, metric)) for result in results)
-    if np.isnan(before):
+    before, after = (frame_map(*model.arrays()[:2]) for model in (champion, challenger))
+    value, value_after = (float(getattr(result, metric)) for result in (before, after))
+    if np.isnan(value):
         raise ValueError("no class has a positive frame: there is nothing to compare")
     V = len(champion.videos)
     counts = np.random.default_rng(seed).multinomial(V, np.full(V, 1 / V), size=samples).T.astype(float)
-    drawn = resampled(challenger, counts, metric) - resampled(champion, counts, metric)
+    drawn = np.subtract(*(class_mean(*resampled(model, counts, metric), metric) for model in (challenger, champion)))
+    without = np.subtract(*(resampled(model, 1 - np.eye(V))[0] for model in (challenger, champion)))  # each video
     differences = drawn[~np.isnan(drawn)]
     low, high = np.quantile(differences, [(1 - confidence) / 2, (1 + confidence) / 2])
     return Comparison(
         metric=metric,
-        champion=before,
-        challenger=after,
-        delta=after - before,
+        champion=value,
+        challenger=value_after,
+        delta=value_after - value,
         ci_low=float(low),
         ci_high=float(high),
         p_worse=float((differences <= 0).mean()),
@@ -84,19 +111,45 @@ def paired_bootstrap(
         samples=samples,
         undefined=samples - len(differences),
         videos=V,
-        excluded=results[0].excluded,
+        excluded=before.excluded,
+        classes=changes(before.per_class, after.per_class, without, videos_with(champion), class_drop),
     )
 
 
 def decide(comparison: Comparison, margin: float = 0.0, min_videos: int = 5) -> str:
-    """Return "promoted" if the whole interval lies above the margin (units of the metric), else "refused".
+    """Return "promoted" if there are no `objections`, else "refused"."""
+    return "refused" if objections(comparison, Rules(margin=margin, min_videos=min_videos)) else "promoted"
 
-    Fewer than `min_videos` are always refused: the interval is then too narrow. Of 1000 simulated challengers
-    no better than the champion (95 %: 2.5 % should pass), 21 % passed on 2 videos, 9 % on 3, 5 % on 5 to 12,
-    and 3 % on 20 or 40.
+
+def objections(
+    comparison: Comparison,
+    rules: Rules,
+    classes: Sequence[str] = (),
+    costs: tuple[Mapping[str, float], Mapping[str, float]] = ({}, {}),
+) -> list[str]:
+    """Why a challenger is not to be promoted, a phrase each: its interval, too few videos, lost classes, its cost.
+
+    `classes` are the names by index; `costs` the `latency_ms` and `gmacs` of champion and challenger, where known.
     """
-    enough = comparison.videos >= min_videos
-    return "promoted" if enough and comparison.ci_low > margin else "refused"
+    found = []
+    interval = f"the {comparison.confidence:.0%} interval [{comparison.ci_low:+.4f}, {comparison.ci_high:+.4f}]"
+    if not comparison.ci_low > rules.margin:
+        found.append(f"{interval} is not above the margin {rules.margin:g}")
+    if comparison.videos < rules.min_videos:
+        found.append(f"{comparison.videos} videos are too few for {interval} to mean anything")
+    if lost := sorted(comparison.lost, key=lambda change: change.delta):
+        named = [f"{classes[c.index] if classes else c.index} ({c.delta:+.3f} AP)" for c in lost]
+        found.append(f"surely worse on {', '.join(named)}")
+    measures = (
+        ("latency_ms", "latency", "ms", rules.slower),
+        ("gmacs", "multiply-accumulates", "G", rules.costlier),
+    )
+    for name, what, unit, limit in measures:
+        before, after = (measured.get(name) for measured in costs)
+        if limit is not None and before and after and after > limit * before:
+            said = f"{after / before:.2f} times the champion's {what} of {before:.3g} {unit}"
+            found.append(f"{said}, more than the {limit:g} that are allowed")
+    return found
 
 
 def require_same(champion: FrameScores, challenger: FrameScores) -> None:
@@ -113,13 +166,18 @@ def require_same(champion: FrameScores, challenger: FrameScores) -> None:
         raise ValueError(f"{len(champion.videos)} videos cannot be resampled: at least two are needed")
 
 
-def resampled(frames: FrameScores, counts: Array, metric: str) -> Array:
-    """The metric [S] when video v counts counts[v, s] times; counts [V, S], videos by sorted key."""
+def videos_with(frames: FrameScores) -> Array:
+    """In how many videos each class [K] has a positive frame."""
+    return np.sum([targets.any(0) for _, targets in frames.videos.values()], axis=0)
+
+
+def resampled(frames: FrameScores, counts: Array, metric: str = "map") -> tuple[Array, Array]:
+    """AP and positive frames [K, S] when video v counts counts[v, s] times; counts [V, S], videos by sorted key."""
     scores, targets, video = frames.arrays()
     prior = CHARADES_PRIOR if metric == "map_prior_normalised" else None
     classes = [resampled_ap(ranking, video, counts, prior) for ranking in rank_classes(scores, targets)]
     ap, positives = (np.stack(parts) for parts in zip(*classes, strict=True))
-    return class_mean(ap, positives, metric)
+    return ap, positives
 
 
 def resampled_ap(ranking: Ranking, video: Array, counts: Array, prior: Prior = None) -> tuple[Array, Array]:

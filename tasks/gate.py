@@ -6,9 +6,10 @@ from typing import Any
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.events import emit_event
+from prefect.transactions import transaction
 from threadpoolctl import threadpool_limits
 
-from models.gate import decide, paired_bootstrap
+from models.gate import Rules, objections, paired_bootstrap
 from storage import checkpoints
 from storage.datasets import Dataset
 from tasks import report, tracking
@@ -19,7 +20,7 @@ REFUSED = "reelmill.challenger.refused"
 
 
 def judge(
-    root: str, dataset: Dataset, model: str, challenger: Evaluation, title: str, *, margin: float, seed: int
+    root: str, dataset: Dataset, model: str, challenger: Evaluation, title: str, rules: Rules, seed: int
 ) -> dict[str, Any]:
     """Compares a challenger with the current champion on the same held-out videos: every number of the decision.
 
@@ -30,7 +31,7 @@ def judge(
     found: dict[str, Any] = {
         "candidate": title,
         "dataset": f"{dataset.name}@{dataset.version}",
-        "margin": margin,
+        "rules": asdict(rules),
         "champion_version": champion.version if champion else None,
         "delta": None,
         "ci_low": None,
@@ -42,27 +43,41 @@ def judge(
     if reigning.digest == challenger.digest:
         return found | {"decision": "promoted", "why": "it is the champion already"}
     against = evaluate_checkpoint(root, dataset, reigning, "predict-champion")
+    options: dict[str, Any] = {
+        "metric": rules.metric,
+        "confidence": rules.confidence,
+        "class_drop": rules.class_drop,
+        "seed": seed,
+    }
     try:
         with threadpool_limits(1):  # many small products: more threads make it several times slower
-            comparison = paired_bootstrap(against.frames, challenger.frames, seed=seed)
+            comparison = paired_bootstrap(against.frames, challenger.frames, **options)
     except ValueError as error:
         return found | {"decision": "refused", "why": f"not comparable: {error}"}
-    decision = decide(comparison, margin)
+    costs = against.metrics, challenger.metrics
+    classes = [row["class"] for row in challenger.per_class]
+    against_it = objections(comparison, rules, classes, costs)
     interval = f"the {comparison.confidence:.0%} interval [{comparison.ci_low:+.4f}, {comparison.ci_high:+.4f}]"
-    above = comparison.ci_low > margin
-    why = f"{interval} is {'above' if above else 'not above'} the margin {margin:g}"
-    if above and decision == "refused":
-        why += f", but {comparison.videos} videos are too few for it to mean anything"
-    return found | {"decision": decision, "why": why} | asdict(comparison)
+    decision = {
+        "decision": "refused" if against_it else "promoted",
+        "why": "; ".join(against_it) or f"{interval} is above the margin {rules.margin:g}",
+    }
+    measured = {f"{who}_{name}": each[name] for who, each in zip(("champion", "challenger"), costs, strict=True)
+                for name in ("latency_ms", "gmacs") if name in each}  # fmt: skip
+    numbers = asdict(comparison)
+    numbers["classes"] = [{"class": classes[c["index"]] if classes else c["index"]} | c for c in numbers["classes"]]
+    return found | decision | measured | numbers
 
 
 @task(task_run_name="gate · {title}", cache_policy=NO_CACHE)
 def gate(
-    root: str, dataset: Dataset, model: str, candidate: dict[str, Any], title: str, margin: float, seed: int
+    root: str, dataset: Dataset, model: str, candidate: dict[str, Any], title: str, rules: Rules, seed: int
 ) -> dict[str, Any]:
     """Registers a candidate, judges it and moves the alias ``champion`` if it won; emits an event either way.
 
-    A version is judged once on a dataset version: asking again until chance agrees would not be a test.
+    A version is judged once on a dataset version: asking again until chance agrees would not be a test. One that a
+    person took the alias from (`reelmill rollback`) does not get it back here. The alias moves in a transaction: where
+    the decision cannot be kept and told, it goes back to where it was.
     """
     evaluation, checkpoint = candidate["evaluation"], candidate["checkpoint"]
     tags = {
@@ -77,12 +92,15 @@ def gate(
     if earlier and earlier["dataset"] == tags["dataset"]:
         report.say(f"  gate         {title}: {earlier['decision']} earlier, {earlier['why']}")
         return earlier
-    decision = judge(root, dataset, model, evaluation, title, margin=margin, seed=seed) | {"version": version}
-    promoted = decision["decision"] == "promoted"
-    if promoted:
-        tracking.promote(root, model, version)
-    tracking.decide(root, model, version, decision)
-    _announce(root, dataset, model, candidate["run"], decision)
+    decision = judge(root, dataset, model, evaluation, title, rules, seed) | {"version": version}
+    if away := tracking.rolled_back(root, model, version):
+        decision |= {"decision": "refused", "why": f"it was rolled back: {away}"}
+    with transaction() as move:
+        if decision["decision"] == "promoted":
+            before = tracking.promote(root, model, version)
+            move.stage(version, on_rollback_hooks=[lambda _: tracking.restore(root, model, version, before)])
+        tracking.decide(root, model, version, decision)
+        _announce(root, dataset, model, candidate["run"], decision)
     return decision
 
 
@@ -91,18 +109,29 @@ def _announce(root: str, dataset: Dataset, model: str, run: str, decision: dict[
     promoted, title = decision["decision"] == "promoted", decision["candidate"]
     numbers = {f"gate_{name}": decision[name] for name in ("delta", "ci_low", "ci_high") if decision[name] is not None}
     tracking.log_metrics(root, run, {**numbers, "gate_promoted": float(promoted)})
-    emit_event(
-        PROMOTED if promoted else REFUSED,
-        resource={"prefect.resource.id": f"reelmill.model.{model}", "prefect.resource.name": model},
-        payload={"root": root, "dataset": dataset.name, "model": model}
-        | {name: decision[name] for name in ("version", "decision", "why")},
-    )
     report.say(f"  gate         {title}: {decision['decision']}, {decision['why']}")
     report.markdown(f"gate-{title}", as_markdown(model, decision), f"{title}: {decision['decision']}")
+    said = {name: decision[name] for name in ("version", "decision", "why")}
+    announce(PROMOTED if promoted else REFUSED, model, {"root": root, "dataset": dataset.name, **said})
+
+
+def announce(event: str, model: str, payload: dict[str, Any]) -> None:
+    """Emits an event about a model, which deployments may be started by."""
+    resource = {"prefect.resource.id": f"reelmill.model.{model}", "prefect.resource.name": model}
+    emit_event(event, resource=resource, payload={"model": model, **payload})
 
 
 def as_markdown(model: str, decision: dict[str, Any]) -> str:
-    """The decision as a page with every number."""
-    shown = "\n".join(f"| {key} | {value} |" for key, value in decision.items())
-    title = f"# {model}: {decision['candidate']} was **{decision['decision']}**"
-    return f"{title}\n\n{decision['why']}\n\n| | |\n|---|---|\n{shown}\n"
+    """The decision as a page with every number, those of the classes in a table of their own."""
+    plain = {key: value for key, value in decision.items() if key not in ("classes", "rules")} | decision["rules"]
+    page = f"# {model}: {decision['candidate']} was **{decision['decision']}**\n\n{decision['why']}\n\n"
+    page += "| | |\n|---|---|\n" + "".join(f"| {key} | {value} |\n" for key, value in plain.items())
+    if rows := decision.get("classes"):
+        page += (
+            "\n| class | champion | challenger | change | videos | p of a fall by chance |\n|---|---|---|---|---|---|\n"
+        )
+        for row in sorted(rows, key=lambda row: row["delta"]):
+            aps = " | ".join(f"{100 * row[name]:{sign}.1f}" for name, sign in
+                             (("champion", ""), ("challenger", ""), ("delta", "+")))  # fmt: skip
+            page += f"| {report.escape(str(row['class']))} | {aps} | {row['videos']} | {row['p_worse']:.3f} |\n"
+    return page

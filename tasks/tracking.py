@@ -11,6 +11,7 @@ import threading
 import time
 import warnings
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,11 @@ warnings.filterwarnings("ignore", message="No complete tensor found in the group
 
 EXPERIMENT = "reelmill"
 CHAMPION = "champion"
+SINCE, ROLLED_BACK = (
+    "champion_since",
+    "rolled_back",
+)  # tags of a version: when it got the alias, when and why it lost it
+DECISION = ("gate", "gate_decision")  # tags of a version: the gate's decision with every number, and in a word
 NO_ALIAS = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # MLflow's answers where there is none
 EXPORTING = threading.Lock()  # torch.export keeps one stack of modes for all threads
 BATCH = 500  # metrics a call; one call per metric is 25 times slower
@@ -199,9 +205,9 @@ def register(root: str, name: str, uri: str, run: str, tags: dict[str, str]) -> 
     c = client(root)
     with contextlib.suppress(MlflowException):
         c.create_registered_model(name, description="Reelmill detector; see the tags of each version")
-    for version in c.search_model_versions(f"name = '{name}'"):
-        if version.tags.get("checkpoint_digest") == tags["checkpoint_digest"]:
-            return int(version.version)
+    for version, known in versions(root, name).items():
+        if known.get("checkpoint_digest") == tags["checkpoint_digest"]:
+            return version
     return int(c.create_model_version(name, source=uri, run_id=run, tags=_redacted(tags)).version)
 
 
@@ -230,21 +236,63 @@ def champion(root: str, name: str) -> ModelVersion | None:
     return ModelVersion(name, int(found.version), found.run_id or "", dict(found.tags))
 
 
-def promote(root: str, name: str, version: int) -> None:
-    """Moves the alias ``champion`` to a version."""
-    client(root).set_registered_model_alias(name, CHAMPION, str(version))
+def promote(root: str, name: str, version: int) -> int | None:
+    """Moves the alias ``champion`` to a version; returns the version that had it."""
+    before = champion(root, name)
+    c = client(root)
+    c.set_model_version_tag(name, str(version), SINCE, datetime.now(UTC).isoformat(timespec="microseconds"))
+    c.set_registered_model_alias(name, CHAMPION, str(version))
+    return before.version if before else None
+
+
+def restore(root: str, name: str, version: int, before: int | None) -> None:
+    """Takes a promotion and its decision back, as if they had not been."""
+    c = client(root)
+    if before is None:
+        c.delete_registered_model_alias(name, CHAMPION)
+    else:
+        c.set_registered_model_alias(name, CHAMPION, str(before))
+    for tag_name in (SINCE, *DECISION):
+        c.delete_model_version_tag(name, str(version), tag_name)
+
+
+def reigns(root: str, name: str) -> list[int]:
+    """The versions that have been champion, the last to become it first."""
+    since = {version: tags[SINCE] for version, tags in versions(root, name).items() if SINCE in tags}
+    return sorted(since, key=lambda version: (since[version], version), reverse=True)
+
+
+def versions(root: str, name: str) -> dict[int, dict[str, str]]:
+    """The tags of every version of a model, the oldest first."""
+    found = client(root).search_model_versions(f"name = '{name}'")
+    return dict(sorted((int(v.version), dict(v.tags)) for v in found))
+
+
+def rolled_back(root: str, name: str, version: int) -> str | None:
+    """When and why a person took the alias from a version, if one did and nobody gave it back."""
+    return client(root).get_model_version(name, str(version)).tags.get(ROLLED_BACK)
+
+
+def roll_back(root: str, name: str, version: int, to: int, why: str) -> None:
+    """Moves the alias from a version to another by a person's word, and keeps that word."""
+    c = client(root)
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    c.set_model_version_tag(name, str(version), ROLLED_BACK, redact(f"{now} {why}".strip()))
+    if rolled_back(root, name, to):
+        c.delete_model_version_tag(name, str(to), ROLLED_BACK)
+    promote(root, name, to)
 
 
 def decide(root: str, name: str, version: int, decision: dict[str, Any]) -> None:
     """Keeps the gate's decision, with every number, on the version that it was about."""
     c = client(root)
-    c.set_model_version_tag(name, str(version), "gate", redact(json.dumps(decision)))
-    c.set_model_version_tag(name, str(version), "gate_decision", decision["decision"])
+    for tag_name, value in zip(DECISION, (redact(json.dumps(decision)), decision["decision"]), strict=True):
+        c.set_model_version_tag(name, str(version), tag_name, value)
 
 
 def decided(root: str, name: str, version: int) -> dict[str, Any] | None:
     """The gate's decision on a version, if it was judged before."""
-    kept = client(root).get_model_version(name, str(version)).tags.get("gate")
+    kept = client(root).get_model_version(name, str(version)).tags.get(DECISION[0])
     return json.loads(kept) if kept else None
 
 

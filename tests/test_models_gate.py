@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from threadpoolctl import threadpool_limits
 
-from models.gate import decide, paired_bootstrap, resampled
-from models.metrics import MODES, FrameScores, frame_map
+from models.gate import Rules, decide, objections, paired_bootstrap, resampled
+from models.metrics import MODES, FrameScores, class_mean, frame_map
 
 
 @pytest.fixture(autouse=True)
@@ -53,14 +53,14 @@ def test_weighting_the_videos_of_a_sorted_class_equals_repeating_them(metric, le
     frames, _ = two_models(1, videos=5, levels=levels)
     counts = np.random.default_rng(0).multinomial(5, np.full(5, 0.2), size=30).T
     slow = [getattr(frame_map(*repeated(frames, draw)), metric) for draw in counts.T]
-    assert resampled(frames, counts.astype(float), metric) == pytest.approx(slow, abs=1e-12)
+    assert class_mean(*resampled(frames, counts.astype(float), metric), metric) == pytest.approx(slow, abs=1e-12)
 
 
 def test_a_class_that_loses_its_positives_leaves_the_mean_of_that_draw():
     frames, _ = two_models(2, videos=3)
     for key in ("v01", "v02"):
         frames = relabelled(frames, key, lambda targets: targets & [True, True, False])
-    drawn = resampled(frames, np.array([[0.0], [2.0], [1.0]]), "map")
+    drawn = class_mean(*resampled(frames, np.array([[0.0], [2.0], [1.0]])), "map")
     result = frame_map(*repeated(frames, np.array([0, 2, 1])))
     assert result.excluded == [2] and drawn == pytest.approx([result.map])
 
@@ -80,7 +80,7 @@ def test_the_bounds_are_percentiles_of_paired_draws():
     champion, challenger = two_models(4, videos=8)
     comparison = paired_bootstrap(champion, challenger, samples=400, confidence=0.8, seed=5)
     counts = np.random.default_rng(5).multinomial(8, np.full(8, 1 / 8), size=400).T.astype(float)
-    differences = resampled(challenger, counts, "map") - resampled(champion, counts, "map")
+    differences = np.subtract(*(class_mean(*resampled(m, counts), "map") for m in (challenger, champion)))
     assert [comparison.ci_low, comparison.ci_high] == pytest.approx(np.quantile(differences, [0.1, 0.9]))
     assert comparison.p_worse == (differences <= 0).mean()
 
@@ -105,6 +105,28 @@ def test_promotion_needs_the_whole_interval_above_the_margin_and_enough_videos()
     assert decide(comparison, margin=0.02) == decide(comparison, margin=0.03) == "refused"
     assert decide(dataclasses.replace(comparison, ci_low=0.0)) == "refused"
     assert decide(dataclasses.replace(comparison, videos=4)) == "refused"
+
+
+def test_a_class_that_falls_for_sure_is_refused_by_name_though_the_mean_rises():
+    champion, challenger = two_models(8, videos=30, gain=(1, np.array([6.0, 6.0, 0.1])))
+    comparison = paired_bootstrap(champion, challenger, samples=200)
+    assert comparison.ci_low > 0 and [change.index for change in comparison.lost] == [2]
+    assert objections(comparison, Rules(), ["run", "jump", "sit"]) == [
+        f"surely worse on sit ({comparison.classes[2].delta:+.3f} AP)"
+    ]
+    allowed = paired_bootstrap(champion, challenger, samples=200, class_drop=0.9)
+    assert not allowed.lost and decide(allowed) == "promoted"
+
+
+def test_what_it_costs_may_be_limited():
+    comparison = dataclasses.replace(paired_bootstrap(*two_models(8), samples=100), ci_low=0.02, classes=[])
+    cheap, dear = {"latency_ms": 10.0, "gmacs": 1.0}, {"latency_ms": 25.0, "gmacs": 3.0}
+    assert not objections(comparison, Rules(), costs=(cheap, dear))
+    assert objections(comparison, Rules(slower=2.5, costlier=3), costs=(cheap, dear)) == []
+    assert objections(comparison, Rules(slower=2.4, costlier=2), costs=(cheap, dear)) == [
+        "2.50 times the champion's latency of 10 ms, more than the 2.4 that are allowed",
+        "3.00 times the champion's multiply-accumulates of 1 G, more than the 2 that are allowed",
+    ]
 
 
 def promoted_share(gain, simulations=60):

@@ -6,13 +6,17 @@ import numpy as np
 import pytest
 import torch
 
+from models.gate import Rules
 from models.metrics import FrameScores
 from storage import checkpoints, files
 from storage.datasets import Dataset
+from storage.errors import InputError
 from tasks import gate, tracking
 from tasks.evaluate import Evaluation
+from tasks.rollback import rollback
 
 DATA = Dataset("d", "v1", [], {})
+RULES = Rules()
 
 
 @pytest.fixture
@@ -26,24 +30,31 @@ def root(tmp_path, monkeypatch):
     return SimpleNamespace(url=url, known=known, events=events)
 
 
-def candidate(root, seed: int, gain: float, videos: int = 30) -> dict:
+def candidate(root, seed: int, gain: float | list[float], videos: int = 30, costs: dict | None = None) -> dict:
     """A candidate whose scores follow the truth by ``gain``; the truth is the same for all."""
     truth, noise = np.random.default_rng(0), np.random.default_rng(seed + 1)
     held = {}
     for i in range(videos):
         targets = truth.uniform(size=(40, 3)) < 0.25
-        held[f"v{i}"] = (gain * targets + noise.normal(size=targets.shape), targets)
+        held[f"v{i}"] = (np.multiply(gain, targets) + noise.normal(size=targets.shape), targets)
     checkpoint = checkpoints.save(
-        root.url, f"run{seed}-{gain}", 1, {"w": torch.full((1,), seed + gain)}, {}, {"system": "x3d"}, True
+        root.url,
+        f"run{seed}-{np.mean(gain)}",
+        1,
+        {"w": torch.full((1,), seed + np.mean(gain))},
+        {},
+        {"system": "x3d"},
+        True,
     )
-    evaluation = Evaluation({}, [], [], [], "content", "c", checkpoint.digest, FrameScores(3, held), [])
+    named = [{"class": name} for name in ("run", "jump", "sit")]
+    evaluation = Evaluation(costs or {}, named, [], [], "content", "c", checkpoint.digest, FrameScores(3, held), [])
     root.known[checkpoint.digest] = evaluation
     run = tracking.start(root.url, f"r{seed}", {}, {})
     return {"evaluation": evaluation, "checkpoint": checkpoint, "run": run, "model_uri": f"runs:/{run}/model"}
 
 
-def judged(root, found: dict, title: str = "x", data: Dataset = DATA) -> dict:
-    return gate.gate.fn(root.url, data, "m", found, title, 0.0, 0)
+def judged(root, found: dict, title: str = "x", data: Dataset = DATA, rules: Rules = RULES) -> dict:
+    return gate.gate.fn(root.url, data, "m", found, title, rules, 0)
 
 
 def test_the_first_model_is_promoted(root):
@@ -92,6 +103,60 @@ def test_a_champion_of_other_videos_cannot_be_compared(root):
     decision = judged(root, candidate(root, 1, 3.0, videos=29))
     assert decision["decision"] == "refused" and "not comparable" in decision["why"]
     assert tracking.champion(root.url, "m").version == first["version"]
+
+
+def test_a_better_challenger_that_loses_a_class_is_refused_by_its_name(root):
+    first = judged(root, candidate(root, 0, [0.5, 0.5, 3.0]))
+    lame = candidate(root, 1, [5.0, 5.0, 0.5])
+    decision = judged(root, lame)
+    assert decision["decision"] == "refused" and decision["ci_low"] > 0 and "surely worse on sit (-" in decision["why"]
+    assert "run" not in decision["why"] and {row["class"] for row in decision["classes"]} == {"run", "jump", "sit"}
+    assert "| sit |" in gate.as_markdown("m", decision)
+    assert tracking.champion(root.url, "m").version == first["version"]
+    allowed = judged(root, lame, data=Dataset("d", "v2", [], {}), rules=Rules(class_drop=1.0))
+    assert allowed["decision"] == "promoted"
+
+
+def test_a_better_challenger_that_is_too_slow_is_refused(root):
+    judged(root, candidate(root, 0, 0.5, costs={"latency_ms": 10.0, "gmacs": 1.0}))
+    slow = candidate(root, 1, 3.0, costs={"latency_ms": 31.0, "gmacs": 1.0})
+    decision = judged(root, slow, rules=Rules(slower=3.0, costlier=3.0))
+    assert decision["decision"] == "refused" and "3.10 times the champion's latency of 10 ms" in decision["why"]
+    assert decision["champion_latency_ms"] == 10 and decision["rules"]["slower"] == 3
+
+
+def test_the_alias_goes_back_where_the_decision_cannot_be_told(root, monkeypatch):
+    first = judged(root, candidate(root, 0, 0.5))
+    better = candidate(root, 1, 3.0)
+
+    def lost(*_):
+        raise ConnectionError("no server")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(tracking, "log_metrics", lost)
+        with pytest.raises(ConnectionError):
+            judged(root, better)
+    assert tracking.champion(root.url, "m").version == first["version"] and len(root.events) == 1
+    decision = judged(root, better)
+    assert decision["decision"] == "promoted" and tracking.champion(root.url, "m").version == decision["version"]
+
+
+def test_a_champion_is_rolled_back_and_stays_so(root):
+    first, second, third = (judged(root, candidate(root, seed, 0.5 + seed)) for seed in range(3))
+    assert [d["decision"] for d in (first, second, third)] == ["promoted"] * 3
+    assert "version 2 again, after version 3" in rollback(root.url, "m", why="it sees ghosts")
+    assert "version 1 again, after version 2" in rollback(root.url, "m")
+    with pytest.raises(InputError, match="--to"):
+        rollback(root.url, "m")
+    again = judged(root, candidate(root, 2, 2.5), data=Dataset("d", "v2", [], {}))
+    assert again["decision"] == "refused" and "it sees ghosts" in again["why"]
+    assert "version 3 again, after version 1" in rollback(root.url, "m", to=3)
+    with pytest.raises(InputError, match="is the champion"):
+        rollback(root.url, "m", to=3)
+    with pytest.raises(InputError, match="no version 9; it has 1, 2, 3"):
+        rollback(root.url, "m", to=9)
+    with pytest.raises(InputError, match="nothing to roll back"):
+        rollback(root.url, "other")
 
 
 def test_every_number_is_kept_and_announced(root):
