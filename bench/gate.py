@@ -13,6 +13,7 @@ from tasks import pool
 
 SIMULATIONS = int(os.environ.get("SIMULATIONS", "200"))
 FIRST = int(os.environ.get("SEED", "0"))
+DROP = 0.0  # AP that a class may lose: none, as that is what the level is stated for
 VIDEOS, FRAMES, CLASSES = 40, 40, 8  # as the demo holds out
 ALL = np.ones(CLASSES)
 ONE = np.arange(CLASSES) == 0  # one class of them
@@ -38,7 +39,7 @@ def _one(given: tuple[int, np.ndarray]) -> tuple[bool, bool]:
     """Whether a challenger was promoted, and whether a class of it was called lost."""
     seed, gain = given
     with threadpool_limits(1):
-        comparison = paired_bootstrap(*models(seed, gain), seed=seed)
+        comparison = paired_bootstrap(*models(seed, gain), class_drop=DROP, seed=seed)
     return not objections(comparison, Rules()), bool(comparison.lost)
 
 

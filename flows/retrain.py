@@ -85,7 +85,7 @@ def retrain(
     ] = "map",
     class_drop: Annotated[
         float, Field(description="AP (0 to 1) that a class may lose; one that surely loses more is refused.", ge=0)
-    ] = 0.0,
+    ] = 0.05,
     slower: Annotated[
         float | None, Field(description="Times the champion's latency that a challenger may take.", gt=0)
     ] = None,

@@ -39,7 +39,7 @@ class Rules:
     margin: float = 0.0  # that the interval's lower bound has to exceed, in units of the metric
     confidence: float = 0.95
     min_videos: int = 5
-    class_drop: float = 0.0  # AP that a class may lose; one that surely loses more refuses the challenger
+    class_drop: float = 0.05  # AP that a class may lose; one that surely loses more refuses the challenger
     slower: float | None = None  # times the champion's latency that are allowed
     costlier: float | None = None  # times its multiply-accumulates
 
