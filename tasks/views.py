@@ -9,7 +9,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
 from concurrent.futures import Future
 from functools import partial
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 import numpy as np
 from torch import Tensor, nn
@@ -66,7 +66,7 @@ def scored(
     """
     alone = takes(checkpoint.about) == "clip"
     clips_of = {} if alone or not todo else videos([part, *others])
-    path, view = "", partial(_alone, checkpoint)
+    path, view = "", cast(View, partial(_alone, checkpoint))
     for row in todo if alone else sorted(todo, key=lambda row: row["path"]):
         if not alone and path != row["path"]:
             path = row["path"]
