@@ -11,14 +11,14 @@ whole video, C channels, h and w cells of a feature map, K classes. Places are i
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models import x3d
+from models import preset, x3d
 from models.multi_stage_fusion import LEVELS, Fusion, Places, direct, gaussians, mix_frames
 from models.sub_batch_norm import split_norms
 from models.x3d import X3D, sequence
@@ -293,10 +293,5 @@ def holds(condition: bool | Tensor) -> bool:
 
 
 def build(size: str = "M", num_classes: int = 157, **overrides: Any) -> CoarseFine:
-    """Return a Coarse-Fine network of a preset size ("M", "L" or "TINY") with other fields of its `Config` replaced.
-
-    Raises ValueError for an unknown size or value and TypeError for an unknown field.
-    """
-    if size not in PRESETS:
-        raise ValueError(f"coarse_fine has the sizes {', '.join(PRESETS)}, not {size!r}")
-    return CoarseFine(replace(PRESETS[size], num_classes=num_classes, **overrides))
+    """Return a Coarse-Fine network of size "M", "L" or "TINY" and other fields of its `Config`: `models.preset`."""
+    return CoarseFine(preset("coarse_fine", PRESETS, size, num_classes, overrides))

@@ -83,11 +83,6 @@ def average_precision(scores: Array, targets: Array, weights: Array | None = Non
     return _area(*cumulative(rank(scores, targets), weights))
 
 
-def per_class_ap(scores: Array, targets: Array) -> Array:
-    """`average_precision` of each class: scores and targets [N, K] to [K], NaN without positives."""
-    return np.array([_area(*cumulative(ranking)) for ranking in rank_classes(scores, targets)])
-
-
 def precision_recall(scores: Array, targets: Array) -> tuple[Array, Array]:
     """Recall [G] and precision [G] at each distinct score, highest first; recall NaN without a positive."""
     tp, fp, positives, negatives = cumulative(rank(scores, targets))

@@ -24,11 +24,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from models import preset
 from models.sub_batch_norm import split_norms
 
 Edit = Callable[[str, Tensor], Tensor]  # what becomes of the maps of a named depth, on the way to the next
-KINETICS_MEAN = (110.637 / 255, 103.161 / 255, 96.290 / 255)
-KINETICS_STD = (38.757 / 255, 37.882 / 255, 40.029 / 255)
 CHARADES_MEAN, CHARADES_STD = (0.413, 0.368, 0.338), (0.131, 0.125, 0.132)
 
 
@@ -229,10 +228,5 @@ def normalise(video: Tensor, config: Config = M) -> Tensor:
 
 
 def build(size: str = "M", num_classes: int = 157, **overrides: Any) -> X3D:
-    """Return an X3D of a preset size ("M", "L" or "TINY") with other fields of its `Config` replaced.
-
-    Raises ValueError for an unknown size and TypeError for an unknown field.
-    """
-    if size not in PRESETS:
-        raise ValueError(f"x3d has the sizes {', '.join(PRESETS)}, not {size!r}")
-    return X3D(replace(PRESETS[size], num_classes=num_classes, **overrides))
+    """Return an X3D of size "M", "L" or "TINY" and other fields of its `Config`: `models.preset`."""
+    return X3D(preset("x3d", PRESETS, size, num_classes, overrides))

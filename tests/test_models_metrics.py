@@ -58,8 +58,8 @@ def test_a_missing_frame_ranks_below_every_scored_one():
 
 
 BAD_CALLS = [
-    (metrics.per_class_ap, ([[0, 1], [0, NAN]], [[0, 0], [0, 1]]), "class 1: 1 of 2 scores are NaN"),
-    (metrics.per_class_ap, ([[INF, 1], [0, 0]], [[0, 0], [0, 1]]), "class 0: 1 of 2 scores are NaN or .inf"),
+    (metrics.frame_map, ([[0, 1], [0, NAN]], [[0, 0], [0, 1]]), "class 1: 1 of 2 scores are NaN"),
+    (metrics.frame_map, ([[INF, 1], [0, 0]], [[0, 0], [0, 1]]), "class 0: 1 of 2 scores are NaN or .inf"),
     *((frame_map, ([[0], [0]], [[1], [soft]]), "class 0: targets must be 0 or 1") for soft in (0.5, 2, -1, NAN)),
     (frame_map, (np.zeros((4, 2)), np.zeros((4, 3))), r"\(4, 2\) and targets \(4, 3\)"),
     (average_precision, (np.zeros(4), np.zeros(3)), r"must both be \[N\]"),
