@@ -1,6 +1,7 @@
 """The pictures of a run: precision-recall curves, timelines under a filmstrip, contact sheets of augmented clips."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib import colormaps
@@ -44,11 +45,10 @@ def precision_recall(frames: FrameScores, classes: list[str], path: Path) -> Pat
     return save(figure, path)
 
 
-def filmstrip(parts: list[Part], video: str) -> np.ndarray:
-    """`STRIP` frames `[n, H, W, 3]` uint8 spread evenly over the clips of a source video."""
-    found = [(row, part) for part in parts for row in part.rows() if row["path"] == video]
+def filmstrip(clips: list[tuple[Part, dict[str, Any]]]) -> np.ndarray:
+    """`STRIP` frames `[n, H, W, 3]` uint8 spread evenly over the clips of a source video, in order."""
     pictures: list[np.ndarray] = []
-    for row, part in sorted(found, key=lambda pair: pair[0]["start"]):
+    for part, row in clips:
         ((_, data),) = part.clips([row])
         pictures += list(mine().sample(data, 2.0)[0])
     chosen = np.linspace(0, len(pictures) - 1, min(STRIP, len(pictures))).round().astype(int)

@@ -41,7 +41,7 @@ def judge(
     reigning = checkpoints.describe(champion.checkpoint)
     if reigning.digest == challenger.digest:
         return found | {"decision": "promoted", "why": "it is the champion already"}
-    against = evaluate_checkpoint(root, dataset, reigning, "predict-champion")
+    against = evaluate_checkpoint(root, dataset, reigning, "predict-champion", cost=False)
     try:
         with threadpool_limits(1):  # many small products: more threads make it several times slower
             comparison = paired_bootstrap(against.frames, challenger.frames, seed=seed)
