@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from models import preset, x3d
 from models.multi_stage_fusion import LEVELS, Fusion, Places, direct, gaussians, mix_frames
 from models.sub_batch_norm import split_norms
-from models.x3d import X3D, sequence
+from models.x3d import X3D, check_video, sequence
 
 Pooling = Literal["grid", "stride", "max", "average", "none"]
 Correspondence = Literal["gaussian", "direct"]
@@ -81,6 +81,7 @@ class CoarseFine(nn.Module):
             self.grid = grid_head(config.widths[0], config.ratio)
         if config.fusion != "none":
             self.fine = X3D(config)
+            # Not drawn by X3D's rule: with fan-out a fresh fusion would drown the coarse maps, by 4 to 16 times.
             widths = (*config.widths, config.conv5_width)
             self.fusion = Fusion(widths, config.num_classes, config.fusion, config.attention, config.dropout)
         split_norms(self, config.splits)
@@ -266,12 +267,6 @@ def upsample(logits: Tensor, frames: int) -> Tensor:
     return F.interpolate(logits.transpose(1, 2), size=frames, mode="linear", align_corners=True).transpose(1, 2)
 
 
-def check_video(name: str, video: Tensor) -> None:
-    """Raise ValueError unless the tensor is [B, 3, T, H, W]."""
-    if video.ndim != 5 or video.shape[1] != 3:
-        raise ValueError(f"{name} is [B, 3, T, H, W], not {list(video.shape)}")
-
-
 def check_clip(start: int | Tensor, step: float | Tensor, frames: int, length: int) -> None:
     """Raise ValueError unless clips of `frames` from `start` lie inside whole videos of `length` * `step` frames."""
     if not all(holds(above_zero) for above_zero in (step > 0, start >= 0)):
@@ -283,7 +278,11 @@ def check_clip(start: int | Tensor, step: float | Tensor, frames: int, length: i
 
 
 def column(value: float | Tensor, places: Tensor) -> float | Tensor:
-    """Return a number as it is, and one for each video [B] as [B, 1], of the kind of `places`."""
+    """Return a number as it is, and one for each video [B] as [B, 1], of the kind of `places`; ValueError else."""
+    if isinstance(value, Tensor) and value.numel() not in (1, len(places)):
+        raise ValueError(
+            f"start and step are one number, or one for each of {len(places)} videos, not {list(value.shape)}"
+        )
     return value.to(places).view(-1, 1) if isinstance(value, Tensor) else value
 
 

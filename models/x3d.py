@@ -123,7 +123,11 @@ class X3D(nn.Module):
         return {"logits": self.classify(maps["conv5"]), **maps}
 
     def features(self, video: Tensor, edit: Edit | None = None) -> dict[str, Tensor]:
-        """Return the five feature maps, [B, C, T, h, w] each, of a normalised float video [B, 3, T, H, W]."""
+        """Return the five feature maps, [B, C, T, h, w] each, of a normalised float video [B, 3, T, H, W].
+
+        Raises ValueError for another shape.
+        """
+        check_video("video", video)
         change = edit or (lambda _, maps: maps)
         res2 = change("res2", self.res2(self.conv1(change("video", video))))
         res3 = change("res3", self.res3(res2))
@@ -213,6 +217,12 @@ def sequence(**layers: nn.Module) -> nn.Sequential:
     return nn.Sequential(OrderedDict(layers))
 
 
+def check_video(name: str, video: Tensor) -> None:
+    """Raise ValueError unless the tensor is [B, 3, T, H, W] and has a frame."""
+    if video.ndim != 5 or video.shape[1] != 3 or not video.shape[2]:
+        raise ValueError(f"{name} is [B, 3, T, H, W], not {list(video.shape)}")
+
+
 def normalise(video: Tensor, config: Config = M) -> Tensor:
     """Return uint8 RGB [B, 3, T, H, W] as float32, `config.mean` taken off and `config.std` divided out.
 
@@ -221,8 +231,7 @@ def normalise(video: Tensor, config: Config = M) -> Tensor:
     """
     if video.dtype != torch.uint8:
         raise TypeError(f"normalise takes uint8 pixels, not {video.dtype}")
-    if video.ndim != 5 or video.shape[1] != 3:
-        raise ValueError(f"normalise takes [B, 3, T, H, W], not {list(video.shape)}")
+    check_video("video", video)
     mean, std = (torch.tensor(v, device=video.device).view(3, 1, 1, 1) for v in (config.mean, config.std))
     return video.float().mul_(1 / (255 * std)).sub_(mean / std)
 
