@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from storage import checkpoints, columns, datasets, files
-from tasks import backbone, ensemble, finetune, gate, predict, scorer, tracking, train_rank
+from storage import checkpoints, columns, datasets, files, parts
+from tasks import backbone, ensemble, evaluate, finetune, gate, predict, scorer, tracking, train_rank
 from tasks.train_rank import Spec
 from tests import lamps
 from tests.preparing import prepare
@@ -19,7 +19,7 @@ import mlflow.pytorch, numpy, torch
 for name in {names}:
     model = mlflow.pytorch.load_model(f"models:/{{name}}@champion")
     given = numpy.load(f"{folder}/{{name}}.npz")["given"]
-    numpy.save(f"{folder}/{{name}}-answer.npy", model(torch.from_numpy(given)).numpy())
+    numpy.save(f"{folder}/{{name}}-answer.npy", model(torch.from_numpy(given)).detach().numpy())
 """
 
 
@@ -96,6 +96,22 @@ def test_champions_load_in_a_process_that_knows_none_of_this_code(lit, tmp_path)
     for name in made:
         wanted = np.load(tmp_path / f"{name}.npz")["wanted"]
         np.testing.assert_allclose(np.load(tmp_path / f"{name}-answer.npy"), wanted, atol=1e-5, err_msg=name)
+
+
+def test_a_reigning_champion_is_not_measured_again_and_held_out_parts_are_read_once(lit, monkeypatch):
+    _, root, dataset, made = lit
+    measured, read = [], []
+    of_ours, table = evaluate.footprint, parts.Part.table
+    monkeypatch.setattr(
+        evaluate, "footprint", lambda checkpoint: measured.append(checkpoint.url) or of_ours(checkpoint)
+    )
+    monkeypatch.setattr(parts.Part, "table", lambda part, columns=None: read.append(columns) or table(part, columns))
+    evaluate._apart.cache_clear()
+    challenger = evaluate.evaluate_checkpoint(root, dataset, made["joined"], "challenger")
+    assert gate.judge(root, dataset, "x3d", challenger, "joined", margin=0.0, seed=0)["decision"] == "refused"
+    evaluate.held_out(dataset)
+    assert measured == [made["joined"].url]
+    assert read.count(["content_id"]) == sum(part.split in ("train", "heldout") for part in dataset.parts)
 
 
 def test_new_videos_get_the_heads_features_from_the_model_that_made_them(lit):
