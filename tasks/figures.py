@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.figure import Figure  # not pyplot: its current figure is shared between threads
 
-from models.metrics import FrameScores, ScoredVideo
+from models.metrics import FrameScores, ScoredVideo, average_precision
 from models.metrics import precision_recall as pr_curve
 from storage.parts import Part
 from storage.sandbox import mine
@@ -31,7 +31,7 @@ def precision_recall(frames: FrameScores, classes: list[str], path: Path) -> Pat
     for k, name in enumerate(classes):
         if targets[:, k].any():
             recall, precision = pr_curve(scores[:, k], targets[:, k])
-            ap = float(np.sum(np.diff(recall, prepend=0) * precision))
+            ap = average_precision(scores[:, k], targets[:, k])
             axes.plot(recall, precision, color=PALETTE[k % 10], lw=1.6, label=f"{name}  {100 * ap:.0f}")
     axes.set(
         xlabel="recall",

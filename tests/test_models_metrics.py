@@ -182,12 +182,6 @@ def test_each_protocol_looks_at_its_own_frames(protocol, frames):
     assert np.array_equal(scores, metrics.sample_at(raw, times, wanted).astype(np.float32))
 
 
-def test_the_evaluator_yields_names_and_values():
-    values = dict(metrics.evaluate([video(key) for key in "abc"], 3, "charades_25"))
-    assert tuple(values.pop(mode) for mode in metrics.MODES) == numbers(collect(map(video, "abc"), 3, "charades_25"))
-    assert values == {"videos": 3, "frames": 75, "classes_excluded": 0}
-
-
 def test_an_unusable_video_is_named():
     key, scores, times, segments, duration = video("clip-7")
     for wrong in (scores[:, :2], scores[1:], np.where(scores == scores[3, 1], np.nan, scores)):
