@@ -1,6 +1,10 @@
-"""Coarse-Fine against the plainest composition of the same parts: grid_sample, einsum, adaptive pooling, gathers."""
+"""Coarse-Fine against the plainest composition of the same parts: grid_sample, einsum, adaptive pooling, gathers.
+
+The composition runs in the default memory format, in which it is the faster one.
+"""
 
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 
 import torch
 from torch import Tensor
@@ -17,18 +21,19 @@ SIZES = (("TINY", (8, 3, 16, 24, 24)), ("M", (1, 3, 16, 112, 112)))
 def run() -> Iterator[Figure]:
     torch.manual_seed(0)
     for size, shape in SIZES:
-        model = models.build("coarse_fine", size=size).to(memory_format=torch.channels_last_3d)
-        video = torch.randn(shape).contiguous(memory_format=torch.channels_last_3d)
-        ours, plain = (lambda m=model, v=video: m(v)["logits"]), (lambda m=model, v=video: composed(m, v))
+        second, video = models.build("coarse_fine", size=size), torch.randn(shape)
+        model = deepcopy(second).to(memory_format=torch.channels_last_3d)
+        last = video.contiguous(memory_format=torch.channels_last_3d)
+        ours, plain = (lambda m=model, v=last: m(v)["logits"]), (lambda m=second, v=video: composed(m, v))
         with torch.no_grad():
-            model.eval()
+            model.eval(), second.eval()
             if not torch.allclose(ours(), plain(), rtol=1e-3, atol=1e-4):
                 raise AssertionError(f"{size}: the two do not agree")
             ratio, _ = against(ours, plain)
         note = f"{size}, {list(shape)}"
         yield Figure("Coarse-Fine forward / plain composition", ratio, 0.95, note=note)
-        model.train()
-        ratio, _ = against(training(model, ours), training(model, plain))
+        model.train(), second.train()
+        ratio, _ = against(training(model, ours), training(second, plain))
         yield Figure("Coarse-Fine training step / plain composition", ratio, 0.95, note=note)
 
 

@@ -1,12 +1,14 @@
 """The systems of the papers by name. Importing this package loads no torch; building a system does."""
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from importlib import import_module
 from inspect import signature
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 if TYPE_CHECKING:
     from torch import nn
+
+Preset = TypeVar("Preset")  # a system's Config
 
 Inputs = Literal["clip", "context", "features"]
 SYSTEMS: dict[str, str] = {
@@ -63,3 +65,13 @@ def build(system: str, **options: object) -> "nn.Module":
     if unknown:
         raise TypeError(f"{system} has no option {', '.join(unknown)}; its options: {', '.join(known)}")
     return module.build(**options)
+
+
+def preset(system: str, presets: dict[str, Preset], size: str, num_classes: int, overrides: dict[str, Any]) -> Preset:
+    """Return the `Config` of a system's preset size for these classes, with other fields replaced.
+
+    Raises ValueError for an unknown size or value and TypeError for an unknown field.
+    """
+    if size not in presets:
+        raise ValueError(f"{system} has the sizes {', '.join(presets)}, not {size!r}")
+    return replace(presets[size], num_classes=num_classes, **overrides)  # type: ignore[type-var]

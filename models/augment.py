@@ -17,19 +17,12 @@ Positions = dict[str, Any]  # integer tensors [B] by argument name, to be passed
 Mode = Literal["none", "freeze", "mixup", "cutmix", "joint_single", "joint", "manifold"]
 
 
-def sample_freeze(batch: int, frames: int, generator: Generator) -> Positions:
-    """Draw start in [0, frames - 2], length in [2, frames - start], ``[batch]``, for :func:`volume_freeze`.
-
-    ValueError: fewer than 2 frames. Section 4.2.2: r in [1, n - 1], m in [2, n - r + 1], counted from 1.
-    """
-    return sample_freezes(batch, frames, generator, 1)[0]
-
-
 def sample_freezes(batch: int, frames: int, generator: Generator, segments: int) -> list[Positions]:
     """Draw separate frozen segments from left to right, for :func:`volume_freeze` one after the other.
 
-    Each is 2 frames or longer, and a frame of motion lies between two; what an earlier one leaves decides where
-    the next may begin. ValueError: no segment, or more than the frames hold (3 each, less 1). Table 4.4a.
+    Each is 2 frames or longer and ends by the last frame (section 4.2.2: r in [1, n - 1], m in [2, n - r + 1], counted
+    from 1), and a frame of motion lies between two; what an earlier one leaves decides where the next may begin.
+    ValueError: no segment, or more than the frames hold (3 each, less 1). Table 4.4a.
     """
     if segments < 1:
         raise ValueError(f"freezing needs at least 1 segment, got {segments}")

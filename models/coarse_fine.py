@@ -11,17 +11,17 @@ whole video, C channels, h and w cells of a feature map, K classes. Places are i
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models import x3d
+from models import preset, x3d
 from models.multi_stage_fusion import LEVELS, Fusion, Places, direct, gaussians, mix_frames
 from models.sub_batch_norm import split_norms
-from models.x3d import X3D, sequence
+from models.x3d import X3D, check_video, sequence
 
 Pooling = Literal["grid", "stride", "max", "average", "none"]
 Correspondence = Literal["gaussian", "direct"]
@@ -81,6 +81,7 @@ class CoarseFine(nn.Module):
             self.grid = grid_head(config.widths[0], config.ratio)
         if config.fusion != "none":
             self.fine = X3D(config)
+            # Not drawn by X3D's rule: with fan-out a fresh fusion would drown the coarse maps, by 4 to 16 times.
             widths = (*config.widths, config.conv5_width)
             self.fusion = Fusion(widths, config.num_classes, config.fusion, config.attention, config.dropout)
         split_norms(self, config.splits)
@@ -266,12 +267,6 @@ def upsample(logits: Tensor, frames: int) -> Tensor:
     return F.interpolate(logits.transpose(1, 2), size=frames, mode="linear", align_corners=True).transpose(1, 2)
 
 
-def check_video(name: str, video: Tensor) -> None:
-    """Raise ValueError unless the tensor is [B, 3, T, H, W]."""
-    if video.ndim != 5 or video.shape[1] != 3:
-        raise ValueError(f"{name} is [B, 3, T, H, W], not {list(video.shape)}")
-
-
 def check_clip(start: int | Tensor, step: float | Tensor, frames: int, length: int) -> None:
     """Raise ValueError unless clips of `frames` from `start` lie inside whole videos of `length` * `step` frames."""
     if not all(holds(above_zero) for above_zero in (step > 0, start >= 0)):
@@ -283,7 +278,11 @@ def check_clip(start: int | Tensor, step: float | Tensor, frames: int, length: i
 
 
 def column(value: float | Tensor, places: Tensor) -> float | Tensor:
-    """Return a number as it is, and one for each video [B] as [B, 1], of the kind of `places`."""
+    """Return a number as it is, and one for each video [B] as [B, 1], of the kind of `places`; ValueError else."""
+    if isinstance(value, Tensor) and value.numel() not in (1, len(places)):
+        raise ValueError(
+            f"start and step are one number, or one for each of {len(places)} videos, not {list(value.shape)}"
+        )
     return value.to(places).view(-1, 1) if isinstance(value, Tensor) else value
 
 
@@ -293,10 +292,5 @@ def holds(condition: bool | Tensor) -> bool:
 
 
 def build(size: str = "M", num_classes: int = 157, **overrides: Any) -> CoarseFine:
-    """Return a Coarse-Fine network of a preset size ("M", "L" or "TINY") with other fields of its `Config` replaced.
-
-    Raises ValueError for an unknown size or value and TypeError for an unknown field.
-    """
-    if size not in PRESETS:
-        raise ValueError(f"coarse_fine has the sizes {', '.join(PRESETS)}, not {size!r}")
-    return CoarseFine(replace(PRESETS[size], num_classes=num_classes, **overrides))
+    """Return a Coarse-Fine network of size "M", "L" or "TINY" and other fields of its `Config`: `models.preset`."""
+    return CoarseFine(preset("coarse_fine", PRESETS, size, num_classes, overrides))

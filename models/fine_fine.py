@@ -4,10 +4,10 @@ Source: thesis 001, Tables 3.2 and 3.3a, c. Every frame of the clip is a point o
 tables are options: `fusion` "late", "one_to_one" or "multi_stage", `attention` with or without the mask.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
-from models import coarse_fine, x3d
+from models import coarse_fine, preset, x3d
 from models.coarse_fine import CoarseFine, Pooling
 
 
@@ -28,10 +28,5 @@ M, TINY = PRESETS["M"], PRESETS["TINY"]
 
 
 def build(size: str = "M", num_classes: int = 157, **overrides: Any) -> CoarseFine:
-    """Return a Fine-Fine network of a preset size ("M", "L" or "TINY") with other fields of its `Config` replaced.
-
-    Raises ValueError for an unknown size or value and TypeError for an unknown field.
-    """
-    if size not in PRESETS:
-        raise ValueError(f"fine_fine has the sizes {', '.join(PRESETS)}, not {size!r}")
-    return CoarseFine(replace(PRESETS[size], num_classes=num_classes, **overrides))
+    """Return a Fine-Fine network of size "M", "L" or "TINY" and other fields of its `Config`: `models.preset`."""
+    return CoarseFine(preset("fine_fine", PRESETS, size, num_classes, overrides))

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits as bce
 
+from models.sequences import between
+
 
 def classification(logits: Tensor, labels: Tensor, mask: Tensor | None = None) -> Tensor:
     """Clip-level BCE of logits `[B, T, K]` averaged over time, as a clip classifier pools: the baseline of 4.3.1.
@@ -49,12 +51,9 @@ def at_places(logits: Tensor, places: Tensor) -> Tensor:
 
     At N even places from 0 to T - 1 it is what `interpolate` with `align_corners=True` gives.
     """
-    last = logits.shape[1] - 1
-    places = places.clamp(0, last)
-    lower = places.floor().clamp(max=max(last - 1, 0)).long()
-    wide = lower[..., None].expand(*lower.shape, logits.shape[2])
-    before, after = logits.gather(1, wide), logits.gather(1, (wide + 1).clamp(max=last))
-    return torch.lerp(before, after, (places - lower)[..., None].to(logits.dtype))
+    lower, upper, beyond = between(places, logits.shape[1])
+    before, after = (logits.gather(1, near.expand(-1, -1, logits.shape[2])) for near in (lower, upper))
+    return torch.lerp(before, after, beyond.to(logits.dtype))
 
 
 def _away(logits: Tensor, mask: Tensor) -> Tensor:

@@ -16,7 +16,6 @@ Array = np.ndarray
 Segments = tuple[Array, Array, Array]  # start [M] and end [M] in seconds, class index [M]
 ScoredVideo = tuple[str, Array, Array, Segments, float]  # key, scores [T, K], times [T], truth, duration
 Ranking = tuple[Array, Array, Array]  # frame at each rank [N], its target [N], last rank of each group [G]
-Named = Iterator[tuple[str, float]]
 Total = float | Array  # of one weighting, or one for each of many [S]
 Prior = tuple[float, float] | None  # how many positives and negatives every class is scaled to
 PROTOCOLS = ("every_frame", "charades_25")
@@ -81,11 +80,6 @@ def average_precision(scores: Array, targets: Array, weights: Array | None = Non
     matters. NaN without a positive; ValueError as in `rank`, and for negative weights.
     """
     return _area(*cumulative(rank(scores, targets), weights))
-
-
-def per_class_ap(scores: Array, targets: Array) -> Array:
-    """`average_precision` of each class: scores and targets [N, K] to [K], NaN without positives."""
-    return np.array([_area(*cumulative(ranking)) for ranking in rank_classes(scores, targets)])
 
 
 def precision_recall(scores: Array, targets: Array) -> tuple[Array, Array]:
@@ -238,12 +232,3 @@ def breakdown(videos: Iterable[ScoredVideo], num_classes: int, near: float = 0.5
     scores, targets, _ = frames.arrays()
     chosen = {name: np.concatenate([of[name] for of in kinds]) for name in (kinds[0] if kinds else ())}
     return {name: frame_map(scores[rows], targets[rows]) for name, rows in chosen.items()}
-
-
-def evaluate(videos: Iterable[ScoredVideo], num_classes: int, protocol: str = "every_frame") -> Named:
-    """Yield (name, value) for the three numbers and the counts behind them; ValueError as in `collect`."""
-    frames = collect(videos, num_classes, protocol)
-    result = frame_map(*frames.arrays()[:2])
-    yield from ((mode, getattr(result, mode)) for mode in MODES)
-    yield from (("videos", float(len(frames.videos))), ("frames", float(result.frames)))
-    yield "classes_excluded", float(len(result.excluded))

@@ -20,6 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models.sequences import between
+
 LEVELS = ("res2", "res3", "res4", "res5", "conv5")
 Places = Literal["multi_stage", "one_to_one", "late"]
 
@@ -129,12 +131,8 @@ def direct(places: Tensor, frames: int, valid: Tensor | None = None) -> Tensor:
     A place on a frame takes that frame alone; one beyond the ends, or beyond the first or last frame that is
     `valid` [B, T], takes that frame.
     """
-    places = places.clamp(0, frames - 1) if valid is None else within(places, valid)
-    lower = places.floor().clamp(max=max(frames - 2, 0))
-    beyond = (places - lower)[..., None]
-    lower = lower.long()[..., None]
-    upper = (lower + 1).clamp(max=frames - 1)
-    weights = places.new_zeros(*places.shape, frames)
+    lower, upper, beyond = between(places if valid is None else within(places, valid), frames)
+    weights = beyond.new_zeros(*places.shape, frames)
     return weights.scatter(2, lower, 1 - beyond).scatter_add(2, upper, beyond)
 
 

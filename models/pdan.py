@@ -12,13 +12,14 @@ A frame before the first or after the last one has k = v = 0 and still takes its
 Letters: B videos, T frames, D feature width, M maps, K classes.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models import preset
 from models.sequences import blank, lengths
 
 
@@ -100,10 +101,5 @@ class PDAN(nn.Module):
 
 
 def build(size: str = "PAPER", num_classes: int = 157, **overrides: Any) -> PDAN:
-    """Return a network of a preset size ("PAPER" or "TINY") with other fields of its `Config` replaced.
-
-    Raises ValueError for an unknown size and TypeError for an unknown field.
-    """
-    if size not in PRESETS:
-        raise ValueError(f"pdan has the sizes {', '.join(PRESETS)}, not {size!r}")
-    return PDAN(replace(PRESETS[size], num_classes=num_classes, **overrides))
+    """Return a network of size "PAPER" or "TINY" and other fields of its `Config`: `models.preset`."""
+    return PDAN(preset("pdan", PRESETS, size, num_classes, overrides))

@@ -1,4 +1,4 @@
-"""Padded sequences of frame features: which frames count, and the zeros that everything else becomes.
+"""Padded sequences of frame features: which frames count, the zeros that all else becomes, and what lies between two.
 
 Letters: B videos, T frames of the longest one, D feature width.
 """
@@ -34,3 +34,14 @@ def blank(x: Tensor, count: Tensor) -> Tensor:
     """Return x [B, T, ...] with zeros after the first count [B] frames; what was there, even NaN, is not read."""
     beyond = torch.arange(x.shape[1], device=x.device) >= count[:, None]
     return x.masked_fill(beyond.view(*beyond.shape, *[1] * (x.ndim - 2)), 0)
+
+
+def between(places: Tensor, frames: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the frames before and after places [B, N] and the share of the one after, [B, N, 1] each.
+
+    Places are in frames from 0 to `frames` - 1; one beyond the ends is moved there. Differentiable in the share.
+    """
+    places = places.clamp(0, frames - 1)
+    lower = places.floor().clamp(max=max(frames - 2, 0))
+    before = lower.long()[..., None]
+    return before, (before + 1).clamp(max=frames - 1), (places - lower)[..., None]

@@ -10,10 +10,10 @@ the Fast stream, and one such pair at the logits. They cost 0.941 GMACs and 0.70
 "grid", or `fusion` "multi_stage" with `correspondence` "gaussian" and `attention`.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
-from models import coarse_fine, x3d
+from models import coarse_fine, preset, x3d
 from models.coarse_fine import CoarseFine, Correspondence, Pooling
 from models.multi_stage_fusion import Places
 
@@ -33,10 +33,5 @@ M, TINY = PRESETS["M"], PRESETS["TINY"]
 
 
 def build(size: str = "M", num_classes: int = 157, **overrides: Any) -> CoarseFine:
-    """Return a SlowFast_det of a preset size ("M", "L" or "TINY") with other fields of its `Config` replaced.
-
-    Raises ValueError for an unknown size or value and TypeError for an unknown field.
-    """
-    if size not in PRESETS:
-        raise ValueError(f"slowfast_det has the sizes {', '.join(PRESETS)}, not {size!r}")
-    return CoarseFine(replace(PRESETS[size], num_classes=num_classes, **overrides))
+    """Return a SlowFast_det of size "M", "L" or "TINY" and other fields of its `Config`: `models.preset`."""
+    return CoarseFine(preset("slowfast_det", PRESETS, size, num_classes, overrides))

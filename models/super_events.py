@@ -10,13 +10,14 @@ own length; each class chooses softly between two of them:
 Letters: B videos, T frames, D feature width, N densities, K classes.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import pi
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from models import preset
 from models.sequences import blank, lengths
 
 
@@ -89,10 +90,5 @@ class SuperEvents(nn.Module):
 
 
 def build(size: str = "PAPER", num_classes: int = 157, **overrides: Any) -> SuperEvents:
-    """Return a head of a preset size ("PAPER" or "TINY") with other fields of its `Config` replaced.
-
-    Raises ValueError for an unknown size and TypeError for an unknown field.
-    """
-    if size not in PRESETS:
-        raise ValueError(f"super_events has the sizes {', '.join(PRESETS)}, not {size!r}")
-    return SuperEvents(replace(PRESETS[size], num_classes=num_classes, **overrides))
+    """Return a head of size "PAPER" or "TINY" and other fields of its `Config`: `models.preset`."""
+    return SuperEvents(preset("super_events", PRESETS, size, num_classes, overrides))

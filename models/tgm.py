@@ -11,13 +11,14 @@ convolved with the same kernels:
 Letters: B videos, T frames, D feature width, L frames of a kernel, K classes.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models import preset
 from models.sequences import blank, lengths
 from models.super_events import cauchy
 
@@ -103,10 +104,5 @@ class TGM(nn.Module):
 
 
 def build(size: str = "PAPER", num_classes: int = 157, **overrides: Any) -> TGM:
-    """Return a head of a preset size ("PAPER" or "TINY") with other fields of its `Config` replaced.
-
-    Raises ValueError for an unknown size and TypeError for an unknown field.
-    """
-    if size not in PRESETS:
-        raise ValueError(f"tgm has the sizes {', '.join(PRESETS)}, not {size!r}")
-    return TGM(replace(PRESETS[size], num_classes=num_classes, **overrides))
+    """Return a head of size "PAPER" or "TINY" and other fields of its `Config`: `models.preset`."""
+    return TGM(preset("tgm", PRESETS, size, num_classes, overrides))

@@ -24,11 +24,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from models import preset
 from models.sub_batch_norm import split_norms
 
 Edit = Callable[[str, Tensor], Tensor]  # what becomes of the maps of a named depth, on the way to the next
-KINETICS_MEAN = (110.637 / 255, 103.161 / 255, 96.290 / 255)
-KINETICS_STD = (38.757 / 255, 37.882 / 255, 40.029 / 255)
 CHARADES_MEAN, CHARADES_STD = (0.413, 0.368, 0.338), (0.131, 0.125, 0.132)
 
 
@@ -124,7 +123,11 @@ class X3D(nn.Module):
         return {"logits": self.classify(maps["conv5"]), **maps}
 
     def features(self, video: Tensor, edit: Edit | None = None) -> dict[str, Tensor]:
-        """Return the five feature maps, [B, C, T, h, w] each, of a normalised float video [B, 3, T, H, W]."""
+        """Return the five feature maps, [B, C, T, h, w] each, of a normalised float video [B, 3, T, H, W].
+
+        Raises ValueError for another shape.
+        """
+        check_video("video", video)
         change = edit or (lambda _, maps: maps)
         res2 = change("res2", self.res2(self.conv1(change("video", video))))
         res3 = change("res3", self.res3(res2))
@@ -214,6 +217,12 @@ def sequence(**layers: nn.Module) -> nn.Sequential:
     return nn.Sequential(OrderedDict(layers))
 
 
+def check_video(name: str, video: Tensor) -> None:
+    """Raise ValueError unless the tensor is [B, 3, T, H, W] and has a frame."""
+    if video.ndim != 5 or video.shape[1] != 3 or not video.shape[2]:
+        raise ValueError(f"{name} is [B, 3, T, H, W], not {list(video.shape)}")
+
+
 def normalise(video: Tensor, config: Config = M) -> Tensor:
     """Return uint8 RGB [B, 3, T, H, W] as float32, `config.mean` taken off and `config.std` divided out.
 
@@ -222,17 +231,11 @@ def normalise(video: Tensor, config: Config = M) -> Tensor:
     """
     if video.dtype != torch.uint8:
         raise TypeError(f"normalise takes uint8 pixels, not {video.dtype}")
-    if video.ndim != 5 or video.shape[1] != 3:
-        raise ValueError(f"normalise takes [B, 3, T, H, W], not {list(video.shape)}")
+    check_video("video", video)
     mean, std = (torch.tensor(v, device=video.device).view(3, 1, 1, 1) for v in (config.mean, config.std))
     return video.float().mul_(1 / (255 * std)).sub_(mean / std)
 
 
 def build(size: str = "M", num_classes: int = 157, **overrides: Any) -> X3D:
-    """Return an X3D of a preset size ("M", "L" or "TINY") with other fields of its `Config` replaced.
-
-    Raises ValueError for an unknown size and TypeError for an unknown field.
-    """
-    if size not in PRESETS:
-        raise ValueError(f"x3d has the sizes {', '.join(PRESETS)}, not {size!r}")
-    return X3D(replace(PRESETS[size], num_classes=num_classes, **overrides))
+    """Return an X3D of size "M", "L" or "TINY" and other fields of its `Config`: `models.preset`."""
+    return X3D(preset("x3d", PRESETS, size, num_classes, overrides))

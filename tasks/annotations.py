@@ -69,7 +69,10 @@ def measure(
     num_classes: Annotated[int, Field(description="Scores per line.", ge=1)] = 157,
 ) -> str:
     """Score a submission by the Charades localisation protocol: 25 frames a video, in three modes."""
-    truth = {video.id: video for video in annotations.read(file, format)}
+    videos = list(annotations.read(file, format))
+    truth = {video.id: video for video in videos if video.split != "train"}
+    if not truth:
+        raise InputError(f"{file}: all {len(videos)} videos are for training; there is nothing to score")
     found, missing, others = submissions.gather(submission, truth, FRAMES, num_classes)
     if others and len(found) * FRAMES == missing:
         raise InputError(f"{submission} and {file} have no video in common")
@@ -77,6 +80,8 @@ def measure(
     result = frame_map(*FrameScores(num_classes, held).arrays()[:2])
     lines = ["| mode | percent |", "|---|---|", *(f"| {mode} | {100 * getattr(result, mode):.4f} |" for mode in MODES)]
     notes = f"{len(truth)} videos, {result.frames} frames, {len(result.excluded)} classes without a positive frame"
+    if len(truth) < len(videos):
+        notes += f"; {len(videos) - len(truth)} training videos left out"
     if missing or others:
         notes += f"; {missing} frames missing, {others} lines of other videos"
     return "\n".join([*lines, "", notes])

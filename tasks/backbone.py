@@ -3,23 +3,23 @@
 Source: thesis 001, Tables 3.2, 4.1 and 4.3, whose temporal heads stand on the backbones' last maps.
 """
 
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import Annotated, Any
 
 from pydantic import Field
 from torch import Tensor, nn
 
 from storage import checkpoints, columns, datasets, files
+from storage.carry import Before
 from storage.checkpoints import Checkpoint
 from storage.datasets import Dataset
 from storage.errors import InputError
 from storage.ledger import Report
 from storage.parts import Part
 from tasks import tracking
-from tasks.extract import _as_table
+from tasks.extract import Embedded, Rows, commit, everywhere
 from tasks.loader import decode
 from tasks.scorer import frame_logits, load, takes
-from tasks.stage import cover
 from tasks.videos import FEATURES
 
 
@@ -49,30 +49,28 @@ def version(checkpoint: Checkpoint) -> str:
     return f"x3d-{checkpoint.digest[:12]}-conv5"
 
 
-def extract_part(part: Part, *, root: str, checkpoint: str) -> Report:
-    """Commits the column of one part: a vector for every frame that the system sees."""
+def extract_part(part: Part, *, root: str, checkpoint: str, before: Before | None = None) -> Report:
+    """Commits the column of one part: a vector for every frame that the system sees; see `extract.extract_part`."""
     found = checkpoints.describe(checkpoint)
     spec = found.about["spec"]
-    rows, times, vectors = part.rows(), [], []
-    for row in rows:
-        clip = decode(part, row, spec["fps"], spec["size"])
-        vectors.append(frame_logits(backbone(checkpoint), clip.frames, spec["frames"]).numpy())
-        times.append(clip.sampled)
+
+    def embed(rows: Rows) -> Embedded:
+        times, vectors = [], []
+        for row in rows:
+            clip = decode(part, row, spec["fps"], spec["size"])
+            vectors.append(frame_logits(backbone(checkpoint), clip.frames, spec["frames"]).numpy())
+            times.append(clip.sampled)
+        return times, vectors
+
     about = {"checkpoint": checkpoint, "weights": found.digest, "map": "conv5", "fps": spec["fps"]}
-    columns.write(root, FEATURES, version(found), part, _as_table(part, rows, times, vectors), about)
-    return Report(items=part.samples, kept=part.samples, decoded=len(rows))
+    return commit(root, version(found), part, before, embed, about)
 
 
 def extract_dataset(root: str, dataset: Dataset, checkpoint: Checkpoint) -> str:
     """Extracts the parts of a dataset that lack the column; returns its version."""
     name = version(checkpoint)
     backbone(checkpoint.url)
-    cover(
-        "features",
-        dataset.parts,
-        partial(extract_part, root=root, checkpoint=checkpoint.url),
-        lambda part: columns.has(root, FEATURES, name, part.id),
-    )
+    everywhere(root, dataset, name, extract_part, checkpoint=checkpoint.url)
     return name
 
 

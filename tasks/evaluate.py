@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Container
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from tasks.duplicates import across, read_pairs
 from tasks.footprint import footprint
 from tasks.predict import predict_parts, read_predictions
 from tasks.report import say
+from tasks.videos import videos as clips_of
 
 SPLIT = "heldout"
 
@@ -44,17 +46,18 @@ def held_out(dataset: Dataset) -> list[Part]:
             f"dataset {dataset.name} has no held-out videos with segments; give labels with path,start,end,label "
             "and, if you like, split (train or heldout)"
         )
-    trained_on = {
-        content
-        for part in dataset.parts
-        if part.split == "train"
-        for content in part.table(["content_id"])["content_id"].to_pylist()
-    }
-    for part in parts:
+    _apart(tuple(part for part in dataset.parts if part.split == "train"), tuple(parts))
+    return parts
+
+
+@lru_cache(maxsize=4)
+def _apart(training: tuple[Part, ...], tested: tuple[Part, ...]) -> None:
+    """Raises `InputError` where a source is in both. Parts never change, so their indexes are read once a process."""
+    trained_on = {content for part in training for content in part.table(["content_id"])["content_id"].to_pylist()}
+    for part in tested:
         both = trained_on & set(part.table(["content_id"])["content_id"].to_pylist())
         if both:
             raise InputError(f"{len(both)} sources are in both train and held-out, the first {min(both)[:20]}")
-    return parts
 
 
 def leaks(root: str, dataset: Dataset, parts: list[Part]) -> tuple[list[dict[str, Any]], str]:
@@ -192,7 +195,8 @@ def draw(evaluation: Evaluation, classes: list[str], folder: Path, parts: list[P
     from tasks import figures
 
     made = [figures.precision_recall(evaluation.frames, classes, folder / "precision_recall.png")]
+    clips = clips_of(parts)
     for number, video in enumerate(evaluation.videos[:2]):
-        strip = figures.filmstrip(parts, video[0])
+        strip = figures.filmstrip(clips[video[0]])
         made.append(figures.timeline(video, classes, strip, folder / f"timeline_{number}.png"))
     return made

@@ -1,6 +1,7 @@
 """Features: image embeddings of frames by a frozen open_clip model, as a column beside the media."""
 
 from collections import defaultdict
+from collections.abc import Callable
 from functools import lru_cache, partial
 from typing import Any
 
@@ -23,6 +24,8 @@ from tasks.report import say
 from tasks.stage import cover
 
 COLUMN = "features"
+Rows = list[dict[str, Any]]  # of a part's index
+Embedded = tuple[list[np.ndarray], list[np.ndarray]]  # times [T] since a clip's start and vectors [T, D] of each clip
 TOGETHER = 64  # frames of one size that are embedded in one call; small batches are several times slower
 
 
@@ -43,7 +46,7 @@ def version(model: str, pretrained: str | None, fps: float) -> str:
     return f"{model.replace('/', '-')}-{files.digest_of(about)[:8]}"
 
 
-def _frames(part: Part, rows: list[dict[str, Any]], fps: float) -> Any:
+def _frames(part: Part, rows: Rows, fps: float) -> Any:
     """Yields (place among the rows, times, frames `[T, 3, H, W]` uint8) of some clips of a part."""
     for place, (row, data) in enumerate(part.clips(rows)):
         try:
@@ -58,15 +61,27 @@ def extract_part(
 ) -> Report:
     """Embeds the frames of one part and commits the column; parts ``before`` may have some of its clips' features."""
     towers, name = encoder(model, pretrained), version(model, pretrained, fps)
+    about = {"model": model, "pretrained": pretrained, "weights": towers.version, "fps": fps}
+    return commit(root, name, part, before, lambda rows: _embedded(part, rows, towers, fps), about)
+
+
+def commit(
+    root: str,
+    name: str,
+    part: Part,
+    before: Before | None,
+    embed: Callable[[Rows], Embedded],
+    about: dict[str, Any],
+) -> Report:
+    """Commits a version of the column for one part; ``embed`` is given the clips that parts ``before`` have none of."""
     had = carry.known(root, COLUMN, name, part, before)
     todo = carry.missing(part, had)
-    made = _embedded(part, todo, towers, fps) if todo else None
-    about = {"model": model, "pretrained": pretrained, "weights": towers.version, "fps": fps}
+    made = _as_table(part, todo, *embed(todo)) if todo else None
     columns.write(root, COLUMN, name, part, carry.together(part, had, made), about)
     return Report(items=part.samples, kept=part.samples, decoded=len(todo))
 
 
-def _embedded(part: Part, rows: list[dict[str, Any]], towers: clip.FrameEncoder, fps: float) -> pa.Table:
+def _embedded(part: Part, rows: Rows, towers: clip.FrameEncoder, fps: float) -> Embedded:
     """Features of some clips of a part, batched across clips of one size."""
     times: dict[int, np.ndarray] = {}
     embedded: dict[int, np.ndarray] = {}
@@ -89,10 +104,10 @@ def _embedded(part: Part, rows: list[dict[str, Any]], towers: clip.FrameEncoder,
         if group:
             flush(group)
     places = range(len(rows))
-    return _as_table(part, rows, [times[i] for i in places], [embedded[i] for i in places])
+    return [times[i] for i in places], [embedded[i] for i in places]
 
 
-def _as_table(part: Part, rows: list[dict[str, Any]], times: list[np.ndarray], vectors: list[np.ndarray]) -> pa.Table:
+def _as_table(part: Part, rows: Rows, times: list[np.ndarray], vectors: list[np.ndarray]) -> pa.Table:
     """key, times `[T]` in seconds since the clip's start and embedding `[T, D]` float32 of every clip."""
     offsets = pa.array(np.concatenate([[0], np.cumsum([len(t) for t in times])]).astype(np.int32))
     flat = np.concatenate(vectors).astype(np.float32)
@@ -111,15 +126,13 @@ def _as_table(part: Part, rows: list[dict[str, Any]], times: list[np.ndarray], v
 def extract_dataset(root: str, dataset: Dataset, model: str, pretrained: str | None, fps: float) -> tuple[str, Report]:
     """Extracts the parts that lack the column; returns its version and the counts of this run."""
     name = version(model, pretrained, fps)
-    done = cover(
-        "features",
-        dataset.parts,
-        partial(
-            extract_part, root=root, model=model, pretrained=pretrained, fps=fps, before=carry.replaced(root, dataset)
-        ),
-        lambda part: columns.has(root, COLUMN, name, part.id),
-    )
-    return name, done
+    return name, everywhere(root, dataset, name, extract_part, model=model, pretrained=pretrained, fps=fps)
+
+
+def everywhere(root: str, dataset: Dataset, name: str, extract_one: Callable[..., Report], **how: Any) -> Report:
+    """Extracts a version of the column for the parts of a dataset that lack it."""
+    work = partial(extract_one, root=root, before=carry.replaced(root, dataset), **how)
+    return cover("features", dataset.parts, work, lambda part: columns.has(root, COLUMN, name, part.id))
 
 
 @task(task_run_name="features · {dataset.name} · {model}", cache_policy=NO_CACHE)

@@ -1,12 +1,13 @@
 """The pictures of a run: precision-recall curves, timelines under a filmstrip, contact sheets of augmented clips."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.figure import Figure  # not pyplot: its current figure is shared between threads
 
-from models.metrics import FrameScores, ScoredVideo
+from models.metrics import FrameScores, ScoredVideo, average_precision
 from models.metrics import precision_recall as pr_curve
 from storage.parts import Part
 from storage.sandbox import mine
@@ -30,7 +31,7 @@ def precision_recall(frames: FrameScores, classes: list[str], path: Path) -> Pat
     for k, name in enumerate(classes):
         if targets[:, k].any():
             recall, precision = pr_curve(scores[:, k], targets[:, k])
-            ap = float(np.sum(np.diff(recall, prepend=0) * precision))
+            ap = average_precision(scores[:, k], targets[:, k])
             axes.plot(recall, precision, color=PALETTE[k % 10], lw=1.6, label=f"{name}  {100 * ap:.0f}")
     axes.set(
         xlabel="recall",
@@ -44,11 +45,10 @@ def precision_recall(frames: FrameScores, classes: list[str], path: Path) -> Pat
     return save(figure, path)
 
 
-def filmstrip(parts: list[Part], video: str) -> np.ndarray:
-    """`STRIP` frames `[n, H, W, 3]` uint8 spread evenly over the clips of a source video."""
-    found = [(row, part) for part in parts for row in part.rows() if row["path"] == video]
+def filmstrip(clips: list[tuple[Part, dict[str, Any]]]) -> np.ndarray:
+    """`STRIP` frames `[n, H, W, 3]` uint8 spread evenly over the clips of a source video, in order."""
     pictures: list[np.ndarray] = []
-    for row, part in sorted(found, key=lambda pair: pair[0]["start"]):
+    for part, row in clips:
         ((_, data),) = part.clips([row])
         pictures += list(mine().sample(data, 2.0)[0])
     chosen = np.linspace(0, len(pictures) - 1, min(STRIP, len(pictures))).round().astype(int)

@@ -80,8 +80,8 @@ def decode(part: Part, row: dict[str, Any], fps: float, size: int) -> Decoded:
 class Footage:
     """Clips decoded on first use and kept as small uint8 frames as far as memory allows; may be asked by threads."""
 
-    def __init__(self, fps: float, size: int) -> None:
-        self.fps, self.size = fps, size
+    def __init__(self, fps: float, size: int, most: int = CACHE_BYTES) -> None:
+        self.fps, self.size, self.most = fps, size, most
         self._kept: OrderedDict[tuple[str, str], Decoded] = OrderedDict()
         self._bytes = 0
         self._lock = threading.Lock()
@@ -98,7 +98,7 @@ class Footage:
             if key not in self._kept:
                 self._kept[key] = made
                 self._bytes += made.frames.nbytes
-            while self._bytes > CACHE_BYTES and len(self._kept) > 1:
+            while self._bytes > self.most and len(self._kept) > 1:
                 self._bytes -= self._kept.popitem(last=False)[1].frames.nbytes
         return made
 

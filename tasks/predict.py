@@ -18,12 +18,11 @@ from storage.errors import InputError
 from storage.ledger import Report
 from storage.parts import Part
 from tasks import tracking
-from tasks.loader import Footage, decode
-from tasks.samples import source_times
-from tasks.scorer import Context, at_source_rate, frame_logits, load, sequence_logits, takes
+from tasks.scorer import takes
 from tasks.stage import cover
-from tasks.videos import Features, beside, videos, whole
+from tasks.videos import beside, in_turn
 from tasks.videos import version as complete
+from tasks.views import scored
 
 COLUMN = "predictions"
 THRESHOLD = 0.5
@@ -81,7 +80,10 @@ def predict_part(
     about, name = found.about, version(found)
     had = carry.known(root, COLUMN, name, part, before)
     todo = carry.missing(part, had)
-    rows = scored(root, part, todo, checkpoint, (others or {}).get(part.id, []))
+    rows = [
+        {"key": key, "times": times, "scores": scores.astype(np.float16)}
+        for key, times, scores in scored(root, part, todo, found, (others or {}).get(part.id, []))
+    ]
     table = carry.together(part, had, _as_table(rows, len(about["classes"])) if rows else None)
     sources = part.table(["source"])["source"].to_pylist()
     runs = [
@@ -100,38 +102,6 @@ def predict_part(
     columns.write(root, COLUMN, name, part, table, made)
     decoded = 0 if takes(about) == "features" else len(todo)
     return Report(items=len(todo), kept=len(todo), decoded=decoded)
-
-
-def scored(
-    root: str, part: Part, todo: list[dict[str, Any]], checkpoint: str, others: list[Part]
-) -> list[dict[str, Any]]:
-    """Key, times on the source clock and scores `[T, K]` of some clips of a part, in order."""
-    about, model = checkpoints.describe(checkpoint).about, load(checkpoint)
-    spec = about["spec"]
-    kind = takes(about)
-    footage = Footage(spec["fps"], spec["size"])
-    features = Features(root, spec["features"]) if kind == "features" else None
-    whole_of = videos([part, *others]) if kind != "clip" and todo else {}
-    seen: tuple[str, Any] = ("", None)  # of one video at a time
-    rows = []
-    for row in sorted(todo, key=lambda row: row["path"]) if kind != "clip" else todo:
-        if kind != "clip" and seen[0] != row["path"]:
-            clips = whole_of[row["path"]]
-            if features is not None:
-                video = features.video(clips)
-                seen = row["path"], (video.times, sequence_logits(model, video.features, spec["frames"]).numpy())
-            else:
-                seen = row["path"], Context(whole(clips, footage, spec["whole"]))
-        if features is not None:
-            times = row["start"] + source_times(row)
-            scores = at_source_rate(seen[1][1], seen[1][0], times)
-        else:
-            clip = footage.clip(part, row) if seen[1] else decode(part, row, spec["fps"], spec["size"])
-            start = seen[1].whole.begins[row["key"]] if seen[1] else 0
-            logits = frame_logits(model, clip.frames, spec["frames"], seen[1], start).numpy()
-            times, scores = clip.times + row["start"], at_source_rate(logits, clip.sampled, clip.times)
-        rows.append({"key": row["key"], "times": times, "scores": scores.astype(np.float16)})
-    return rows
 
 
 def _as_table(rows: list[dict[str, Any]], K: int) -> pa.Table:
@@ -188,7 +158,7 @@ def predict_parts(
         complete(root, parts, checkpoint.about["spec"]["features"])
     done = cover(
         title,
-        parts,
+        in_turn(parts, others),
         partial(predict_part, root=root, checkpoint=checkpoint.url, before=before, others=others),
         lambda part: columns.has(root, COLUMN, name, part.id),
     )

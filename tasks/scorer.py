@@ -4,6 +4,8 @@ Letters: T frames at the rate that the system sees, F of the whole video, K clas
 """
 
 import math
+import threading
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -51,12 +53,14 @@ class Context:
 
     whole: Whole
     _maps: dict[int, dict[str, Tensor]] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def inputs(self, model: Any, starts: list[int], length: int) -> dict[str, Any]:
         """What goes with windows of ``length`` frames that begin at these frames of the video."""
-        if id(model) not in self._maps:
-            frames = pixels(self.whole.frames.transpose(0, 1)[None], model)
-            self._maps[id(model)] = model.fine.features(frames)
+        with self._lock:
+            if id(model) not in self._maps:
+                frames = pixels(self.whole.frames.transpose(0, 1)[None], model)
+                self._maps[id(model)] = model.fine.features(frames)
         maps, step = self._maps[id(model)], self.whole.step
         F = len(self.whole.frames)
         more = max(0, math.ceil((max(starts) + length) / step) - F)  # a window longer than what there is
@@ -90,31 +94,31 @@ def frame_logits(model: Any, video: Tensor, length: int, context: Context | None
     if length > T:
         video = torch.cat([video, video[-1:].expand(length - T, -1, -1, -1)])
     begins = windows(len(video), length)
-    total: Tensor | None = None
-    seen = torch.zeros(len(video), 1)
-    for first in range(0, len(begins), BATCH):
-        chosen = begins[first : first + BATCH]
-        clips = torch.stack([video[b : b + length].transpose(0, 1) for b in chosen])
-        logits = _answer(model, clips, [start + b for b in chosen], context)
-        total = torch.zeros(len(video), logits.shape[-1]) if total is None else total
-        for begin, scores in zip(chosen, logits, strict=True):
-            total[begin : begin + length] += scores
-            seen[begin : begin + length] += 1
-    assert total is not None
-    return (total / seen)[:T]
+
+    def pieces() -> Iterator[tuple[int, Tensor]]:
+        for first in range(0, len(begins), BATCH):
+            chosen = begins[first : first + BATCH]
+            clips = torch.stack([video[b : b + length].transpose(0, 1) for b in chosen])
+            yield from zip(chosen, _answer(model, clips, [start + b for b in chosen], context), strict=True)
+
+    return averaged(pieces(), len(video))[:T]
 
 
 @torch.inference_mode()
 def sequence_logits(model: Any, features: Tensor, length: int) -> Tensor:
     """Logits `[T, K]` of features `[T, D]`: whole, or of a longer video in windows as `frame_logits` has them."""
-    total: Tensor | None = None
-    seen = torch.zeros(len(features), 1)
-    for begin in windows(len(features), length):
-        scores = _answer(model, features[None, begin : begin + length], [begin], None)[0]
-        total = torch.zeros(len(features), scores.shape[-1]) if total is None else total
-        total[begin : begin + length] += scores
-        seen[begin : begin + length] += 1
-    assert total is not None
+    begins = windows(len(features), length)
+    return averaged(((b, _answer(model, features[None, b : b + length], [b], None)[0]) for b in begins), len(features))
+
+
+def averaged(pieces: Iterable[tuple[int, Tensor]], T: int) -> Tensor:
+    """The mean `[T, K]` of pieces `[n, K]` that begin at these frames and leave none of the T out."""
+    total, seen = torch.zeros(T, 0), torch.zeros(T, 1)
+    for begin, scores in pieces:
+        if not total.shape[1]:
+            total = torch.zeros(T, scores.shape[1])
+        total[begin : begin + len(scores)] += scores
+        seen[begin : begin + len(scores)] += 1
     return total / seen
 
 

@@ -2,7 +2,6 @@
 
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from prefect import task
@@ -14,29 +13,23 @@ from storage.parts import Part
 from storage.sandbox import mine
 from tasks import figures
 from tasks.report import say
+from tasks.videos import Clip, videos
 
 PARTS = 8  # that a source is looked for in
 MOST = 16  # shots on a sheet
 FPS = 4.0  # of the frames that it is drawn from
 SLACK = 0.1  # seconds; a clip that ends where a span does may be a frame longer
 
-Found = list[tuple[dict[str, Any], Part]]
 
-
-def _shots(clips: Found, span: float) -> list[float]:
+def _shots(clips: list[Clip], span: float) -> list[float]:
     """When shots begin after the first: clips begin there, and also every ``span`` seconds in a shot."""
-    starts = [row["start"] for row, _ in clips]
+    starts = [row["start"] for _, row in clips]
     return [later for sooner, later in pairwise(starts) if abs(later - sooner - span) > SLACK]
 
 
-def _most_shots(parts: list[Part], span: float) -> tuple[str, Found]:
-    sources: dict[str, Found] = {}
-    for part in sorted(parts, key=lambda part: part.id)[:PARTS]:
-        for row in part.rows():
-            sources.setdefault(row["path"], []).append((row, part))
-    for clips in sources.values():
-        clips.sort(key=lambda clip: clip[0]["start"])
-    return max(sorted(sources.items()), key=lambda item: len(_shots(item[1], span)))
+def _most_shots(parts: list[Part], span: float) -> tuple[str, list[Clip]]:
+    found = videos(sorted(parts, key=lambda part: part.id)[:PARTS])
+    return max(found.items(), key=lambda item: len(_shots(item[1], span)))
 
 
 def draw(dataset: Dataset, span: float, path: Path) -> str:
@@ -44,14 +37,14 @@ def draw(dataset: Dataset, span: float, path: Path) -> str:
     source, clips = _most_shots(dataset.parts, span)
     bounds = _shots(clips, span)
     pictures, times = [], []
-    for row, part in clips:
+    for part, row in clips:
         if len(bounds) >= MOST and row["start"] >= bounds[MOST - 1]:
             break
         ((_, data),) = part.clips([row])
         frames, at, _ = mine().sample(data, FPS)
         pictures.append(frames)
         times.append(row["start"] + at - at[0])
-    begin = clips[0][0]["start"]
+    begin = clips[0][1]["start"]
     figures.shots_sheet(np.concatenate(pictures), np.concatenate(times), [b - begin for b in bounds[: MOST - 1]], path)
     return source
 

@@ -41,6 +41,20 @@ def beside(parts: list[Part]) -> dict[str, list[Part]]:
     return {part: list(others.values()) for part, others in found.items()}
 
 
+def in_turn(parts: list[Part], others: dict[str, list[Part]]) -> list[Part]:
+    """Parts with those that hold clips of the same videos after each other, as `beside` found them."""
+    known = {part.id for part in parts}
+    order: dict[str, Part] = {}
+    for first in parts:
+        waiting = [first]
+        while waiting:
+            part = waiting.pop()
+            if part.id in known and part.id not in order:
+                order[part.id] = part
+                waiting += others.get(part.id, [])
+    return list(order.values())
+
+
 @dataclass(frozen=True)
 class Whole:
     """Every ``step``-th frame of a video at the clips' rate, `[F, 3, S, S]`, and where each clip begins in it."""

@@ -14,7 +14,7 @@ from safetensors.torch import save as to_safetensors
 from models import clip
 from storage import checkpoints, files, records
 from storage.errors import Damaged, InputError
-from tasks import extract, predict, train_rank
+from tasks import extract, scorer, train_rank
 from tasks.train_rank import Spec
 
 
@@ -102,7 +102,7 @@ def resumed(spec, url):
 
 
 def predicting(_, url):
-    predict.load(url)
+    scorer.load(url)
 
 
 PLACES = [from_start, predicting]

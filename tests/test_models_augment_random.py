@@ -5,7 +5,7 @@ from math import floor
 import pytest
 import torch
 
-from models.augment import augment, sample_cutmix, sample_freeze, sample_freezes, sample_mixup
+from models.augment import augment, sample_cutmix, sample_freezes, sample_mixup
 from models.volume import cutmix_mask, mixup_alpha, volume_cutmix, volume_freeze, volume_mixup
 from tests.volumes import batch, ints, pair, reference_alpha, same, seeded
 
@@ -136,7 +136,7 @@ def test_one_hot_labels_keep_their_mass(mode):
 
 def test_frozen_frames_have_no_mass_and_all_others_one():
     for seed in range(20):
-        places = sample_freeze(4, 8, seeded(seed))
+        (places,) = sample_freezes(4, 8, seeded(seed), 1)
         _, labels = volume_freeze(*batch(), **places)
         assert (labels.sum(-1) == 0).sum(-1).tolist() == places["length"].tolist()
         assert ((labels.sum(-1) == 0) | (labels.sum(-1) == 1)).all()
@@ -162,7 +162,7 @@ def test_gradients_reach_both_clips():
 
 @pytest.mark.parametrize("T", [2, 3, 8, 16])
 def test_sampled_freezes_are_the_legal_ones(T):
-    places = sample_freeze(4000, T, seeded())
+    (places,) = sample_freezes(4000, T, seeded(), 1)
     drawn = set(zip(places["start"].tolist(), places["length"].tolist(), strict=True))
     assert drawn == {(r - 1, m) for r in range(1, T) for m in range(2, T - r + 2)}
 
@@ -213,7 +213,7 @@ def test_sampled_mixups_do_mix():
     assert ((alpha < 1).any(-1)).all()
 
 
-@pytest.mark.parametrize("sample", [sample_freeze, sample_mixup, sample_cutmix])
+@pytest.mark.parametrize("sample", [lambda *given: sample_freezes(*given, 1)[0], sample_mixup, sample_cutmix])
 def test_samplers_are_functions_of_the_generator(sample):
     one, two = seeded(3), seeded(3)
     first, again, later = sample(50, 8, one), sample(50, 8, two), sample(50, 8, two)

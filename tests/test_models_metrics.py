@@ -58,8 +58,8 @@ def test_a_missing_frame_ranks_below_every_scored_one():
 
 
 BAD_CALLS = [
-    (metrics.per_class_ap, ([[0, 1], [0, NAN]], [[0, 0], [0, 1]]), "class 1: 1 of 2 scores are NaN"),
-    (metrics.per_class_ap, ([[INF, 1], [0, 0]], [[0, 0], [0, 1]]), "class 0: 1 of 2 scores are NaN or .inf"),
+    (metrics.frame_map, ([[0, 1], [0, NAN]], [[0, 0], [0, 1]]), "class 1: 1 of 2 scores are NaN"),
+    (metrics.frame_map, ([[INF, 1], [0, 0]], [[0, 0], [0, 1]]), "class 0: 1 of 2 scores are NaN or .inf"),
     *((frame_map, ([[0], [0]], [[1], [soft]]), "class 0: targets must be 0 or 1") for soft in (0.5, 2, -1, NAN)),
     (frame_map, (np.zeros((4, 2)), np.zeros((4, 3))), r"\(4, 2\) and targets \(4, 3\)"),
     (average_precision, (np.zeros(4), np.zeros(3)), r"must both be \[N\]"),
@@ -180,12 +180,6 @@ def test_each_protocol_looks_at_its_own_frames(protocol, frames):
     assert scores.shape == (frames, 3) and scores.dtype == np.float32
     assert np.array_equal(targets, labels_at(wanted, segments, 3))
     assert np.array_equal(scores, metrics.sample_at(raw, times, wanted).astype(np.float32))
-
-
-def test_the_evaluator_yields_names_and_values():
-    values = dict(metrics.evaluate([video(key) for key in "abc"], 3, "charades_25"))
-    assert tuple(values.pop(mode) for mode in metrics.MODES) == numbers(collect(map(video, "abc"), 3, "charades_25"))
-    assert values == {"videos": 3, "frames": 75, "classes_excluded": 0}
 
 
 def test_an_unusable_video_is_named():

@@ -8,7 +8,7 @@ from test_tasks_prepare import prepare
 
 from storage import checkpoints, columns
 from storage.errors import InputError
-from tasks import ensemble, evaluate, finetune, gate, predict, tracking, train_rank
+from tasks import ensemble, evaluate, finetune, gate, predict, scorer, tracking, train_rank
 from tasks.pretrain import classes_of
 from tasks.train_rank import Spec
 
@@ -33,8 +33,8 @@ def test_an_ensemble_is_the_mean_of_its_members(ready):
     joined = ensemble.join(root, members)
     video = torch.randn(1, 3, 8, 24, 24)
     with torch.no_grad():
-        single = torch.stack([predict.load(member.url)(video)["logits"].sigmoid() for member in members])
-        together = predict.load(joined.url)(video)["logits"].sigmoid()
+        single = torch.stack([scorer.load(member.url)(video)["logits"].sigmoid() for member in members])
+        together = scorer.load(joined.url)(video)["logits"].sigmoid()
     torch.testing.assert_close(together, single.mean(0))
     assert joined.about["classes"] == members[0].about["classes"] and joined.final
 

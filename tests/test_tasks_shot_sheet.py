@@ -48,5 +48,5 @@ def test_it_is_published_once_and_by_the_version_of_the_dataset(cut, monkeypatch
 
 
 def test_a_clip_that_begins_where_a_span_ends_begins_no_shot():
-    clips = [({"start": start}, None) for start in (0.0, 2.0, 3.0, 5.0, 7.04)]
+    clips = [(None, {"start": start}) for start in (0.0, 2.0, 3.0, 5.0, 7.04)]
     assert shot_sheet._shots(clips, 2.0) == [3.0]

@@ -28,6 +28,7 @@ from tasks import (
     train_rank,
     two_stages,
     videos,
+    views,
 )  # fmt: skip
 from tasks.recipe import recipe
 from tasks.train import run_name
@@ -209,14 +210,12 @@ def test_a_video_that_lies_in_several_parts_is_seen_whole(lit, column, tmp_path,
         halves.append(half)
     others = videos.beside(halves)
     assert {key: [p.id for p in found] for key, found in others.items()} == {"half0": ["half1"], "half1": ["half0"]}
-    together = predict.scored(lit.root, part, part.rows(), checkpoint.url, [])
-    apart = [
-        row for half in halves for row in predict.scored(lit.root, half, half.rows(), checkpoint.url, others[half.id])
-    ]
-    alone = predict.scored(lit.root, halves[0], halves[0].rows(), checkpoint.url, [])
-    by_key = {row["key"]: row["scores"] for row in apart}
-    assert all(np.allclose(row["scores"], by_key[row["key"]], atol=2e-3) for row in together)
-    assert any(not np.allclose(row["scores"], by_key[row["key"]], atol=2e-3) for row in alone)
+    together = list(views.scored(lit.root, part, part.rows(), checkpoint, []))
+    apart = [row for half in halves for row in views.scored(lit.root, half, half.rows(), checkpoint, others[half.id])]
+    alone = list(views.scored(lit.root, halves[0], halves[0].rows(), checkpoint, []))
+    by_key = {key: scores for key, _, scores in apart}
+    assert all(np.allclose(scores, by_key[key], atol=2e-3) for key, _, scores in together)
+    assert any(not np.allclose(scores, by_key[key], atol=2e-3) for key, _, scores in alone)
 
 
 def test_an_ensemble_is_a_checkpoint_like_any_other(lit):
