@@ -8,8 +8,6 @@ import random
 import re
 import sqlite3
 import string
-import subprocess
-import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -26,8 +24,8 @@ from flows.__main__ import main
 from storage.errors import InputError
 from storage.secrets import HIDDEN, named, redact, redact_error, refuse_credentials
 from tasks import redaction, report, tracking
+from tests.forked import Forks, forks
 
-CHECKOUT = Path(__file__).parent.parent
 SECRET = "canary+Alpha/Bravo'01"
 KEY = "AKIACANARYCANARY0001"
 SIGNATURE = "canarysignature0123456789abcdef0123456789abcdef"
@@ -284,19 +282,49 @@ def everything(folder: Path) -> dict[str, str]:
     return found
 
 
-def prepared(folder: Path, store: str, before: str = "") -> dict[str, str]:
-    """Runs `reelmill prepare` with secrets all around it; everything that was printed or written, by place."""
+RUN = """
+import os, sys
+os.dup2(os.open(sys.argv.pop(), os.O_WRONLY | os.O_CREAT), 2)
+from tasks import stage
+stage.WAVES = 1  # the store refuses, however often it is asked
+{before}
+from flows.__main__ import main
+main()
+"""
+UNREDACTED = """
+import storage.secrets as s
+known = {s.redact: lambda text: text, s.redact_error: lambda error: None}
+for module in list(sys.modules.values()):
+    for name in ("redact", "redact_error"):
+        if vars(module).get(name) in known:
+            setattr(module, name, known[vars(module)[name]])
+"""
+
+
+@pytest.fixture(scope="module")
+def runs(refusing_store, tmp_path_factory):
+    """Forks of a process that has secrets all around it, and the folder with its PREFECT_HOME."""
+    folder = tmp_path_factory.mktemp("canary")
     env = {k: v for k, v in os.environ.items() if not k.startswith(("AWS_", "PREFECT_", "MLFLOW_"))}
     env |= {"AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": SECRET, "AWS_DEFAULT_REGION": "us-east-1"}
-    env |= {"AWS_ENDPOINT_URL": store, "PREFECT_HOME": str(folder / "prefect"), "AWS_MAX_ATTEMPTS": "1"}
+    env |= {"AWS_ENDPOINT_URL": refusing_store, "PREFECT_HOME": str(folder / "prefect"), "AWS_MAX_ATTEMPTS": "1"}
     env |= {"PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "DEBUG", "PREFECT_LOGGING_LEVEL": "DEBUG"}
-    program = f"{before}\nfrom flows.__main__ import main; main()"
+    with forks("import flows.prepare, tasks.checks, tasks.silence, prefect.flow_engine, prefect.task_engine", env) as made:
+        yield made, folder
+
+
+def prepared(runs: tuple[Forks, Path], name: str, before: str = "") -> tuple[dict[str, str], list[str], list[str]]:
+    """Runs `reelmill prepare`; all that it printed or wrote, by place, and Prefect's states and logs."""
+    made, folder = runs
     words = ["prepare", "--root", str(folder / "root"), "--archive", "s3://reel/archive", "--name", "canary"]
-    done = subprocess.run(
-        [sys.executable, "-c", program, *words], cwd=CHECKOUT, env=env, capture_output=True, text=True, timeout=280
-    )
-    assert done.returncode != 0, done.stdout + done.stderr
-    return everything(folder) | {"stdout": done.stdout, "stderr": done.stderr}
+    run = made.run(*words, str(folder / "stderr"), program=RUN.format(before=before))
+    said = run.communicate()
+    found = everything(folder) | {"stdout": said}
+    states, logs = in_prefect(folder)
+    folder.rename(folder.with_name(name))  # the next run finds nothing there
+    folder.mkdir()
+    assert run.returncode != 0, said + found["stderr"]
+    return found, states, logs
 
 
 def in_prefect(folder: Path) -> tuple[list[str], list[str]]:
@@ -316,12 +344,11 @@ def leaks(found: dict[str, str], planted: tuple[str, ...] = PLANTED) -> set[tupl
     return {(place, secret) for place, text in found.items() for secret in planted if secret in text}
 
 
-def test_planted_secrets_are_nowhere(refusing_store, tmp_path):
+def test_planted_secrets_are_nowhere(runs):
     """In the environment, in a server's message, in a title and in a file's name."""
-    found = prepared(tmp_path, refusing_store)
+    found, states, logs = prepared(runs, "redacted")
     said = found["stderr"].splitlines()
     assert any(line.startswith("reelmill: failed:") and HIDDEN in line for line in said), said[-5:]
-    states, logs = in_prefect(tmp_path)
     assert any("cannot be read" in text and HIDDEN in text for text in states), states
     assert any("Traceback" in text and HIDDEN in text for text in logs)
     assert not leaks({"states": "".join(states), "logs": "".join(logs)})
@@ -330,12 +357,10 @@ def test_planted_secrets_are_nowhere(refusing_store, tmp_path):
     assert leaks(found) - named_files == set()
 
 
-def test_the_search_would_find_them(refusing_store, tmp_path):
+def test_the_search_would_find_them(runs):
     """The control: the same run with nothing redacted prints and stores what the other one must not."""
-    off = "import storage.secrets as s; s.redact = lambda text: text; s.redact_error = lambda error: None"
-    found = leaks(prepared(tmp_path, refusing_store, off))
-    states, logs = in_prefect(tmp_path)
-    found |= leaks({"states": "".join(states), "logs": "".join(logs)})
+    printed, states, logs = prepared(runs, "plain", UNREDACTED)
+    found = leaks(printed | {"states": "".join(states), "logs": "".join(logs)})
     for secret in (KEY, SECRET, SIGNATURE):
         assert {place for place, planted in found if planted == secret} >= {"stderr", "states", "logs"}, found
     assert any(place.startswith("prefect/prefect.db") for place, _ in found)
