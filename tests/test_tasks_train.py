@@ -140,9 +140,9 @@ def test_a_killed_training_goes_on_as_if_nothing_had_happened(spec, uninterrupte
     while checkpoints.find(spec.root, "killed") is None:
         assert process.poll() is None, process.communicate()
         time.sleep(0.01)
-    os.kill(process.pid, signal.SIGKILL)  # the agent; its rank ends when nobody is left to report to
-    process.wait()
-    _gone("--name\0killed")
+    for rank in _trainings("--name\0killed"):
+        os.kill(rank, signal.SIGKILL)
+    assert process.communicate(timeout=60) and process.returncode != 0
     newest = checkpoints.find(spec.root, "killed")
     assert newest is not None and not newest.final
     final = trained(spec, "killed")
@@ -217,23 +217,20 @@ def test_ranks_end_with_the_launcher(spec, tmp_path):
     assert _trainings("orphan")
     launcher.kill()
     launcher.wait()
-    _gone("orphan")
-
-
-def _gone(name: str) -> None:
     deadline = time.monotonic() + 30
-    while time.monotonic() < deadline and _trainings(name):
+    while time.monotonic() < deadline and _trainings("orphan"):
         time.sleep(0.1)
-    assert not _trainings(name)
+    assert not _trainings("orphan")
 
 
-def _trainings(name: str) -> list[str]:
+def _trainings(name: str) -> list[int]:
+    """The ranks whose command line holds a name."""
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             command = path.read_bytes().decode(errors="replace")
         except OSError:
             continue
-        if "tasks.train_rank" in command and name in command:
-            found.append(command)
+        if "tasks.train_rank" in command and name in command and "torch.distributed.run" not in command:
+            found.append(int(path.parent.name))
     return found
