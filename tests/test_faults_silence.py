@@ -14,7 +14,6 @@ from tests.forked import forks
 from tests.preparing import prepare
 from tests.servers import free_ports, prefect_server
 
-
 IMPORTS = """
 import flows.audit, flows.prepare, tasks.checks, tasks.silence, prefect.flow_engine, prefect.task_engine
 import mlflow.store.tracking.sqlalchemy_store, mlflow.store.model_registry.sqlalchemy_store

@@ -25,6 +25,7 @@ from storage.errors import InputError
 from storage.secrets import HIDDEN, named, redact, redact_error, refuse_credentials
 from tasks import redaction, report, tracking
 from tests.forked import Forks, forks
+from tests.servers import free_ports, prefect_server
 
 SECRET = "canary+Alpha/Bravo'01"
 KEY = "AKIACANARYCANARY0001"
@@ -303,40 +304,44 @@ for module in list(sys.modules.values()):
 
 @pytest.fixture(scope="module")
 def runs(refusing_store, tmp_path_factory):
-    """Forks of a process that has secrets all around it, and the folder with its PREFECT_HOME."""
-    folder = tmp_path_factory.mktemp("canary")
+    """Forks of a process that has secrets all around it, and the folder of what they write and of Prefect's server."""
+    folder, port = tmp_path_factory.mktemp("canary"), free_ports(1)
     env = {k: v for k, v in os.environ.items() if not k.startswith(("AWS_", "PREFECT_", "MLFLOW_"))}
     env |= {"AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": SECRET, "AWS_DEFAULT_REGION": "us-east-1"}
-    env |= {"AWS_ENDPOINT_URL": refusing_store, "PREFECT_HOME": str(folder / "prefect"), "AWS_MAX_ATTEMPTS": "1"}
+    env |= {"AWS_ENDPOINT_URL": refusing_store, "AWS_MAX_ATTEMPTS": "1", "PREFECT_HOME": str(folder / "prefect")}
     env |= {"PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "DEBUG", "PREFECT_LOGGING_LEVEL": "DEBUG"}
-    with forks("import flows.prepare, tasks.checks, tasks.silence, prefect.flow_engine, prefect.task_engine", env) as made:
+    (folder / "prefect").mkdir()
+    server = prefect_server(port, folder / "prefect", env)
+    env |= {"PREFECT_API_URL": f"http://127.0.0.1:{port}/api"}
+    imports = "import flows.prepare, tasks.checks, tasks.silence, prefect.flow_engine, prefect.task_engine"
+    with forks(imports, env) as made:
         yield made, folder
+    server.kill()
+    server.wait()
 
 
-def prepared(runs: tuple[Forks, Path], name: str, before: str = "") -> tuple[dict[str, str], list[str], list[str]]:
-    """Runs `reelmill prepare`; all that it printed or wrote, by place, and Prefect's states and logs."""
+def prepared(runs: tuple[Forks, Path], name: str, before: str = "") -> dict[str, str]:
+    """Runs `reelmill prepare` with a root of this name; all that was printed or written so far, by place."""
     made, folder = runs
-    words = ["prepare", "--root", str(folder / "root"), "--archive", "s3://reel/archive", "--name", "canary"]
+    words = ["prepare", "--root", str(folder / name), "--archive", "s3://reel/archive", "--name", "canary"]
     run = made.run(*words, str(folder / "stderr"), program=RUN.format(before=before))
     said = run.communicate()
-    found = everything(folder) | {"stdout": said}
-    states, logs = in_prefect(folder)
-    folder.rename(folder.with_name(name))  # the next run finds nothing there
-    folder.mkdir()
-    assert run.returncode != 0, said + found["stderr"]
-    return found, states, logs
+    assert run.returncode != 0, said
+    states, logs = in_prefect(folder, 1 + (before != ""))
+    return everything(folder) | {"stdout": said, "states": "\0".join(states), "logs": "\0".join(logs)}
 
 
-def in_prefect(folder: Path) -> tuple[list[str], list[str]]:
+def in_prefect(folder: Path, runs: int) -> tuple[list[str], list[str]]:
     """What Prefect's database holds of the states of runs, and of their logs; its server may still be writing."""
     until = time.monotonic() + 30
     while True:
         with contextlib.closing(sqlite3.connect(folder / "prefect" / "prefect.db")) as base:
-            states = [row[0] for row in base.execute("SELECT message FROM flow_run_state WHERE message IS NOT NULL")]
-            states += [row[0] for row in base.execute("SELECT message FROM task_run_state WHERE message IS NOT NULL")]
+            flows = [row[0] for row in base.execute("SELECT message FROM flow_run_state WHERE message IS NOT NULL")]
+            tasks = [row[0] for row in base.execute("SELECT message FROM task_run_state WHERE message IS NOT NULL")]
             logs = [row[0] for row in base.execute("SELECT message FROM log")]
-        if any("encountered an exception" in text for text in states) and logs or time.monotonic() > until:
-            return states, logs
+        ended = [text for text in flows if "encountered an exception" in text]
+        if (len(ended) >= runs and any("Traceback" in text for text in logs)) or time.monotonic() > until:
+            return flows + tasks, logs
         time.sleep(0.5)
 
 
@@ -346,21 +351,20 @@ def leaks(found: dict[str, str], planted: tuple[str, ...] = PLANTED) -> set[tupl
 
 def test_planted_secrets_are_nowhere(runs):
     """In the environment, in a server's message, in a title and in a file's name."""
-    found, states, logs = prepared(runs, "redacted")
+    found = prepared(runs, "root")
     said = found["stderr"].splitlines()
     assert any(line.startswith("reelmill: failed:") and HIDDEN in line for line in said), said[-5:]
+    states, logs = found["states"].split("\0"), found["logs"].split("\0")
     assert any("cannot be read" in text and HIDDEN in text for text in states), states
     assert any("Traceback" in text and HIDDEN in text for text in logs)
-    assert not leaks({"states": "".join(states), "logs": "".join(logs)})
     # A file's own name is what the archive shows; plan and ledger have to name it.
     named_files = {(p, s) for p, s in leaks(found) if s == IN_A_NAME and p.startswith("root/")}
     assert leaks(found) - named_files == set()
 
 
 def test_the_search_would_find_them(runs):
-    """The control: the same run with nothing redacted prints and stores what the other one must not."""
-    printed, states, logs = prepared(runs, "plain", UNREDACTED)
-    found = leaks(printed | {"states": "".join(states), "logs": "".join(logs)})
+    """The control: the same run with nothing redacted prints and stores what the one before it must not."""
+    found = leaks(prepared(runs, "control", UNREDACTED))
     for secret in (KEY, SECRET, SIGNATURE):
         assert {place for place, planted in found if planted == secret} >= {"stderr", "states", "logs"}, found
     assert any(place.startswith("prefect/prefect.db") for place, _ in found)

@@ -152,7 +152,7 @@ def test_a_killed_training_goes_on_as_if_nothing_had_happened(spec, uninterrupte
 
 def test_fit_returns_a_finished_training_at_once(spec, monkeypatch):
     """It was trained by two ranks; with `resume` off it is trained anew."""
-    monkeypatch.setattr(train.pool, "workers", lambda: train.SIDE_BY_SIDE)  # a thread a rank: more would round otherwise
+    monkeypatch.setattr(train.pool, "workers", lambda: train.SIDE_BY_SIDE)  # a thread a rank, as in this process
     short = replace(spec, steps=3, checkpoint_every=3)
     seen: list[int] = []
     first, figures = train.fit(short, "fit", ranks=2, log=lambda values, step: seen.append(step))
