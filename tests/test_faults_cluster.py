@@ -54,7 +54,7 @@ def cluster(processes, calm, monkeypatch):
 
 def when(moment, act) -> threading.Thread:
     def wait() -> None:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 200
         while not moment() and time.monotonic() < deadline:
             time.sleep(0.01)
         act()
