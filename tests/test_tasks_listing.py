@@ -3,13 +3,14 @@
 import csv
 import json
 import os
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from storage import datasets, files, ledger, lists, plans, sources, synthetic
+from storage import datasets, files, ledger, lists, plans, sources, stores, synthetic
 from storage.errors import InputError
 from tests.preparing import RECIPE, again, bytes_of, plan, prepare, two_folders
 
@@ -243,8 +244,8 @@ def test_what_is_wrong_with_a_list_is_said(tmp_path, text, message):
 
 
 def test_a_bucket_of_more_than_a_page_is_listed_whole(s3, monkeypatch):
-    """S3 lists a thousand at a time; moto is told to list ten."""
-    monkeypatch.setenv("MOTO_S3_DEFAULT_MAX_KEYS", "10")
+    """With ten objects to a page, not a thousand."""
+    monkeypatch.setattr(sources, "pages", partial(stores.pages, size=10))
     fs, _ = files.locate(s3)
     for number in range(123):
         fs.pipe_file(f"reel/pages/{number % 7}/{number:05d}.mp4", b"x")
