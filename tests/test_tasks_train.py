@@ -150,8 +150,8 @@ def test_a_killed_training_goes_on_as_if_nothing_had_happened(spec, uninterrupte
     assert all(torch.allclose(a[name].float(), b[name].float(), atol=1e-6) for name in a)
 
 
-def test_fit_returns_a_finished_training_at_once(spec, monkeypatch):
-    """It was trained by two ranks; with `resume` off it is trained anew."""
+def test_two_ranks_train_and_a_finished_training_is_returned_at_once(spec, monkeypatch):
+    """With `resume` off it is trained anew."""
     monkeypatch.setattr(train.pool, "workers", lambda: train.SIDE_BY_SIDE)  # a thread a rank, as in this process
     short = replace(spec, steps=3, checkpoint_every=3)
     seen: list[int] = []
