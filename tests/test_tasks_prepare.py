@@ -114,7 +114,7 @@ def test_killed_at_any_moment_the_end_is_the_same(archive, done, writers, tmp_pa
         for line in process.stdout:
             if "to do" in line:  # sharding begins here
                 break
-        time.sleep(rng.uniform(0.0, 1.2))
+        time.sleep(rng.uniform(0.0, done[2].seconds / 8))  # two threads: a quarter of the time of a quiet run
         process.kill()
         kills += (code := process.wait()) == -signal.SIGKILL
         if code == 0:
