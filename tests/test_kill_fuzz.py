@@ -79,7 +79,7 @@ pace = (time.monotonic() - began - 2 * first) / (units - 1)
 
 
 def moment():
-    return draw.uniform(0.2, 1.0) * first + draw.uniform(0, 0.4) * max(pace, 0.005)
+    return patience * (draw.uniform(0.2, 1.0) * first + draw.uniform(0, 0.4) * max(pace, 0.005))
 
 
 def going():
@@ -88,9 +88,11 @@ def going():
 
 done = {"kills": 0, "rounds": 0, "half": 0, "roots": 0}
 while going():
-    root = files.open_root(f"{base}/{done['roots']}")
+    root, before, patience = files.open_root(f"{base}/{done['roots']}"), units, 1.0
     while going():
         ahead = [unit for unit in range(units) if not files.exists(f"{root}/datasets/d{unit}/latest.json")]
+        patience = 1.0 if len(ahead) < before else patience * 1.2  # a machine that has become busy gets there too
+        before = len(ahead)
         orders = [random.Random(draw.random()).sample(ahead, len(ahead)) for _ in (1, 2)]
         if draw.random() < 0.5:
             orders[1] = list(orders[0])  # both at the same part
