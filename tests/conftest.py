@@ -14,9 +14,9 @@ import pytest  # noqa: E402
 from tests import servers  # noqa: E402
 from tests.servers import CREDENTIALS  # noqa: E402
 
-LONG = ("flow_demo", "faults_silence", "serve", "tasks_train", "faults_prefect", "tasks_prepare", "kill_fuzz")
-LONG += ("secrets",)
-LONG += ("tasks_logged", "faults_cluster", "tasks_drill", "tasks_listing", "faults_full_disk", "tasks_systems")
+LONG = ("flow_demo", "faults_silence", "serve", "tasks_train", "secrets", "kill_fuzz", "tasks_logged", "tasks_drill")
+LONG += ("tasks_systems", "tasks_prepare", "faults_cluster", "faults_full_disk", "storage_contract", "faults_clock")
+LONG += ("tasks_listing", "architecture")
 
 
 def pytest_collection_modifyitems(items):
@@ -27,12 +27,18 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="session")
 def archive(tmp_path_factory):
-    """A folder with `archive/` (16 weak, 6 dense, broken and real videos) and `labels.csv`."""
-    from storage import synthetic
+    """A folder with `archive/` (16 weak, 6 dense, broken and real videos) and `labels.csv`; no test changes it."""
+    from storage import local, synthetic
     from tasks import pool
 
-    folder = tmp_path_factory.mktemp("rendered")
-    synthetic.render_archive(folder, 0, 16, 6, run=pool.processes)
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:  # one for all processes
+        folder = folder.parent
+    folder, made = folder / "rendered", folder / "rendered.made"
+    with local.locked(str(folder)):
+        if not made.exists():
+            synthetic.render_archive(folder, 0, 16, 6, run=pool.processes)
+            made.touch()
     return folder
 
 

@@ -11,7 +11,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
@@ -57,9 +57,9 @@ def serving(command: list[str], ready: str, log: Path) -> Iterator[None]:
         server.wait()
 
 
-def prefect_server(port: int, home: Path) -> subprocess.Popen:
+def prefect_server(port: int, home: Path, env: Mapping[str, str] = os.environ) -> subprocess.Popen:
     """A Prefect server on SQLite that answers."""
-    env = os.environ | {"PREFECT_HOME": str(home), "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
+    env = {**env, "PREFECT_HOME": str(home), "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
     command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
     with open(home / "server.log", "ab") as log:
         started = subprocess.Popen(command, env=env, stdout=log, stderr=log, preexec_fn=end_with_us)

@@ -32,13 +32,20 @@ def jump(root: Path, by: float) -> None:
             os.utime(path, (then, then))
 
 
+@pytest.fixture(scope="module")
+def calm(archive, tmp_path_factory):
+    """A root that a quiet run made of sixteen videos."""
+    root = tmp_path_factory.mktemp("calm")
+    prepare(str(root), str(archive / "archive" / "weak"), units=4)
+    return root
+
+
 @pytest.mark.parametrize("by", [-YEARS, YEARS])
-def test_a_jump_in_the_middle_of_a_run_loses_nothing(archive, tmp_path, by):
+def test_a_jump_in_the_middle_of_a_run_loses_nothing(archive, calm, tmp_path, by):
     """Garbage is collected while a run stands still between two parts; it goes on and ends as a quiet one."""
-    root, calm = tmp_path / "root", tmp_path / "calm"
-    prepare(str(calm), str(archive / "archive"), units=4)
+    root = tmp_path / "root"
     run = subprocess.Popen(
-        [sys.executable, "-c", PREPARE, root, archive / "archive"], cwd=CHECKOUT, preexec_fn=end_with_us
+        [sys.executable, "-c", PREPARE, root, archive / "archive" / "weak"], cwd=CHECKOUT, preexec_fn=end_with_us
     )
     while len(list((root / "parts").glob("*.parquet"))) < 2:
         assert run.poll() is None
@@ -55,7 +62,7 @@ def test_a_jump_in_the_middle_of_a_run_loses_nothing(archive, tmp_path, by):
 def test_garbage_is_found_again_once_the_clock_is_right(archive, tmp_path):
     """The control: the remains of a killed writer go where nothing speaks against it, and do not where they are new."""
     root = tmp_path / "root"
-    prepare(str(root), str(archive / "archive"))
+    prepare(str(root), str(archive / "archive" / "weak"))
     remains = root / "parts" / f"{'0' * 16}.tar"
     remains.write_bytes(b"x")
     gc.gc(str(root), dry_run=False)

@@ -77,9 +77,15 @@ def namespace() -> list[str] | None:
 
 
 @pytest.fixture(scope="module")
-def calm(archive, tmp_path_factory):
+def films(archive):
+    """Sixteen videos."""
+    return archive / "archive" / "weak"
+
+
+@pytest.fixture(scope="module")
+def calm(films, tmp_path_factory):
     root = tmp_path_factory.mktemp("calm")
-    prepare(str(root), str(archive / "archive"), units=4)
+    prepare(str(root), str(films), units=4)
     return root
 
 
@@ -104,12 +110,12 @@ CASES = [
 
 
 @pytest.mark.parametrize(("what", "options", "mounted"), CASES)
-def test_a_disk_that_is_full_stops_a_run_and_the_next_one_finishes_it(what, options, mounted, archive, calm, tmp_path):
+def test_a_disk_that_is_full_stops_a_run_and_the_next_one_finishes_it(what, options, mounted, films, calm, tmp_path):
     """One clear error; what was committed is whole, no temporary file stays, nothing is lost."""
     means = namespace() if mounted else None
     if what == "scratch" and means is None:
         options, what = "size=120000,nr_inodes=100000", "root"  # nothing syncs a file of the scratch folder
-    said, committed, left = run(what, options, archive / "archive", tmp_path, means)
+    said, committed, left = run(what, options, films, tmp_path, means)
     assert "No space left on device" in said and left == "left behind: []", said
     if what == "root":
         named = f"device: '{tmp_path / 'small' / what}/"

@@ -1,51 +1,59 @@
-"""Prefect's server is silent: killed, stopped, or not there at the start; and many runs that ask it at once."""
+"""Prefect's server is silent: away for a while, for ever, or from the start; and many runs that ask it at once."""
 
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
+from pathlib import Path
 
 import httpx
 import pytest
 
-from storage import datasets
-from tests.preparing import CHECKOUT, prepare
-from tests.servers import end_with_us, free_ports, prefect_server
+from storage import datasets, files
+from tests.forked import forks
+from tests.preparing import prepare
+from tests.servers import free_ports, prefect_server
+
+IMPORTS = """
+import flows.audit, flows.prepare, tasks.checks, tasks.silence, prefect.flow_engine, prefect.task_engine
+import mlflow.store.tracking.sqlalchemy_store, mlflow.store.model_registry.sqlalchemy_store
+"""
+COMMAND = "from flows.__main__ import main; main()"
 
 
 class Prefect:
-    """A server on SQLite with a home of its own; another one where a test has killed it."""
+    """A server on SQLite, and forks of a process whose runs it is told of."""
 
-    def __init__(self, home):
+    def __init__(self, home: Path) -> None:
         self.home, self.port = home, free_ports(1)
-        self.env = os.environ | {
-            "PREFECT_HOME": str(home),
-            "PREFECT_API_URL": f"http://127.0.0.1:{self.port}/api",
-        }
-        self.process = prefect_server(self.port, home)
+        self.url = f"http://127.0.0.1:{self.port}/api"
+        self.start()
 
-    def run(self, *words: str, program: str = "") -> subprocess.Popen:
-        command = [sys.executable, *(["-c", program] if program else ["-m", "flows"]), *words]
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-        return subprocess.Popen(command, cwd=CHECKOUT, env=self.env, preexec_fn=end_with_us, **pipes)
+    def start(self) -> None:
+        self.process = prefect_server(self.port, self.home)
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
 
 
 @pytest.fixture(scope="module")
 def kept(tmp_path_factory):
-    holder = [Prefect(tmp_path_factory.mktemp("prefect"))]
-    yield holder
-    holder[0].process.kill()
-    holder[0].process.wait()
+    made = Prefect(tmp_path_factory.mktemp("prefect"))
+    env = os.environ | {"PREFECT_HOME": str(made.home), "PREFECT_API_URL": made.url}
+    with forks(IMPORTS, env) as runs:
+        made.run = runs.run
+        yield made
+    made.kill()
 
 
 @pytest.fixture
-def prefect(kept, tmp_path):
-    if kept[0].process.poll() is not None:
-        kept[0] = Prefect(tmp_path)
-    yield kept[0]
-    kept[0].process.send_signal(signal.SIGCONT)
+def prefect(kept):
+    """The server, which answers: one that a test has killed is there again, with what it knew."""
+    if kept.process.poll() is not None:
+        kept.start()
+    yield kept
+    kept.process.send_signal(signal.SIGCONT)
 
 
 @pytest.fixture(scope="module")
@@ -58,14 +66,10 @@ def few(archive, tmp_path_factory):
 
 
 AT_ONCE = """
-import os, sys, threading
-from flows.__main__ import main, quiet
-quiet()
-import flows.audit, tasks.checks, tasks.silence, prefect.flow_engine, prefect.task_engine
-import mlflow.store.tracking.sqlalchemy_store, mlflow.store.model_registry.sqlalchemy_store
-assert threading.active_count() == 1
+import os, sys
+from flows.__main__ import main
 runs = []
-for _ in range(4):
+for _ in range(3):
     if not (run := os.fork()):
         main(["audit", "--root", sys.argv[1], "--dataset", "a"])
     runs.append(run)
@@ -78,10 +82,10 @@ def test_runs_that_start_at_once_all_end_well(prefect, few, tmp_path):
     """One Prefect server on SQLite, and MLflow's database on SQLite that none of them finds made."""
     root = str(tmp_path / "root")
     prepare(root, str(few))
-    said, _ = prefect.run(root, program=AT_ONCE).communicate(timeout=560)
-    assert said.splitlines()[-1] == str([0] * 4), said[-3000:]
-    runs = httpx.post(f"{prefect.env['PREFECT_API_URL']}/flow_runs/filter", json={}).json()
-    assert [run["state_type"] for run in runs if run["name"] == "audit · a"] == ["COMPLETED"] * 4
+    said = prefect.run(root, program=AT_ONCE).communicate()
+    assert said.splitlines()[-1] == str([0] * 3), said[-3000:]
+    runs = httpx.post(f"{prefect.url}/flow_runs/filter", json={}).json()
+    assert [run["state_type"] for run in runs if run["name"] == "audit · a"] == ["COMPLETED"] * 3
 
 
 UPSTREAM = """
@@ -116,21 +120,66 @@ except Exception as error:
 
 @pytest.mark.parametrize(("whole", "told"), [(True, "what was wrong at first"), (False, "PENDING")])
 def test_of_tasks_that_wait_for_each_other_the_first_that_failed_is_named(prefect, whole, told):
-    said, _ = prefect.run(program=UPSTREAM.format(whole=whole)).communicate(timeout=120)
+    said = prefect.run(program=UPSTREAM.format(whole=whole)).communicate()
     lines = said.splitlines()
     assert told in [line for line in lines if line.startswith("raised:")][0], said[-2000:]
     assert "good: other" in lines and ("ended: root run FAILED" in lines) == whole
 
 
-HASTY = "from tasks import silence; silence.AFTER, silence.BEFORE = 6.0, 4.0; from flows.__main__ import main; main()"
+AWAY = """
+import sys
+from prefect import flow
+from tasks import shard
+from tasks.listing import list_archive
+
+@flow
+def small(root: str, archive: str) -> None:
+    cut = shard.recipe(3.0, 64, "span", "exact")
+    plan, listed = list_archive(root, "a", archive, None, [], 0.3, 4, 1 << 30, cut)
+    data, report = shard.shard(root, "a", plan, cut, 1.0, listed)
+    print("ended with", data.version, flush=True)
+
+small(*sys.argv[1:])
+"""
+
+
+def test_a_server_that_is_away_for_a_while_fails_nothing(prefect, few, tmp_path):
+    """Killed while parts are made, back after some seconds."""
+    root = files.open_root(str(tmp_path / "root"))
+    run = prefect.run(root, str(few), program=AWAY)
+    said = []
+    for line in run.stdout:
+        said.append(line)
+        if "parts to do" in line and not any("parts to do" in earlier for earlier in said[:-1]):
+            prefect.kill()
+            time.sleep(3)
+            prefect.start()
+    assert run.wait() == 0, "".join(said[-30:])
+    assert any("parts to do" in line for line in said)
+    version = next(line.split()[-1] for line in said if line.startswith("ended with"))
+    data = datasets.load(root, "a", version)
+    assert data.parts and sum(part.samples for part in data.parts) == data.clips
+    for part in data.parts:
+        part.verify()
+
+
+HASTY = f"from tasks import silence; silence.AFTER, silence.BEFORE = 6.0, 4.0; {COMMAND}"
+
+
+def test_a_server_that_is_stopped_before_the_run_starts_begins_nothing(prefect, few, tmp_path):
+    prefect.process.send_signal(signal.SIGSTOP)
+    run = prefect.run("prepare", "--root", str(tmp_path / "root"), "--archive", str(few), program=HASTY)
+    said = run.communicate()
+    assert run.returncode == 2, said
+    assert "does not answer, so nothing was begun; start it, or unset PREFECT_API_URL" in said.splitlines()[-1]
+    assert not (tmp_path / "root" / "parts").exists()
 
 
 @pytest.mark.parametrize("number", [signal.SIGSTOP, signal.SIGKILL])
 def test_a_server_that_never_comes_back_holds_no_run_whose_work_is_done(prefect, few, tmp_path, number):
     """Everything is committed, one line says so and what Prefect was not told, and the code is 0."""
     root = tmp_path / "root"
-    words = ["prepare", "--root", str(root), "--archive", str(few), "--per-part", "4"]
-    run = prefect.run(*words, program="" if number == signal.SIGKILL else HASTY)
+    run = prefect.run("prepare", "--root", str(root), "--archive", str(few), "--per-part", "4", program=HASTY)
     said = []
     for line in run.stdout:
         said.append(line)
@@ -149,12 +198,3 @@ def test_a_server_that_never_comes_back_holds_no_run_whose_work_is_done(prefect,
         part.verify()
     assert list((root / "columns" / "features").rglob("*.parquet"))
     print(f"{ended - last:.1f} s between the last write and the end")
-
-
-def test_a_server_that_is_stopped_before_the_run_starts_begins_nothing(prefect, few, tmp_path):
-    prefect.process.send_signal(signal.SIGSTOP)
-    run = prefect.run("prepare", "--root", str(tmp_path / "root"), "--archive", str(few), program=HASTY)
-    said, _ = run.communicate(timeout=120)
-    assert run.returncode == 2, said
-    assert "does not answer, so nothing was begun; start it, or unset PREFECT_API_URL" in said.splitlines()[-1]
-    assert not (tmp_path / "root" / "parts").exists()

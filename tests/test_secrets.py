@@ -8,8 +8,6 @@ import random
 import re
 import sqlite3
 import string
-import subprocess
-import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -26,8 +24,9 @@ from flows.__main__ import main
 from storage.errors import InputError
 from storage.secrets import HIDDEN, named, redact, redact_error, refuse_credentials
 from tasks import redaction, report, tracking
+from tests.forked import Forks, forks
+from tests.servers import free_ports, prefect_server
 
-CHECKOUT = Path(__file__).parent.parent
 SECRET = "canary+Alpha/Bravo'01"
 KEY = "AKIACANARYCANARY0001"
 SIGNATURE = "canarysignature0123456789abcdef0123456789abcdef"
@@ -284,31 +283,65 @@ def everything(folder: Path) -> dict[str, str]:
     return found
 
 
-def prepared(folder: Path, store: str, before: str = "") -> dict[str, str]:
-    """Runs `reelmill prepare` with secrets all around it; everything that was printed or written, by place."""
+RUN = """
+import os, sys
+os.dup2(os.open(sys.argv.pop(), os.O_WRONLY | os.O_CREAT), 2)
+from tasks import stage
+stage.WAVES = 1  # the store refuses, however often it is asked
+{before}
+from flows.__main__ import main
+main()
+"""
+UNREDACTED = """
+import storage.secrets as s
+known = {s.redact: lambda text: text, s.redact_error: lambda error: None}
+for module in list(sys.modules.values()):
+    for name in ("redact", "redact_error"):
+        if vars(module).get(name) in known:
+            setattr(module, name, known[vars(module)[name]])
+"""
+
+
+@pytest.fixture(scope="module")
+def runs(refusing_store, tmp_path_factory):
+    """Forks of a process that has secrets all around it, and the folder of what they write and of Prefect's server."""
+    folder, port = tmp_path_factory.mktemp("canary"), free_ports(1)
     env = {k: v for k, v in os.environ.items() if not k.startswith(("AWS_", "PREFECT_", "MLFLOW_"))}
     env |= {"AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": SECRET, "AWS_DEFAULT_REGION": "us-east-1"}
-    env |= {"AWS_ENDPOINT_URL": store, "PREFECT_HOME": str(folder / "prefect"), "AWS_MAX_ATTEMPTS": "1"}
+    env |= {"AWS_ENDPOINT_URL": refusing_store, "AWS_MAX_ATTEMPTS": "1", "PREFECT_HOME": str(folder / "prefect")}
     env |= {"PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "DEBUG", "PREFECT_LOGGING_LEVEL": "DEBUG"}
-    program = f"{before}\nfrom flows.__main__ import main; main()"
-    words = ["prepare", "--root", str(folder / "root"), "--archive", "s3://reel/archive", "--name", "canary"]
-    done = subprocess.run(
-        [sys.executable, "-c", program, *words], cwd=CHECKOUT, env=env, capture_output=True, text=True, timeout=280
-    )
-    assert done.returncode != 0, done.stdout + done.stderr
-    return everything(folder) | {"stdout": done.stdout, "stderr": done.stderr}
+    (folder / "prefect").mkdir()
+    server = prefect_server(port, folder / "prefect", env)
+    env |= {"PREFECT_API_URL": f"http://127.0.0.1:{port}/api"}
+    imports = "import flows.prepare, tasks.checks, tasks.silence, prefect.flow_engine, prefect.task_engine"
+    with forks(imports, env) as made:
+        yield made, folder
+    server.kill()
+    server.wait()
 
 
-def in_prefect(folder: Path) -> tuple[list[str], list[str]]:
+def prepared(runs: tuple[Forks, Path], name: str, before: str = "") -> dict[str, str]:
+    """Runs `reelmill prepare` with a root of this name; all that was printed or written so far, by place."""
+    made, folder = runs
+    words = ["prepare", "--root", str(folder / name), "--archive", "s3://reel/archive", "--name", "canary"]
+    run = made.run(*words, str(folder / "stderr"), program=RUN.format(before=before))
+    said = run.communicate()
+    assert run.returncode != 0, said
+    states, logs = in_prefect(folder, 1 + (before != ""))
+    return everything(folder) | {"stdout": said, "states": "\0".join(states), "logs": "\0".join(logs)}
+
+
+def in_prefect(folder: Path, runs: int) -> tuple[list[str], list[str]]:
     """What Prefect's database holds of the states of runs, and of their logs; its server may still be writing."""
     until = time.monotonic() + 30
     while True:
         with contextlib.closing(sqlite3.connect(folder / "prefect" / "prefect.db")) as base:
-            states = [row[0] for row in base.execute("SELECT message FROM flow_run_state WHERE message IS NOT NULL")]
-            states += [row[0] for row in base.execute("SELECT message FROM task_run_state WHERE message IS NOT NULL")]
+            flows = [row[0] for row in base.execute("SELECT message FROM flow_run_state WHERE message IS NOT NULL")]
+            tasks = [row[0] for row in base.execute("SELECT message FROM task_run_state WHERE message IS NOT NULL")]
             logs = [row[0] for row in base.execute("SELECT message FROM log")]
-        if any("encountered an exception" in text for text in states) and logs or time.monotonic() > until:
-            return states, logs
+        ended = [text for text in flows if "encountered an exception" in text]
+        if (len(ended) >= runs and any("Traceback" in text for text in logs)) or time.monotonic() > until:
+            return flows + tasks, logs
         time.sleep(0.5)
 
 
@@ -316,26 +349,22 @@ def leaks(found: dict[str, str], planted: tuple[str, ...] = PLANTED) -> set[tupl
     return {(place, secret) for place, text in found.items() for secret in planted if secret in text}
 
 
-def test_planted_secrets_are_nowhere(refusing_store, tmp_path):
+def test_planted_secrets_are_nowhere(runs):
     """In the environment, in a server's message, in a title and in a file's name."""
-    found = prepared(tmp_path, refusing_store)
+    found = prepared(runs, "root")
     said = found["stderr"].splitlines()
     assert any(line.startswith("reelmill: failed:") and HIDDEN in line for line in said), said[-5:]
-    states, logs = in_prefect(tmp_path)
+    states, logs = found["states"].split("\0"), found["logs"].split("\0")
     assert any("cannot be read" in text and HIDDEN in text for text in states), states
     assert any("Traceback" in text and HIDDEN in text for text in logs)
-    assert not leaks({"states": "".join(states), "logs": "".join(logs)})
     # A file's own name is what the archive shows; plan and ledger have to name it.
     named_files = {(p, s) for p, s in leaks(found) if s == IN_A_NAME and p.startswith("root/")}
     assert leaks(found) - named_files == set()
 
 
-def test_the_search_would_find_them(refusing_store, tmp_path):
-    """The control: the same run with nothing redacted prints and stores what the other one must not."""
-    off = "import storage.secrets as s; s.redact = lambda text: text; s.redact_error = lambda error: None"
-    found = leaks(prepared(tmp_path, refusing_store, off))
-    states, logs = in_prefect(tmp_path)
-    found |= leaks({"states": "".join(states), "logs": "".join(logs)})
+def test_the_search_would_find_them(runs):
+    """The control: the same run with nothing redacted prints and stores what the one before it must not."""
+    found = leaks(prepared(runs, "control", UNREDACTED))
     for secret in (KEY, SECRET, SIGNATURE):
         assert {place for place, planted in found if planted == secret} >= {"stderr", "states", "logs"}, found
     assert any(place.startswith("prefect/prefect.db") for place, _ in found)

@@ -208,6 +208,7 @@ def served(root, tmp_path):
     home, port, mlflow_port = tmp_path / "prefect", free_port(), free_port()
     env = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
     env |= {"PREFECT_HOME": str(home), "PREFECT_API_URL": f"http://127.0.0.1:{port}/api"}
+    env |= {"PREFECT_WORKER_QUERY_SECONDS": "1", "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "5"}
     ports = ["--port", str(port), "--mlflow-port", str(mlflow_port)]
     with open(tmp_path / "out", "w") as out:
         command = [sys.executable, "-m", "flows", "serve", "--root", root, *ports]
@@ -253,7 +254,7 @@ def schedules_make_runs(client: SyncPrefectClient, deployment: Any) -> None:
     def planned() -> list[Any]:
         return [run for run in client.read_flow_runs() if run.auto_scheduled and run.deployment_id == deployment.id]
 
-    assert until("scheduled runs", planned, 100)  # the scheduler looks once a minute
+    assert until("scheduled runs", planned, 100)
 
 
 def automations(client: SyncPrefectClient) -> dict[str, Any]:

@@ -1,11 +1,8 @@
 """Preparing an archive: only what is missing, nothing lost, the same bytes whatever happened on the way."""
 
-import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -16,9 +13,8 @@ from storage.errors import BudgetExceeded, Incomplete, StoreError
 from storage.ledger import Report
 from storage.sandbox import Sandbox
 from tasks import label, shard, stage, volumes
+from tests.forked import forks
 from tests.preparing import RECIPE, bytes_of, plan, prepare
-
-CHECKOUT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -97,42 +93,35 @@ def test_s3_gives_the_same_bytes(archive, done, s3, tmp_path):
     assert second.decoded == 0
 
 
-def test_a_dask_cluster_gives_the_same_dataset(archive, done, tmp_path, monkeypatch):
-    from dask.distributed import LocalCluster
-
-    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
-        monkeypatch.setenv("DASK_SCHEDULER_ADDRESS", cluster.scheduler_address)
-        dataset, _ = prepare(str(tmp_path), str(archive / "archive"), str(archive / "labels.csv"))
-    assert [p.digest for p in dataset.parts] == [p.digest for p in done[1].parts]
-
-
 PROGRAM = """
+import sys
 from tests.preparing import prepare
-prepare({root!r}, {archive!r}, {labels!r})
+prepare(*sys.argv[1:])
 """
 
 
-def test_killed_at_any_moment_the_end_is_the_same(archive, done, tmp_path):
-    program = PROGRAM.format(
-        root=str(tmp_path / "root"),
-        archive=str(archive / "archive"),
-        labels=str(archive / "labels.csv"),
-    )
+@pytest.fixture(scope="module")
+def writers():
+    with forks("import tests.preparing") as made:
+        yield made
+
+
+def test_killed_at_any_moment_the_end_is_the_same(archive, done, writers, tmp_path):
+    words = (str(tmp_path / "root"), str(archive / "archive"), str(archive / "labels.csv"))
     rng, kills = random.Random(0), 0
     for _ in range(5):
-        process = subprocess.Popen([sys.executable, "-c", program], cwd=CHECKOUT, stdout=subprocess.PIPE, text=True)
+        process = writers.run(*words, program=PROGRAM)
         for line in process.stdout:
-            if "to do" in line:  # sharding begins here; imports before it write nothing
+            if "to do" in line:  # sharding begins here
                 break
-        time.sleep(rng.uniform(0.0, 1.2))
-        if process.poll() is None:
-            process.kill()
-            kills += 1
-        if process.wait() == 0:
+        time.sleep(rng.uniform(0.0, done[2].seconds / 8))  # two threads: a quarter of the time of a quiet run
+        process.kill()
+        kills += (code := process.wait()) == -signal.SIGKILL
+        if code == 0:
             break
         for part in files.names(str(tmp_path / "root" / "parts"), ".parquet"):
             parts.find(str(tmp_path / "root"), part.removesuffix(".parquet")).verify()
-    prepare(str(tmp_path / "root"), str(archive / "archive"), str(archive / "labels.csv"))
+    prepare(*words)
     assert kills >= 2
     assert bytes_of(tmp_path / "root") == bytes_of(done[0])
 
@@ -228,10 +217,8 @@ def test_materialised_volumes_are_a_part_with_its_label_curves(done):
         assert frames.shape == (16, 64, 64, 3)
 
 
-def test_killing_the_run_kills_its_decoders(archive, tmp_path):
-    labels, source = str(archive / "labels.csv"), str(archive / "archive")
-    program = PROGRAM.format(root=str(tmp_path), archive=source, labels=labels)
-    process = subprocess.Popen([sys.executable, "-c", program], cwd=CHECKOUT, stdout=subprocess.PIPE, text=True)
+def test_killing_the_run_kills_its_decoders(archive, writers, tmp_path):
+    process = writers.run(str(tmp_path), str(archive / "archive"), str(archive / "labels.csv"), program=PROGRAM)
     for line in process.stdout:
         if "to do" in line:
             break
@@ -239,7 +226,7 @@ def test_killing_the_run_kills_its_decoders(archive, tmp_path):
     deadline = time.monotonic() + 10
     while not children and time.monotonic() < deadline:
         children = {int(pid) for pid in Path(f"/proc/{process.pid}/task").iterdir() for pid in _children(pid)}
-    os.kill(process.pid, signal.SIGKILL)
+    process.kill()
     process.wait()
     time.sleep(1)
     assert children and not [pid for pid in children if Path(f"/proc/{pid}/cmdline").exists() and _alive(pid)]

@@ -39,11 +39,6 @@ def spec(archive, tmp_path_factory):
     )  # fmt: skip
 
 
-def losses(output: str) -> dict[int, float]:
-    reports = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
-    return {r["step"]: r["loss"] for r in reports if r["event"] == "step"}
-
-
 def steps_of(spec: Spec, first: int, last: int) -> list[float]:
     """Losses of `train_step` on rendered-free, seeded batches, single-threaded."""
     torch.set_num_threads(1)
@@ -126,47 +121,47 @@ def launch(spec: Spec, folder: Path, name: str, ranks: int = 1) -> subprocess.Po
     return subprocess.Popen(command, cwd=CHECKOUT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
+def trained(spec: Spec, name: str) -> checkpoints.Checkpoint:
+    """Trains in this process, or goes on with what another one has begun."""
+    torch.set_num_threads(1)
+    train_rank.run(spec, name)
+    found = checkpoints.find(spec.root, name)
+    assert found is not None and found.final
+    return found
+
+
 @pytest.fixture(scope="module")
-def uninterrupted(spec, tmp_path_factory):
-    process = launch(spec, tmp_path_factory.mktemp("spec"), "whole")
-    output, _ = process.communicate(timeout=200)
-    assert process.returncode == 0, output
-    return checkpoints.find(spec.root, "whole")
+def uninterrupted(spec):
+    return trained(spec, "whole")
 
 
 def test_a_killed_training_goes_on_as_if_nothing_had_happened(spec, uninterrupted, tmp_path):
-    process = launch(replace(spec, steps=12), tmp_path, "killed")
-    for line in process.stdout:
-        if line.startswith("{") and json.loads(line).get("step", 0) >= 5:
-            break
-    os.kill(process.pid, signal.SIGKILL)  # the agent; its rank ends when nobody is left to report to
-    process.wait()
+    process = launch(spec, tmp_path, "killed")
+    while checkpoints.find(spec.root, "killed") is None:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    for rank in _trainings("--name\0killed"):
+        os.kill(rank, signal.SIGKILL)
+    assert process.communicate(timeout=60) and process.returncode != 0
     newest = checkpoints.find(spec.root, "killed")
-    assert newest is not None
-    again = launch(spec, tmp_path, "killed")
-    output, _ = again.communicate(timeout=200)
-    assert again.returncode == 0, output
-    final = checkpoints.find(spec.root, "killed")
+    assert newest is not None and not newest.final
+    final = trained(spec, "killed")
     a, b = checkpoints.load_weights(uninterrupted.url), checkpoints.load_weights(final.url)
-    assert final.final and all(torch.allclose(a[name].float(), b[name].float(), atol=1e-6) for name in a)
+    assert all(torch.allclose(a[name].float(), b[name].float(), atol=1e-6) for name in a)
 
 
-def test_two_ranks_train(spec, tmp_path):
-    process = launch(replace(spec, steps=4, checkpoint_every=4), tmp_path, "two", ranks=2)
-    output, _ = process.communicate(timeout=200)
-    assert process.returncode == 0, output
-    assert checkpoints.find(spec.root, "two").final
-
-
-def test_fit_returns_a_finished_training_at_once(spec):
+def test_two_ranks_train_and_a_finished_training_is_returned_at_once(spec, monkeypatch):
+    """With `resume` off it is trained anew."""
+    monkeypatch.setattr(train.pool, "workers", lambda: train.SIDE_BY_SIDE)  # a thread a rank, as in this process
     short = replace(spec, steps=3, checkpoint_every=3)
     seen: list[int] = []
-    first, figures = train.fit(short, "fit", log=lambda values, step: seen.append(step))
+    first, figures = train.fit(short, "fit", ranks=2, log=lambda values, step: seen.append(step))
     assert first.final and seen[-1] == 3 and 0 <= figures["wait_share"] <= 1
     again, figures = train.fit(short, "fit")
     assert again.url == first.url and figures == {"reused": 1.0}
     anew, figures = train.fit(short, "fit", resume=False)
-    assert anew.digest == first.digest and figures["train_seconds"] > 0
+    assert anew.url == first.url and figures["train_seconds"] > 0
+    assert anew.digest == trained(short, "in this process").digest != first.digest
 
 
 def test_a_failing_training_shows_the_end_of_its_log(spec):
@@ -219,22 +214,23 @@ def test_ranks_end_with_the_launcher(spec, tmp_path):
     for line in launcher.stdout:
         if "step" in line:
             break
-    assert _trainings()
+    assert _trainings("orphan")
     launcher.kill()
     launcher.wait()
     deadline = time.monotonic() + 30
-    while time.monotonic() < deadline and _trainings():
-        time.sleep(0.3)
-    assert not _trainings()
+    while time.monotonic() < deadline and _trainings("orphan"):
+        time.sleep(0.1)
+    assert not _trainings("orphan")
 
 
-def _trainings() -> list[str]:
+def _trainings(name: str) -> list[int]:
+    """The ranks whose command line holds a name."""
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             command = path.read_bytes().decode(errors="replace")
         except OSError:
             continue
-        if "tasks.train_rank" in command and "orphan" in command:
-            found.append(command)
+        if "tasks.train_rank" in command and name in command and "torch.distributed.run" not in command:
+            found.append(int(path.parent.name))
     return found
