@@ -8,7 +8,7 @@ from typing import Self
 import av
 
 from storage.limits import Limits
-from storage.video import NEAR, Clock, Damage, decode, open_bytes, open_video, video_stream
+from storage.video import NEAR, Clock, Damage, decode, open_bytes, open_video, packets, video_stream
 
 SEEKABLE = ("mp4", "matroska")  # containers with an index that can be believed
 BACK = (0, 10, 60)  # seconds before the wanted frame, tried in turn until a key frame comes out in time
@@ -71,7 +71,7 @@ class Footage:
             yield since, frame
 
     def _decode(self) -> Iterator[av.VideoFrame]:
-        for frame in decode(self.container, self.stream, self.limits, self.damage, self.beat):
+        for frame in decode(packets(self.container, self.stream), self.stream, self.limits, self.damage, self.beat):
             self.decoded += 1
             yield frame
 
