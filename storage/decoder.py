@@ -34,11 +34,12 @@ def die_with(parent: int) -> None:
         os._exit(1)  # the parent died before the line above
 
 
-def send(pipe: BinaryIO, message: dict[str, Any], blob: bytes | memoryview = b"") -> None:
-    """Writes one message."""
+def send(pipe: BinaryIO, message: dict[str, Any], *blob: bytes | memoryview) -> None:
+    """Writes one message; its blob may come in pieces."""
     text = json.dumps(message).encode()
-    pipe.write(HEAD.pack(len(text), len(blob)) + text)
-    pipe.write(blob)
+    pipe.write(HEAD.pack(len(text), sum(map(len, blob))) + text)
+    for piece in blob:
+        pipe.write(piece)
     pipe.flush()
 
 
@@ -71,7 +72,8 @@ class _Beat:
             send(self.pipe, {"beat": True})
 
 
-def _answer(message: dict[str, Any], blob: bytes, pipe: BinaryIO) -> tuple[dict[str, Any], bytes | memoryview]:
+def _answer(message: dict[str, Any], blob: bytes, pipe: BinaryIO) -> tuple[Any, ...]:
+    """The answer to a message, and the pieces of its blob."""
     import numpy as np
 
     from storage import copying, probing, sampling, video
@@ -83,9 +85,9 @@ def _answer(message: dict[str, Any], blob: bytes, pipe: BinaryIO) -> tuple[dict[
         options["limits"] = video.Limits(**options["limits"])
     try:
         if call == "sample":
-            frames, kept, times = sampling.sample(blob, beat=beat, **options)
-            answer = {"shape": frames.shape, "kept": kept.tolist(), "times": times.tolist()}
-            return answer, np.ascontiguousarray(frames).reshape(-1).data
+            frames, kept, times = sampling.picked(blob, beat=beat, **options)
+            answer = {"shape": (len(frames), *frames[0].shape), "kept": kept, "times": times}
+            return answer, *(np.ascontiguousarray(frame).reshape(-1).data for frame in frames)
         if call == "score":
             from storage import scores
 

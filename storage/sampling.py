@@ -22,6 +22,14 @@ def sample(
     all frames `[N]`, in seconds since the clip's start; every frame where ``fps`` is None. ``beat()`` is called once
     a packet. Raises `Rejected`.
     """
+    kept, kept_times, times = picked(data, fps, limits, beat)
+    return np.stack(kept), np.asarray(kept_times), np.asarray(times)
+
+
+def picked(
+    data: bytes, fps: float | None = None, limits: Limits = DEFAULT, beat: Callable[[], None] = lambda: None
+) -> tuple[list[np.ndarray], list[float], list[float]]:
+    """`sample`, with each frame `[H, W, 3]` uint8 by itself: putting them together copies every byte."""
     kept: list[np.ndarray] = []
     kept_times: list[float] = []
     times: list[float] = []
@@ -45,7 +53,9 @@ def sample(
         footage.damage.judge(limits, at_end=True)
     if fps is not None and held is not None and not kept:
         kept, kept_times = [upright.rgb(held[1])], [0.0]
-    return np.stack(kept), np.asarray(kept_times), np.asarray(times)
+    if len({frame.shape for frame in kept}) != 1:
+        raise ValueError("frames of several sizes, or none")
+    return kept, kept_times, times
 
 
 def thumbnails(
