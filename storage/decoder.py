@@ -97,8 +97,8 @@ def _answer(message: dict[str, Any], blob: bytes, pipe: BinaryIO) -> tuple[Any, 
         if call == "probe":
             return {"result": probing.probe(beat=beat, **options)}, b""
         if call == "thumbnails":
-            for frames, times in sampling.thumbnails(beat=beat, **options):
-                send(pipe, {"part": times.tolist()}, np.ascontiguousarray(frames).reshape(-1).data)
+            for some, moments in sampling.thumbnails(beat=beat, **options):
+                send(pipe, {"part": moments.tolist()}, np.ascontiguousarray(some).reshape(-1).data)
             return {"result": "done"}, b""
         raise LookupError(call)
     except video.Rejected as error:
