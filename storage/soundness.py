@@ -230,7 +230,7 @@ def _tar(part: Part, rows: list[dict[str, Any]], strict: bool) -> Iterator[str]:
     Clips are compared one by one only where the whole differs from what was committed.
     """
     with files.scratch() as folder:
-        path = files.local_path(part.media, folder / "tar")
+        path = files.local_path(part.media, folder / "tar", part.bytes)
         with open(path, "rb") as file:
             differs = hashlib.file_digest(file, "sha256").hexdigest() != part.digest
             bad = [row["key"] for row in rows if _differs(file, row)] if differs else []

@@ -58,11 +58,12 @@ def extract_part(
 ) -> Report:
     """Embeds the frames of one part and commits the column; parts ``before`` may have some of its clips' features."""
     towers, name = encoder(model, pretrained), version(model, pretrained, fps)
-    had = carry.known(root, COLUMN, name, part, before)
-    todo = carry.missing(part, had)
+    rows = part.rows()
+    had = carry.known(root, COLUMN, name, rows, before)
+    todo = carry.missing(rows, had)
     made = _embedded(part, todo, towers, fps) if todo else None
     about = {"model": model, "pretrained": pretrained, "weights": towers.version, "fps": fps}
-    columns.write(root, COLUMN, name, part, carry.together(part, had, made), about)
+    columns.write(root, COLUMN, name, part, carry.together(rows, had, made), about, rows)
     return Report(items=part.samples, kept=part.samples, decoded=len(todo))
 
 

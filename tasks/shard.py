@@ -120,8 +120,8 @@ class _Cutter:
     def _before(self, part: str) -> tuple[Part | None, list[dict[str, Any]]]:
         """A part that clips may be taken from, and its index rows; read once for all members."""
         if part and part not in self.others:
-            found = parts.find(self.root, part)
-            self.others[part] = (found, found.rows() if found else [])
+            found = parts.whole(self.root, part)
+            self.others[part] = (found[0], found[1].to_pylist()) if found else (None, [])
         return self.others.get(part, (None, []))
 
     def _cut(self, member: Member, folder: Path, *, alone: bool) -> tuple[tuple[list[Any], list[Path]], str]:
