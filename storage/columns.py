@@ -50,12 +50,7 @@ def read(
 
 def about(root: str, column: str, version: str, part: Part) -> dict[str, Any]:
     """What the column was made from."""
-    return about_at(url(root, column, version, part.id))
-
-
-def about_at(place: str) -> dict[str, Any]:
-    """What a column was made from, by the URL of one of its objects."""
-    return tables.about(place)
+    return tables.about(url(root, column, version, part.id))
 
 
 def versions(root: str, column: str) -> list[str]:

@@ -76,13 +76,14 @@ def _answer(message: dict[str, Any], blob: bytes, pipe: BinaryIO) -> tuple[Any, 
     """The answer to a message, and the pieces of its blob."""
     import numpy as np
 
-    from storage import copying, probing, sampling, video
+    from storage import copying, probing, sampling
     from storage.errors import StoreError
+    from storage.limits import Limits, Rejected
 
     call, options = message["call"], message["options"]
     beat = _Beat(pipe)
     if "limits" in options:
-        options["limits"] = video.Limits(**options["limits"])
+        options["limits"] = Limits(**options["limits"])
     try:
         if call == "sample":
             frames, kept, times = sampling.picked(blob, beat=beat, **options)
@@ -101,7 +102,7 @@ def _answer(message: dict[str, Any], blob: bytes, pipe: BinaryIO) -> tuple[Any, 
                 send(pipe, {"part": moments.tolist()}, np.ascontiguousarray(some).reshape(-1).data)
             return {"result": "done"}, b""
         raise LookupError(call)
-    except video.Rejected as error:
+    except Rejected as error:
         return {"reason": error.reason, "detail": error.detail}, b""
     except StoreError as error:
         return {"error": str(error)}, b""

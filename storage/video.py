@@ -19,9 +19,7 @@ from av.video.stream import VideoStream
 
 from storage import sniff
 from storage.encoder import FALLBACK_TIME_BASE
-from storage.limits import DEFAULT, LIMIT_BYTES, REASONS, Limits, Rejected, check_size
-
-__all__ = ["LIMIT_BYTES", "REASONS", "Clock", "Limits", "Rejected", "check_size", "open_bytes", "open_video"]
+from storage.limits import DEFAULT, Limits, Rejected, check_size
 
 # Everything a file may be, and the only protocol it may speak: playlists and concat scripts can name other files
 # and hosts, and FFmpeg follows them unless both lists forbid it.
