@@ -150,6 +150,7 @@ def _looking(
 ) -> Iterator[tuple[av.Packet, bool]]:
     """Yields the packets from the first key frame on, each with whether a decoder may begin there."""
     queue: deque[av.Packet] = deque()
+    prefix = _prefix(stream)
     found = chain(ahead, packets(cast(InputContainer, stream.container), stream))
     ended = begun = False
     seen = 0
@@ -165,7 +166,7 @@ def _looking(
             seen += 1
             if seen > limits.max_frames:
                 raise Rejected("too_many_frames", f"more than {limits.max_frames}")
-            _copyable(packet)
+            _copyable(packet, prefix)
             if begun or packet.is_keyframe:  # what comes before the first key frame cannot be decoded
                 begun = True
                 queue.append(packet)
@@ -198,7 +199,25 @@ def _clean(packet: av.Packet) -> bool:
     return False
 
 
-def _copyable(packet: av.Packet) -> None:
+def _prefix(stream: VideoStream) -> int:
+    """How many bytes before each unit of a packet say how long it is; 0 where none do."""
+    extra = stream.codec_context.extradata or b""
+    at = {"h264": 4, "hevc": 21}.get(stream.codec_context.name, len(extra))
+    return (extra[at] & 3) + 1 if extra[:1] == b"\1" and at < len(extra) else 0
+
+
+def _filled(packet: av.Packet, prefix: int) -> bool:
+    """Whether units fill a packet to its last byte: what a hole of zeros or a lost block leaves does not."""
+    data, at = memoryview(packet), 0  # type: ignore[arg-type]
+    while at + prefix < len(data):
+        size = int.from_bytes(data[at : at + prefix], "big")
+        if not size:
+            return False
+        at += prefix + size
+    return at == len(data)
+
+
+def _copyable(packet: av.Packet, prefix: int) -> None:
     if packet.has_sidedata("encryption_info"):
         raise Rejected("encrypted", "its packets are encrypted")
     if packet.pts is None:
@@ -207,5 +226,5 @@ def _copyable(packet: av.Packet) -> None:
         raise reencode("an edit list that hides frames")
     if packet.has_sidedata("new_extradata") or packet.has_sidedata("param_change"):
         raise reencode("its parameters change within the stream")
-    if packet.is_corrupt:
+    if packet.is_corrupt or prefix and not _filled(packet, prefix):
         raise reencode("packets that lost bytes on the way")
