@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import psutil
+
 ROUNDS = 5
 
 
@@ -44,6 +46,12 @@ def _seconds(call: Callable[[], object]) -> float:
 def seconds(call: Callable[[], object], rounds: int = ROUNDS) -> float:
     """The median time of a call."""
     return statistics.median(_seconds(call) for _ in range(rounds))
+
+
+def cpu() -> float:
+    """Seconds of CPU that this process and the children it has now have used."""
+    here = psutil.Process()
+    return sum(sum(process.cpu_times()[:2]) for process in [here, *here.children(recursive=True)])
 
 
 def peak() -> float:

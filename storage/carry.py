@@ -48,13 +48,13 @@ def _clips(part: Part) -> list[tuple[str, str]]:
         return []
 
 
-def known(root: str, column: str, version: str, part: Part, before: Before | None) -> pa.Table | None:
-    """The rows that parts of the version before have for clips of this part: of the same key and the same bytes."""
+def known(root: str, column: str, version: str, rows: list[dict[str, Any]], before: Before | None) -> pa.Table | None:
+    """What parts of the version before have for clips, given by their index rows: of the same key and bytes."""
     held = _held(before) if before else {}
     shared: dict[Part, list[str]] = {}
-    for clip in _clips(part) if held else ():
-        if clip in held:
-            shared.setdefault(held[clip], []).append(clip[0])
+    for row in rows:
+        if old := held.get((row["key"], row["sha256"])):
+            shared.setdefault(old, []).append(row["key"])
     found = []
     for old, keys in shared.items():
         try:
@@ -65,19 +65,19 @@ def known(root: str, column: str, version: str, part: Part, before: Before | Non
     return pa.concat_tables(found).replace_schema_metadata(None) if found else None
 
 
-def missing(part: Part, table: pa.Table | None) -> list[dict[str, Any]]:
-    """The index rows of a part that a table has no row for."""
+def missing(rows: list[dict[str, Any]], table: pa.Table | None) -> list[dict[str, Any]]:
+    """The index rows that a table has no row for."""
     there = set(table["key"].to_pylist()) if table is not None else set()
-    return [row for row in part.rows() if row["key"] not in there]
+    return [row for row in rows if row["key"] not in there]
 
 
-def together(part: Part, *tables: pa.Table | None) -> pa.Table:
-    """Tables of rows of one part as one, in the part's order; of two rows of a clip the first counts."""
+def together(rows: list[dict[str, Any]], *tables: pa.Table | None) -> pa.Table:
+    """Tables of one part as one, in the order of its index rows; of two rows of a clip the first counts."""
     whole = pa.concat_tables([table for table in tables if table is not None], promote_options="permissive")
     first: dict[str, int] = {}
     for place, key in enumerate(whole["key"].to_pylist()):
         first.setdefault(key, place)
-    order = [first[key] for key in part.table(["key"])["key"].to_pylist()]
+    order = [first[row["key"]] for row in rows]
     return whole.take(pa.array(order, pa.int64())).combine_chunks()
 
 

@@ -91,7 +91,7 @@ class Catalogue:
             self._load()
 
     def _load(self) -> None:
-        """Opens the catalogue, a local one mapped and not read; raises `Damaged` where it is not sound."""
+        """Opens the catalogue, a small one read whole, else a group at a time. Raises `Damaged`."""
         where = url(self.root, self.dataset)
         size = int(files.info(where)["size"])
         fs, path = files.locate(where)
@@ -108,6 +108,7 @@ class Catalogue:
             if self._file.metadata.num_rows != about["clips"]:
                 raise ValueError("its number of rows is wrong")
         except tables.BROKEN as error:
+            tables.unless_ours(error, where)
             raise Damaged(f"{where} cannot be read ({error})") from error
         self._firsts: list[str] = about["firsts"]
         self._groups = lru_cache(maxsize=KEPT)(self._group)
@@ -123,6 +124,7 @@ class Catalogue:
             if not table.schema.equals(SCHEMA) or next(iter(keys)) != self._firsts[number]:
                 raise ValueError("its rows are not where they were written")
         except tables.BROKEN as error:
+            tables.unless_ours(error, url(self.root, self.dataset))
             raise Damaged(f"{url(self.root, self.dataset)} cannot be read ({error}); remove it") from error
         return keys, table
 

@@ -76,7 +76,11 @@ def describe(url: str) -> Checkpoint:
 
 
 def _manifest(url: str) -> dict[str, Any]:
-    manifest = files.read_json(files.join(url, MANIFEST))
+    return checked(url, files.read_json(files.join(url, MANIFEST)))
+
+
+def checked(url: str, manifest: Any) -> dict[str, Any]:
+    """The manifest of a checkpoint, given as it was read. Raises `Damaged`, or `RootError` for another schema."""
     files.check_schema(url, manifest)
     digests = manifest.get("digests")
     if not records.fits(manifest) or not {"step", "final", "about"} <= manifest.keys() or not isinstance(digests, dict):

@@ -21,12 +21,21 @@ def has(root: str, column: str, version: str, part: str) -> bool:
     return files.exists(url(root, column, version, part))
 
 
-def write(root: str, column: str, version: str, part: Part, table: pa.Table, about: dict[str, Any]) -> bool:
+def write(
+    root: str,
+    column: str,
+    version: str,
+    part: Part,
+    table: pa.Table,
+    about: dict[str, Any],
+    rows: list[dict[str, Any]] | None = None,
+) -> bool:
     """Commits a column of one part; whether this call did (a faster writer's result stays).
 
-    Raises `Damaged` where the keys are not exactly the part's, in its order.
+    The part's index is read unless its ``rows`` are known. Raises `Damaged` where the keys are not exactly theirs, in
+    their order.
     """
-    _check_keys(table, part, column)
+    _check_keys(table, part, column, None if rows is None else [row["key"] for row in rows])
     return files.publish_bytes(tables.pack(table, about), url(root, column, version, part.id), same=False)
 
 
@@ -41,12 +50,7 @@ def read(
 
 def about(root: str, column: str, version: str, part: Part) -> dict[str, Any]:
     """What the column was made from."""
-    return about_at(url(root, column, version, part.id))
-
-
-def about_at(place: str) -> dict[str, Any]:
-    """What a column was made from, by the URL of one of its objects."""
-    return tables.about(place)
+    return tables.about(url(root, column, version, part.id))
 
 
 def versions(root: str, column: str) -> list[str]:

@@ -1,6 +1,6 @@
 """Cutting a video into clips without decoding it: whole groups of packets, from key frame to key frame."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -10,11 +10,11 @@ from av.video.stream import VideoStream
 
 from storage.cutting import Place, Plan, cut, record
 from storage.encoder import ours
-from storage.footage import Footage, Unsure
+from storage.footage import Unsure
 from storage.groups import Group, Order, check, groups, reencode
 from storage.limits import DEFAULT, Limits, Rejected
 from storage.picture import interlaced, range_of, shown_size
-from storage.video import Clock, open_video, video_stream
+from storage.video import Clock, Damage, decode, open_video, packets, video_stream
 
 HELD_BACK = 1024  # packets in memory while a rest may still be too short for a clip
 LONGEST = 4  # spans without a key frame that are borne, or a minute if that is more
@@ -59,33 +59,47 @@ def copy(
     the source. Raises `Rejected`, with ``needs_reencode`` where copied packets would not show the source's frames.
     """
     longest = float(max(LONGEST * span, 60))
-    size = _opening(path, limits, beat)
-    if window is not None:
-        check(path, limits, longest, beat)
     options = {"span": span, "tail": tail, "bounds": bounds, "window": window}
-    for seek in (window is not None and window[0] > 0, False):
+    seek, size = window is not None and window[0] > 0, None
+    while True:
         with open_video(path, limits) as container:
             clock = Clock(video_stream(container, limits), limits)
+            ahead: list[av.Packet] = []
+            if size is None:
+                size = _opening(clock, limits, beat, ahead)
+                if window is not None:
+                    check(path, limits, longest, beat)
+                if len(ahead) == HELD_BACK:
+                    continue  # more may have gone by
             plan = Plan(clock.base, **options)  # type: ignore[arg-type]
             try:
-                found = groups(clock, limits, longest, beat, plan if seek else None)
+                found = groups(clock, limits, longest, beat, plan if seek else None, ahead)
                 return _Copier(plan, clock, Path(folder), size).run(found, whole=not seek)
             except Unsure:
-                continue
-    raise AssertionError("a read from the beginning is never unsure")
+                assert seek, "a read from the beginning is never unsure"
+                seek = False
 
 
-def _opening(path: str, limits: Limits, beat: Callable[[], None]) -> tuple[int, int]:
-    """The size that a video is shown at; refuses what most readers would show wrongly. Only a frame knows that."""
-    with Footage(path, limits, beat=beat) as footage:
-        frame = next((frame for _, frame in footage), None)
-        if frame is None:
-            raise Rejected("decode_error", "no first frame")
-        if interlaced(footage.stream, frame):
-            raise reencode("interlaced")
-        if range_of(frame):
-            raise reencode(f"{range_of(frame)}, high dynamic range")
-        return shown_size(footage.stream, frame)
+def _opening(clock: Clock, limits: Limits, beat: Callable[[], None], ahead: list[av.Packet]) -> tuple[int, int]:
+    """The size that a video is shown at; refuses what most readers would show wrongly. Only a frame knows that.
+
+    The packets that were read for it, up to `HELD_BACK`, are added to ``ahead``.
+    """
+
+    def kept() -> Iterator[av.Packet]:
+        for packet in packets(clock.container, clock.stream):
+            if len(ahead) < HELD_BACK:
+                ahead.append(packet)
+            yield packet
+
+    frame = next(decode(kept(), clock.stream, limits, Damage(), beat), None)
+    if frame is None:
+        raise Rejected("decode_error", "no first frame")
+    if interlaced(clock.stream, frame):
+        raise reencode("interlaced")
+    if range_of(frame):
+        raise reencode(f"{range_of(frame)}, high dynamic range")
+    return shown_size(clock.stream, frame)
 
 
 class _Copier:
@@ -150,8 +164,7 @@ class _Copier:
 
     def _write(self) -> None:
         assert self.writer
-        for packet in self.rest:
-            self.writer.write(packet)
+        self.writer.write(self.rest)
         self.rest.clear()
 
     def _finish(self) -> None:
@@ -178,18 +191,16 @@ class _Writer:
             self.stream.time_base = clock.base
             self.stream.codec_context.codec_tag = "hvc1" if template.codec_context.name == "hevc" else "\0\0\0\0"
 
-    def write(self, packet: av.Packet) -> None:
-        since = cast(int, packet.pts) - self.origin
-        packet.duration = packet.duration or self.clock.tick
-        packet.stream, packet.time_base, packet.pts, packet.dts = (
-            self.stream,
-            self.clock.base,
-            since,
-            self.order.time(since),
-        )
-        with ours():
-            self.container.mux(packet)
-        self.last, self.count = max(self.last, self.begun + since), self.count + 1
+    def write(self, found: Iterable[av.Packet]) -> None:
+        for packet in found:
+            since = cast(int, packet.pts) - self.origin
+            packet.duration = packet.duration or self.clock.tick
+            if not packet.time_base:
+                packet.time_base = self.clock.base
+            packet.stream, packet.pts, packet.dts = self.stream, since, self.order.time(since)
+            with ours():
+                self.container.mux_one(packet)
+            self.last, self.count = max(self.last, self.begun + since), self.count + 1
 
     def close(self) -> None:
         with ours():

@@ -34,11 +34,12 @@ def die_with(parent: int) -> None:
         os._exit(1)  # the parent died before the line above
 
 
-def send(pipe: BinaryIO, message: dict[str, Any], blob: bytes | memoryview = b"") -> None:
-    """Writes one message."""
+def send(pipe: BinaryIO, message: dict[str, Any], *blob: bytes | memoryview) -> None:
+    """Writes one message; its blob may come in pieces."""
     text = json.dumps(message).encode()
-    pipe.write(HEAD.pack(len(text), len(blob)) + text)
-    pipe.write(blob)
+    pipe.write(HEAD.pack(len(text), sum(map(len, blob))) + text)
+    for piece in blob:
+        pipe.write(piece)
     pipe.flush()
 
 
@@ -71,21 +72,23 @@ class _Beat:
             send(self.pipe, {"beat": True})
 
 
-def _answer(message: dict[str, Any], blob: bytes, pipe: BinaryIO) -> tuple[dict[str, Any], bytes | memoryview]:
+def _answer(message: dict[str, Any], blob: bytes, pipe: BinaryIO) -> tuple[Any, ...]:
+    """The answer to a message, and the pieces of its blob."""
     import numpy as np
 
-    from storage import copying, probing, sampling, video
+    from storage import copying, probing, sampling
     from storage.errors import StoreError
+    from storage.limits import Limits, Rejected
 
     call, options = message["call"], message["options"]
     beat = _Beat(pipe)
     if "limits" in options:
-        options["limits"] = video.Limits(**options["limits"])
+        options["limits"] = Limits(**options["limits"])
     try:
         if call == "sample":
-            frames, kept, times = sampling.sample(blob, beat=beat, **options)
-            answer = {"shape": frames.shape, "kept": kept.tolist(), "times": times.tolist()}
-            return answer, np.ascontiguousarray(frames).reshape(-1).data
+            frames, kept, times = sampling.picked(blob, beat=beat, **options)
+            answer = {"shape": (len(frames), *frames[0].shape), "kept": kept, "times": times}
+            return answer, *(np.ascontiguousarray(frame).reshape(-1).data for frame in frames)
         if call == "score":
             from storage import scores
 
@@ -95,11 +98,11 @@ def _answer(message: dict[str, Any], blob: bytes, pipe: BinaryIO) -> tuple[dict[
         if call == "probe":
             return {"result": probing.probe(beat=beat, **options)}, b""
         if call == "thumbnails":
-            for frames, times in sampling.thumbnails(beat=beat, **options):
-                send(pipe, {"part": times.tolist()}, np.ascontiguousarray(frames).reshape(-1).data)
+            for some, moments in sampling.thumbnails(beat=beat, **options):
+                send(pipe, {"part": moments.tolist()}, np.ascontiguousarray(some).reshape(-1).data)
             return {"result": "done"}, b""
         raise LookupError(call)
-    except video.Rejected as error:
+    except Rejected as error:
         return {"reason": error.reason, "detail": error.detail}, b""
     except StoreError as error:
         return {"error": str(error)}, b""

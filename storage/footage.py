@@ -8,7 +8,7 @@ from typing import Self
 import av
 
 from storage.limits import Limits
-from storage.video import NEAR, Clock, Damage, decode, open_bytes, open_video, video_stream
+from storage.video import NEAR, Clock, Damage, decode, open_bytes, open_video, packets, video_stream
 
 SEEKABLE = ("mp4", "matroska")  # containers with an index that can be believed
 BACK = (0, 10, 60)  # seconds before the wanted frame, tried in turn until a key frame comes out in time
@@ -48,7 +48,6 @@ class Footage:
         kind = self.container.format.name
         self.sought = seek and self.from_tick > 0 and any(name in kind for name in SEEKABLE)
         self.begun = self.from_tick == 0  # whether what was seen is ours to judge
-        self.decoded = 0  # frames, those before the start too
         self.before: av.VideoFrame | None = None  # the frame before the start, which an interlaced one leans on
 
     def __enter__(self) -> Self:
@@ -71,9 +70,8 @@ class Footage:
             yield since, frame
 
     def _decode(self) -> Iterator[av.VideoFrame]:
-        for frame in decode(self.container, self.stream, self.limits, self.damage, self.beat):
-            self.decoded += 1
-            yield frame
+        found = packets(self.container, self.stream)
+        return decode(found, self.stream, self.limits, self.damage, self.beat)
 
     def _seek(self, pts: int) -> None:
         self.container.seek(pts, stream=self.stream)

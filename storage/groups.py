@@ -3,7 +3,10 @@
 import heapq
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from fractions import Fraction
+from itertools import chain
 from typing import cast
 
 import av
@@ -29,17 +32,27 @@ def reencode(why: str) -> Rejected:
     return Rejected("needs_reencode", why)
 
 
-def groups(clock: Clock, limits: Limits, longest: float, beat: Beat, window: Plan | None = None) -> Iterator[Group]:
+def groups(
+    clock: Clock,
+    limits: Limits,
+    longest: float,
+    beat: Beat,
+    window: Plan | None = None,
+    ahead: Sequence[av.Packet] = (),
+) -> Iterator[Group]:
     """Yields the packets from the first key frame on; raises `Rejected`, with ``needs_reencode`` for what to encode.
 
     A clip may begin at a key frame that nothing before is needed for, with all packets before it earlier in time and
     all after it later; such places may be at most ``longest`` seconds apart. For a ``window`` the packets begin at a
     place shortly before it, found by the container's index; `Unsure` where there is none that can be proven.
+    ``ahead`` are the packets that were read from the container by now.
     """
     if clock.stream.codec_context.name not in CODECS:
         raise reencode(f"{clock.stream.codec_context.name} in MP4")
     key = furthest = -1
-    for packet, opens in _sought(clock, limits, beat, window) if window else _looking(clock.stream, limits, beat):
+    most = math.floor(Fraction(longest) / clock.base)
+    found = _looking(clock.stream, limits, beat, ahead)
+    for packet, opens in _sought(clock, limits, beat, window, found) if window else found:
         pts = cast(int, packet.pts)
         clock.first = pts if clock.first is None else clock.first
         since = pts - clock.first
@@ -50,7 +63,7 @@ def groups(clock: Clock, limits: Limits, longest: float, beat: Beat, window: Pla
         key = since if opens else key
         if since < key:
             raise reencode("frames that lean on the group before")
-        if (since - key) * clock.base > longest:
+        if since - key > most:
             raise reencode("key frames that are too far apart")
         if clock.frames:
             clock.bound(since)
@@ -95,8 +108,7 @@ class Order:
     """Decode times for the packets of a clip, made from their times alone so that every container gives the same."""
 
     def __init__(self, clock: Clock) -> None:
-        context = clock.stream.codec_context
-        self.depth = max(int(context.has_b_frames), context.reorder_depth)
+        self.depth = clock.depth
         self.tick, self.count, self.last = clock.tick, 0, -self.depth * clock.tick - 1
         self.early: list[int] = []  # times that no packet has as its decode time yet
 
@@ -110,10 +122,12 @@ class Order:
         return time
 
 
-def _sought(clock: Clock, limits: Limits, beat: Beat, plan: Plan) -> Iterator[tuple[av.Packet, bool]]:
-    """The packets from a place before a window on; see `groups`."""
+def _sought(
+    clock: Clock, limits: Limits, beat: Beat, plan: Plan, found: Iterator[tuple[av.Packet, bool]]
+) -> Iterator[tuple[av.Packet, bool]]:
+    """The packets from a place before a window on, given those from the first on; see `groups`."""
     container, stream = clock.container, clock.stream
-    opening = next(_looking(stream, limits, beat), None)
+    opening = next(found, None)
     if opening is None or not any(name in container.format.name for name in SEEKABLE):
         raise Unsure("no index")
     first = clock.first = cast(int, opening[0].pts)
@@ -131,10 +145,13 @@ def _sought(clock: Clock, limits: Limits, beat: Beat, plan: Plan) -> Iterator[tu
     raise Unsure("no key frame before the window")
 
 
-def _looking(stream: VideoStream, limits: Limits, beat: Beat) -> Iterator[tuple[av.Packet, bool]]:
+def _looking(
+    stream: VideoStream, limits: Limits, beat: Beat, ahead: Sequence[av.Packet] = ()
+) -> Iterator[tuple[av.Packet, bool]]:
     """Yields the packets from the first key frame on, each with whether a decoder may begin there."""
-    queue: list[av.Packet] = []
-    found = packets(cast(InputContainer, stream.container), stream)
+    queue: deque[av.Packet] = deque()
+    prefix = _prefix(stream)
+    found = chain(ahead, packets(cast(InputContainer, stream.container), stream))
     ended = begun = False
     seen = 0
     while True:
@@ -149,7 +166,7 @@ def _looking(stream: VideoStream, limits: Limits, beat: Beat) -> Iterator[tuple[
             seen += 1
             if seen > limits.max_frames:
                 raise Rejected("too_many_frames", f"more than {limits.max_frames}")
-            _copyable(packet)
+            _copyable(packet, prefix)
             if begun or packet.is_keyframe:  # what comes before the first key frame cannot be decoded
                 begun = True
                 queue.append(packet)
@@ -157,15 +174,16 @@ def _looking(stream: VideoStream, limits: Limits, beat: Beat) -> Iterator[tuple[
             if not seen:
                 raise Rejected("no_frames")
             return
-        packet = queue.pop(0)
-        yield packet, _clean(packet) and all(cast(int, p.pts) > cast(int, packet.pts) for p in queue)
+        packet = queue.popleft()
+        opens = packet.is_keyframe and _clean(packet)
+        yield packet, opens and all(cast(int, p.pts) > cast(int, packet.pts) for p in queue)
 
 
 def _clean(packet: av.Packet) -> bool:
-    """Whether a decoder may begin here. H.264 calls more a key frame than what lets go of all that was before."""
+    """Whether a decoder may begin at a key frame: H.264 calls more than those so that let go of all before."""
     context = cast(VideoStream, packet.stream).codec_context
-    if not packet.is_keyframe or context.name != "h264":
-        return bool(packet.is_keyframe)
+    if context.name != "h264":
+        return True
     data, extra = memoryview(packet), context.extradata or b""  # type: ignore[arg-type]
     if extra[:1] != b"\1":  # start codes
         found, at = bytes(data), -1
@@ -181,7 +199,25 @@ def _clean(packet: av.Packet) -> bool:
     return False
 
 
-def _copyable(packet: av.Packet) -> None:
+def _prefix(stream: VideoStream) -> int:
+    """How many bytes before each unit of a packet say how long it is; 0 where none do."""
+    extra = stream.codec_context.extradata or b""
+    at = {"h264": 4, "hevc": 21}.get(stream.codec_context.name, len(extra))
+    return (extra[at] & 3) + 1 if extra[:1] == b"\1" and at < len(extra) else 0
+
+
+def _filled(packet: av.Packet, prefix: int) -> bool:
+    """Whether units fill a packet to its last byte: what a hole of zeros or a lost block leaves does not."""
+    data, at = memoryview(packet), 0  # type: ignore[arg-type]
+    while at + prefix < len(data):
+        size = int.from_bytes(data[at : at + prefix], "big")
+        if not size:
+            return False
+        at += prefix + size
+    return at == len(data)
+
+
+def _copyable(packet: av.Packet, prefix: int) -> None:
     if packet.has_sidedata("encryption_info"):
         raise Rejected("encrypted", "its packets are encrypted")
     if packet.pts is None:
@@ -190,5 +226,5 @@ def _copyable(packet: av.Packet) -> None:
         raise reencode("an edit list that hides frames")
     if packet.has_sidedata("new_extradata") or packet.has_sidedata("param_change"):
         raise reencode("its parameters change within the stream")
-    if packet.is_corrupt:
+    if packet.is_corrupt or prefix and not _filled(packet, prefix):
         raise reencode("packets that lost bytes on the way")

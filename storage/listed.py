@@ -6,7 +6,7 @@ They are checked after everything else, with what was read of the parts by then,
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow.compute as pc
 
@@ -61,28 +61,34 @@ def document(url: str) -> tuple[Any, list[str]]:
     return value, [] if records.fits(value) else ["it differs from the digest in it"]
 
 
-Problem = tuple[str, str]  # URL, what is wrong there
+class Problem(NamedTuple):
+    """What is wrong with an object; ``part`` if it is about one, ``gone`` if that, or the object, is not there."""
+
+    url: str
+    said: str
+    part: str = ""
+    gone: bool = False
 
 
 def dataset(url: str, seen: Seen) -> Iterator[Problem]:
     """A version against its digest and the indexes of its parts; a pointer against what is there."""
     value, wrong = document(url)
-    yield from ((url, problem) for problem in wrong)
+    yield from (Problem(url, said) for said in wrong)
     name, file = url.split("/")[-2:]
     if file == "latest.json":
         yield from _pointer(url, f"{value['version']}.json", seen)
         return
     for part in datasets.parse(seen.root, name, file.removesuffix(".json"), value).parts:
         if not seen.there(part.index):
-            yield url, f"it lists part {part.id}, which is not in the store; {AGAIN}"
+            yield Problem(url, f"it lists part {part.id}, which is not in the store; {AGAIN}", part.id, True)
         elif (found := seen.part(part.id)) is not None and found != part:
-            yield url, f"it lists part {part.id} with other bytes than its index has"
+            yield Problem(url, f"it lists part {part.id} with other bytes than its index has", part.id)
 
 
 def _pointer(url: str, name: str, seen: Seen) -> Iterator[Problem]:
     beside = files.join(url.rpartition("/")[0], name)
     if not seen.there(beside):
-        yield url, f"it points to {name}, which is not there"
+        yield Problem(url, f"it points to {name}, which is not there")
 
 
 def plan(url: str, seen: Seen) -> Iterator[Problem]:
@@ -91,7 +97,7 @@ def plan(url: str, seen: Seen) -> Iterator[Problem]:
         seen.planned[url] = pc.unique(tables.read(url)["part"]).to_pylist()
         return
     value, wrong = document(url)
-    yield from ((url, problem) for problem in wrong)
+    yield from (Problem(url, said) for said in wrong)
     if not url.endswith("/latest.json"):
         return
     name = f"{value['plan']}.parquet"
@@ -100,22 +106,22 @@ def plan(url: str, seen: Seen) -> Iterator[Problem]:
         if part and seen.there(parts.part_urls(seen.root, part)[1]):
             account = ledger.url(seen.root, "shard", part)
             if not seen.there(account):
-                yield account, "it is gone"
+                yield Problem(account, "it is gone", part, True)
 
 
 def pairs(url: str, seen: Seen) -> Iterator[Problem]:
     """A table of pairs against its name and the parts it was made of; a pointer against what is there."""
     if url.endswith(".json"):
         value, wrong = document(url)
-        yield from ((url, problem) for problem in wrong)
+        yield from (Problem(url, said) for said in wrong)
         yield from _pointer(url, str(value["table"]), seen)
         return
     table, about = tables.both(url)
     if near.table_of(about["parts"]) != url.rpartition("/")[2]:
-        yield url, "it is of other parts than its name says"
+        yield Problem(url, "it is of other parts than its name says")
     named = {*table["part"].to_pylist(), *table["other_part"].to_pylist()} - set(about["parts"])
     if named:
-        yield url, f"it has pairs of parts that it was not made of ({', '.join(sorted(named)[:3])})"
+        yield Problem(url, f"it has pairs of parts that it was not made of ({', '.join(sorted(named)[:3])})")
 
 
 CHECKS: dict[str, Callable[[str, Seen], Iterator[Problem]]] = {"datasets": dataset, "plans": plan, "near": pairs}

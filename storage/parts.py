@@ -7,13 +7,14 @@ sources were all quarantined has an index of no rows and no tar.
 """
 
 import hashlib
+import io
 import json
 import tarfile
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pyarrow as pa
 
@@ -50,6 +51,7 @@ INDEX = pa.schema(
 )
 ADDED = ("member", "identity", "metadata")  # since schema 1
 
+BLOCK = 1 << 20  # bytes of a clip that are in memory at a time
 Data = bytes  # `Part` has a field of that name
 
 
@@ -151,35 +153,75 @@ def whole(root: str, part: str) -> tuple[Part, pa.Table] | None:
     return found, found._checked(_current(table, None), None)
 
 
-def write_tar(rows: list[dict[str, Any]], media: list[Path], path: Path) -> tuple[list[dict[str, Any]], str]:
-    """Writes the shard; returns the rows with offset, size and sha256 of each clip filled in, and the tar's sha256.
+class Tar:
+    """A shard that is written beside other work: clips are read once, for their sha256, the tar's, and its bytes.
 
     The bytes are a function of the clips alone: no times, owners or modes get in.
     """
-    done: list[dict[str, Any]] = []
-    whole, at = hashlib.sha256(), 0
 
-    def write(pieces: list[bytes]) -> None:
-        for piece in pieces:
-            tar.write(piece)
-            whole.update(piece)
+    def __init__(self, path: Path) -> None:
+        self.path, self.rows = path, list[dict[str, Any]]()
+        self.file, self.whole, self.at = io.FileIO(path, "w"), hashlib.sha256(), 0
+        self.buffer = memoryview(bytearray(BLOCK))
+        self.behind = ThreadPoolExecutor(1, thread_name_prefix="reelmill-tar")
+        self.under_way: list[Future[None]] = []
 
-    # Both digests leave the interpreter free: the tar's is taken, and its bytes written, while the next clip is read.
-    with open(path, "wb") as tar, ThreadPoolExecutor(1) as behind:
-        written = behind.submit(write, [])
-        for row, file in zip(rows, media, strict=True):
-            data = file.read_bytes()
-            row = {"metadata": "{}", "identity": "", **row, "member": f"{row['key']}.mp4"}
-            row |= {"offset": at + tarfile.BLOCKSIZE, "size": len(data), "sha256": files.digest(data)}
-            pieces = [*_member(row["member"], data), *_member(f"{row['key']}.json", _sidecar(row))]
-            at += sum(map(len, pieces))
-            written.result()
-            written = behind.submit(write, pieces)
-            done.append(row)
-        written.result()
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.behind.shutdown(cancel_futures=True)
+        self.file.close()
+
+    def add(self, rows: list[dict[str, Any]], media: list[Path], *, give: bool = False) -> None:
+        """Appends clips, some time before `close` returns; those that are given are removed then."""
+        for row, path in zip(rows, media, strict=True):
+            self.under_way.append(self.behind.submit(self._append, row, path, give))
+
+    def _append(self, row: dict[str, Any], path: Path, give: bool) -> None:
+        clip, left = hashlib.sha256(), path.stat().st_size
+        row = {"metadata": "{}", "identity": "", **row, "member": f"{row['key']}.mp4"}
+        row |= {"offset": self.at + tarfile.BLOCKSIZE, "size": left}
+        self._write(_header(row["member"], left))
+        with open(path, "rb", buffering=0) as file:
+            while left:
+                count = file.readinto(self.buffer[:left])
+                if not count:
+                    raise OSError(f"{path} ends {left} bytes early")
+                clip.update(self.buffer[:count])
+                self._write(self.buffer[:count])
+                left -= count
+        row["sha256"] = clip.hexdigest()
+        sidecar = _sidecar(row)
+        self._write(_padding(row["size"]) + _header(f"{row['key']}.json", len(sidecar)) + sidecar)
+        self._write(_padding(len(sidecar)))
+        self.rows.append(row)
+        if give:
+            path.unlink()
+
+    def _write(self, data: bytes | memoryview) -> None:
+        self.whole.update(data)
+        self.at += len(data)
+        rest = memoryview(data)
+        while rest:
+            rest = rest[self.file.write(rest) :]
+
+    def close(self) -> str:
+        """Ends the tar and returns its sha256; ``rows`` have the offset, size and sha256 of each clip then."""
+        for done in self.under_way:
+            done.result()
         end = 2 * tarfile.BLOCKSIZE
-        write([b"\0" * (end + -(at + end) % tarfile.RECORDSIZE)])
-    return done, whole.hexdigest()
+        self._write(b"\0" * (end + -(self.at + end) % tarfile.RECORDSIZE))
+        self.file.close()
+        return self.whole.hexdigest()
+
+
+def write_tar(rows: list[dict[str, Any]], media: list[Path], path: Path) -> tuple[list[dict[str, Any]], str]:
+    """Writes the shard; returns the rows with offset, size and sha256 of each clip filled in, and the tar's sha256."""
+    with Tar(path) as tar:
+        tar.add(rows, media)
+        digest = tar.close()
+    return tar.rows, digest
 
 
 SIDECAR = (
@@ -202,21 +244,31 @@ def _sidecar(row: dict[str, Any]) -> bytes:
     return json.dumps(facts, sort_keys=True).encode()
 
 
-def _member(name: str, data: bytes) -> tuple[bytes, bytes, bytes]:
-    """A member of a tar: header, bytes, padding."""
+def _header(name: str, size: int) -> bytes:
     member = tarfile.TarInfo(name)
-    member.size, member.mode, member.mtime = len(data), 0o644, 0
-    return member.tobuf(tarfile.USTAR_FORMAT), data, b"\0" * (-len(data) % tarfile.BLOCKSIZE)
+    member.size, member.mode, member.mtime = size, 0o644, 0
+    return member.tobuf(tarfile.USTAR_FORMAT)
+
+
+def _padding(size: int) -> bytes:
+    return b"\0" * (-size % tarfile.BLOCKSIZE)
 
 
 def commit(root: str, part: str, rows: list[dict[str, Any]], media: list[Path], folder: Path) -> Part:
+    """`commit_tar` of these clips."""
+    with Tar(folder / f"{part}.tar") as tar:
+        tar.add(rows, media)
+        return commit_tar(root, part, tar)
+
+
+def commit_tar(root: str, part: str, tar: Tar) -> Part:
     """Commits a part: the tar into place, then the index. Returns the part that is in the store afterwards.
 
     Where another writer was first, its part is returned. A tar without an index is the remains of a killed writer,
     or of one still at work: it is left alone.
     """
     media_url, index_url = part_urls(root, part)
-    tar = folder / f"{part}.tar"
+    digest, rows = tar.close(), tar.rows
     facts: dict[str, Any] = {
         "id": part,
         "media": "",
@@ -227,17 +279,17 @@ def commit(root: str, part: str, rows: list[dict[str, Any]], media: list[Path], 
         "labelled": "",
     }
     if rows:
-        rows, digest = write_tar(rows, media, tar)
-        facts |= {"bytes": tar.stat().st_size, "digest": digest}
+        facts |= {"bytes": tar.path.stat().st_size, "digest": digest}
         facts |= {"split": rows[0]["split"], "labelled": rows[0]["labelled"]}
         try:
-            files.publish(tar, media_url, give=True)
+            files.publish(tar.path, media_url, give=True)
         except Conflict:
             media_url = files.join(root, "parts", f"{part}-{facts['digest'][:16]}.tar")
-            files.publish(tar, media_url, give=True)
+            files.publish(tar.path, media_url, give=True)
         facts["media"] = media_url.rsplit("/", 1)[1]
     index = tables.pack(pa.Table.from_pylist(rows, schema=INDEX), facts)
-    files.publish_bytes(index, index_url, same=False)
+    if files.publish_bytes(index, index_url, same=False):
+        return from_record(root, facts)
     found = find(root, part)
     assert found is not None, index_url
     return found

@@ -64,7 +64,7 @@ class Planning:
             yield from batch.to_pylist()
 
     def listed(self, sources: Iterable[Source], labels: dict[str, Labels], held_out: float) -> int:
-        """Takes the listing in and returns how many files it has; of rows with one path the first counts."""
+        """Takes the listing in and returns how many files it has; of rows with one path the first URL counts."""
         for some in batches(sources):
             self._insert(
                 "listed",

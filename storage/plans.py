@@ -150,6 +150,7 @@ def members(draft: Draft) -> list[Member]:
     except FileNotFoundError as error:
         raise Damaged(f"{draft.plan}: the plan of part {draft.id} is gone; prepare again") from error
     except tables.BROKEN as error:
+        tables.unless_ours(error, draft.plan)
         raise Damaged(f"{draft.plan} cannot be read ({error}); remove it and prepare again") from error
     found = [member(row) for row in table.to_pylist()]
     if len(found) != draft.units:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from storage import adoption, columns, datasets, files, parts, plans, sources
+from storage import adoption, columns, datasets, files, parts, plans, sources, tables
 from storage.errors import Damaged
 from storage.limits import Rejected
 from storage.parts import Part
@@ -43,6 +43,7 @@ class Remedies:
     def __post_init__(self) -> None:
         self.plans: dict[str, list[plans.Draft]] = {}  # the parts of the newest plan of every dataset
         self.listed: dict[str, tuple[str, Part]] = {}  # those of all dataset versions, with the name of a dataset
+        self.sources: dict[str, list[str]] = {}  # by part, see `lost`
         for name in files.names(files.join(self.root, "plans")):
             try:
                 if plan := plans.latest(self.root, name):
@@ -75,6 +76,12 @@ class Remedies:
         """What to do about a finding."""
         return RULES[finding.kind](self, finding)
 
+    def lost(self, draft: plans.Draft) -> list[str]:
+        """The members of a part whose sources are not there any more as they were planned; looked at once."""
+        if draft.id not in self.sources:
+            self.sources[draft.id] = [member.name for member in plans.members(draft) if not _there(member)]
+        return self.sources[draft.id]
+
     def again(self, finding: Finding, part: str, *gone: str) -> Remedy:
         """The remedy by which a part is made again, once these objects are gone; what makes it must still be there."""
         if part in self.volumes:
@@ -82,7 +89,7 @@ class Remedies:
         for name, drafts in self.plans.items():
             for draft in drafts:
                 if draft.id == part:
-                    if lost := [member.name for member in plans.members(draft) if not _there(member)]:
+                    if lost := self.lost(draft):
                         return _no(
                             finding, f"{len(lost)} of its sources are gone or changed ({', '.join(lost[:3])}); put "
                             "them back, or restore it from a copy"
@@ -116,19 +123,18 @@ def _stem(finding: Finding) -> str:
 
 
 def _part(known: Remedies, finding: Finding) -> Remedy:
-    media, index = parts.part_urls(known.root, _stem(finding).partition("-")[0])
+    _, index = parts.part_urls(known.root, finding.part)
     if not finding.url.startswith(files.join(known.root, "parts", "")):
         return _no(finding, finding.remedy)  # somebody else's tar
-    part = index.rpartition("/")[2].removesuffix(".parquet")
-    tars = [files.join(known.root, "parts", name) for name in known.tars if name.startswith(part)]
-    return known.again(finding, part, index, *tars)
+    tars = [files.join(known.root, "parts", name) for name in known.tars if name.startswith(finding.part)]
+    return known.again(finding, finding.part, index, *tars)
 
 
 def _ledger(known: Remedies, finding: Finding) -> Remedy:
     step, stem = finding.url.split("/")[-2], _stem(finding)
     if step in ("shard", "volumes"):  # written only where the part is committed anew; its tar may stay
         found = known.again(finding, stem, parts.part_urls(known.root, stem)[1], finding.url)
-        if found.possible or stem not in known.listed or finding.problem == "it is gone":
+        if found.possible or stem not in known.listed or finding.gone:
             return found
         return Remedy(finding, "nobody reads the account of a part of an older version", (finding.url,))
     if step == "select":
@@ -158,7 +164,7 @@ def _given(root: str, column: str, version: str) -> bool:
     """Whether a version was made from somebody's table, as those of its objects say that can be read."""
     for name in files.names(files.join(root, "columns", column, version), ".parquet"):
         try:
-            return set(columns.about_at(files.join(root, "columns", column, version, name))) == {"file", "digest"}
+            return set(tables.about(files.join(root, "columns", column, version, name))) == {"file", "digest"}
         except (Damaged, FileNotFoundError):
             continue
     return True  # nothing says that it was not
@@ -181,11 +187,10 @@ def _checkpoint(known: Remedies, finding: Finding) -> Remedy:
 
 def _dataset(known: Remedies, finding: Finding) -> Remedy:
     name = finding.url.split("/")[-2]
-    if finding.problem.startswith("it lists part"):
-        part = finding.problem.split()[3].rstrip(",")
-        if "with other bytes" in finding.problem:
-            return _no(finding, f"the next `reelmill prepare` of dataset {name} lists the part as it is now")
-        return known.again(finding, part)
+    if finding.part and not finding.gone:
+        return _no(finding, f"the next `reelmill prepare` of dataset {name} lists the part as it is now")
+    if finding.part:
+        return known.again(finding, finding.part)
     try:
         latest = datasets.latest(known.root, name)
     except (Damaged, KeyError, TypeError):

@@ -6,6 +6,7 @@ import av
 import numpy as np
 
 from storage.footage import Footage, Unsure
+from storage.interlace import progressive
 from storage.limits import DEFAULT, Limits
 from storage.picture import Upright
 from storage.video import NEAR
@@ -18,17 +19,25 @@ def sample(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Decodes a clip's bytes (MP4, WebM, Matroska, AVI, MPEG, FLV) and keeps the frames nearest to a grid of ``fps``.
 
-    Returns the kept frames `[T, H, W, 3]` uint8, upright and of square pixels, their times `[T]` and the times of
-    all frames `[N]`, in seconds since the clip's start; every frame where ``fps`` is None. ``beat()`` is called once
-    a packet. Raises `Rejected`.
+    Returns the kept frames `[T, H, W, 3]` uint8, upright, deinterlaced and of square pixels, their times `[T]` and
+    the times of all frames `[N]`, in seconds since the clip's start; every frame where ``fps`` is None. ``beat()`` is
+    called once a packet. Raises `Rejected`.
     """
+    kept, kept_times, times = picked(data, fps, limits, beat)
+    return np.stack(kept), np.asarray(kept_times), np.asarray(times)
+
+
+def picked(
+    data: bytes, fps: float | None = None, limits: Limits = DEFAULT, beat: Callable[[], None] = lambda: None
+) -> tuple[list[np.ndarray], list[float], list[float]]:
+    """`sample`, with each frame `[H, W, 3]` uint8 by itself: putting them together copies every byte."""
     kept: list[np.ndarray] = []
     kept_times: list[float] = []
     times: list[float] = []
     held: tuple[float, av.VideoFrame] | None = None
     with Footage(data, limits, beat=beat) as footage:
         upright = Upright(footage.stream.sample_aspect_ratio)
-        for now, frame in footage:
+        for now, frame, _ in progressive(footage):  # a clip that was adopted may be interlaced; ours are not
             time = float(now * footage.clock.base)
             times.append(time)
             if fps is None:
@@ -45,7 +54,9 @@ def sample(
         footage.damage.judge(limits, at_end=True)
     if fps is not None and held is not None and not kept:
         kept, kept_times = [upright.rgb(held[1])], [0.0]
-    return np.stack(kept), np.asarray(kept_times), np.asarray(times)
+    if len({frame.shape for frame in kept}) != 1:
+        raise ValueError("frames of several sizes, or none")
+    return kept, kept_times, times
 
 
 def thumbnails(

@@ -104,7 +104,7 @@ def _sharpness(luma: np.ndarray) -> float:
 
 @lru_cache(maxsize=1)
 def _cosines() -> np.ndarray:
-    """The first nine rows of the orthonormal DCT-II of `CELLS` samples."""
+    """The first eight rows of the orthonormal DCT-II of `CELLS` samples."""
     k, n = np.arange(8)[:, None], np.arange(CELLS)[None, :]
     matrix = np.cos(np.pi * (2 * n + 1) * k / (2 * CELLS)) * np.sqrt(2 / CELLS)
     matrix[0] /= np.sqrt(2)

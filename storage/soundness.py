@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
-from storage import datasets, files, inventory, ledger, listed, near, records, shards, tables
+from storage import checkpoints, datasets, files, inventory, ledger, listed, near, parts, records, shards, tables
 from storage.errors import Damaged, InputError
 from storage.listed import Seen, document
 from storage.parts import Part
@@ -45,12 +45,14 @@ class Unit:
 
 @dataclass(frozen=True)
 class Finding:
-    """What is wrong with an object, and what to do."""
+    """What is wrong with an object, and what to do; ``part`` and ``gone`` as in `storage.listed.Problem`."""
 
     kind: str
     url: str
     problem: str
     remedy: str
+    part: str = ""
+    gone: bool = False
 
 
 def units(root: str) -> list[Unit]:
@@ -112,18 +114,26 @@ def check(unit: Unit, root: str, whole: bool = True, seen: Seen | None = None) -
         return [] if unit.size else [Finding(unit.kind, unit.url, "it has no bytes", remedy)]
     try:
         if unit.kind in LISTS:
-            return [_listed(unit, url, problem) for url, problem in listed.CHECKS[unit.kind](unit.url, seen)]
+            return [_listed(unit, problem) for problem in listed.CHECKS[unit.kind](unit.url, seen)]
         return [Finding(unit.kind, unit.url, problem, remedy) for problem in CHECKS[unit.kind](unit.url, seen)]
     except FileNotFoundError:
-        return [Finding(unit.kind, unit.url, "it is gone", remedy)]
+        return [Finding(unit.kind, unit.url, "it is gone", remedy, gone=True)]
     except BROKEN as error:
         return [Finding(unit.kind, unit.url, _plain(error), remedy)]
 
 
-def _listed(unit: Unit, url: str, problem: str) -> Finding:
+def still(finding: Finding, root: str) -> bool:
+    """Whether something is wrong with an object yet: since it was looked at, another run may have made it again."""
+    if finding.gone and finding.kind != "datasets":
+        return not files.exists(finding.url)
+    url = parts.part_urls(root, finding.part)[1] if finding.kind == "parts" else finding.url
+    return any(found.url == finding.url for found in check(Unit(finding.kind, url), root))
+
+
+def _listed(unit: Unit, problem: listed.Problem) -> Finding:
     """A finding about a list, or about an object that it misses."""
-    kind = unit.kind if url == unit.url else "ledger"
-    return Finding(kind, url, problem, AGAIN[kind])
+    kind = unit.kind if problem.url == unit.url else "ledger"
+    return Finding(kind, problem.url, problem.said, AGAIN[kind], problem.part, problem.gone)
 
 
 def _plain(error: BaseException) -> str:
@@ -165,10 +175,7 @@ VERDICTS = {"kept", "dropped", "quarantined"}
 def _checkpoint(url: str, seen: Seen) -> list[str]:
     value, wrong = document(url)
     folder = url.rpartition("/")[0]
-    files.check_schema(folder, value)
-    if lacking := {"step", "final", "about"} - value.keys():
-        wrong.append(f"it does not say {', '.join(sorted(lacking))}")
-    for name, digest in value["digests"].items():
+    for name, digest in checkpoints.checked(folder, value)["digests"].items():
         if files.digest(files.read(files.join(folder, name))) != digest:
             wrong.append(f"{name} differs from its manifest")
     return wrong
@@ -202,26 +209,26 @@ def _part(unit: Unit, seen: Seen, whole: bool) -> Iterator[Finding]:
     try:
         found = seen.index(name)
     except (Damaged, TypeError, KeyError) as error:
-        yield Finding("parts", unit.url, _plain(error), OURS.replace("its index", "its tar"))
+        yield Finding("parts", unit.url, _plain(error), OURS.replace("its index", "its tar"), name)
         return
     if found is None:
-        yield Finding("parts", unit.url, "the index is gone", OURS.replace("it and its index", "its tar"))
+        yield Finding("parts", unit.url, "the index is gone", OURS.replace("it and its index", "its tar"), name, True)
         return
     part, table = found
     if part.id != name:
-        yield Finding("parts", unit.url, f"the index is of part {part.id}", OURS)
+        yield Finding("parts", unit.url, f"the index is of part {part.id}", OURS, name)
         return
     if not part.samples:
         return
     remedy = OURS if part.media.startswith(files.join(seen.root, "parts", "")) else THEIRS
     try:
         if (size := int(files.info(part.media)["size"])) != part.bytes:
-            yield Finding("parts", part.media, f"{size} bytes, {part.bytes} were committed", remedy)
+            yield Finding("parts", part.media, f"{size} bytes, {part.bytes} were committed", remedy, name)
             return
         for problem in _tar(part, table.to_pylist(), remedy == OURS) if whole else ():
-            yield Finding("parts", part.media, problem, remedy)
+            yield Finding("parts", part.media, problem, remedy, name)
     except FileNotFoundError:
-        yield Finding("parts", part.media, "it is gone", remedy)
+        yield Finding("parts", part.media, "it is gone", remedy, name, True)
 
 
 def _tar(part: Part, rows: list[dict[str, Any]], strict: bool) -> Iterator[str]:
@@ -230,7 +237,7 @@ def _tar(part: Part, rows: list[dict[str, Any]], strict: bool) -> Iterator[str]:
     Clips are compared one by one only where the whole differs from what was committed.
     """
     with files.scratch() as folder:
-        path = files.local_path(part.media, folder / "tar")
+        path = files.local_path(part.media, folder / "tar", part.bytes)
         with open(path, "rb") as file:
             differs = hashlib.file_digest(file, "sha256").hexdigest() != part.digest
             bad = [row["key"] for row in rows if _differs(file, row)] if differs else []

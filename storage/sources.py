@@ -226,7 +226,7 @@ def fetch(source: Source, folder: str) -> str:
     target = os.path.join(folder, "source")
     with reading(source):
         if source.offset < 0:
-            return files.local_path(source.url, target)
+            return files.local_path(source.url, target, source.size)
         with open(target, "wb") as file:
             file.writelines(_blocks(source))
     return target

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from storage import files
-from storage.errors import Damaged
+from storage.errors import Damaged, StoreError
 
 # What Arrow raises over altered bytes; FileNotFoundError never gets here, the bytes are read before.
 BROKEN = (pa.ArrowException, OSError, ValueError, KeyError, TypeError)
@@ -82,6 +82,12 @@ def about(url: str) -> dict[str, Any]:
 def both(url: str) -> tuple[pa.Table, dict[str, Any]]:
     """`read` and `about` of one object, fetched once."""
     return _parsed(url, lambda data: (_table(data, None), _about(data)))
+
+
+def unless_ours(error: Exception, url: str) -> None:
+    """Raises `StoreError` for an error with a number: the system gave it, or the store; Arrow over bytes has none."""
+    if isinstance(error, OSError) and error.errno is not None and not isinstance(error, FileNotFoundError):
+        raise StoreError(f"{url} cannot be read now ({type(error).__name__}: {error}); try again") from error
 
 
 def _parsed(url: str, parse: Any) -> Any:

@@ -7,7 +7,7 @@ Every function here runs in whatever process calls it. Files from outside are on
 import io
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import cast
@@ -19,9 +19,7 @@ from av.video.stream import VideoStream
 
 from storage import sniff
 from storage.encoder import FALLBACK_TIME_BASE
-from storage.limits import DEFAULT, LIMIT_BYTES, REASONS, Limits, Rejected, check_size
-
-__all__ = ["LIMIT_BYTES", "REASONS", "Clock", "Limits", "Rejected", "check_size", "open_bytes", "open_video"]
+from storage.limits import DEFAULT, Limits, Rejected, check_size
 
 # Everything a file may be, and the only protocol it may speak: playlists and concat scripts can name other files
 # and hosts, and FFmpeg follows them unless both lists forbid it.
@@ -135,11 +133,11 @@ class Damage:
 
 
 def decode(
-    container: InputContainer, stream: VideoStream, limits: Limits, damage: Damage, beat: Callable[[], None]
+    found: Iterable[av.Packet], stream: VideoStream, limits: Limits, damage: Damage, beat: Callable[[], None]
 ) -> Iterator[av.VideoFrame]:
-    """Yields the frames in order; damaged packets are passed over and counted. ``beat()`` is called once a packet."""
+    """Yields the frames of packets in order; damaged ones are passed over and counted. ``beat()`` comes with each."""
     total, shape, arrived = 0, None, False
-    for packet in packets(container, stream):
+    for packet in found:
         beat()
         arrived = arrived or packet.size > 0
         before = damage.damaged
@@ -200,6 +198,8 @@ class Clock:
         self.longest_gap = round(self.limits.max_gap / self.base)
         self.longest = round(self.limits.max_seconds / self.base)
         self.container = cast(InputContainer, self.stream.container)
+        context = self.stream.codec_context
+        self.depth = max(int(context.has_b_frames), context.reorder_depth)  # frames that are decoded ahead of time
         self.lossy = self.container.format.name in ("mpegts", "mpeg")
 
     def read(self, pts: int | None) -> int:

@@ -99,10 +99,10 @@ def _known(root: str, dataset: Dataset, scored: str, clips: pa.Table) -> tuple[n
     folder = files.join(root, "near", version(scored))
     try:
         last = files.join(folder, files.read_json(files.join(folder, f"{dataset.name}.json"))["table"])
-        table, compared = tables.read(last), tables.about(last)["parts"]
+        table, about = tables.both(last)
     except FileNotFoundError:
         return new, nothing
-    new = ~pc.is_in(clips["part"], pa.array(compared, pa.string())).to_numpy(zero_copy_only=False)
+    new = ~pc.is_in(clips["part"], pa.array(about["parts"], pa.string())).to_numpy(zero_copy_only=False)
     exact = table.filter(pc.equal(table["kind"], "exact"))
     # A copy was not compared itself; it has to be once the clip it copies is gone.
     copies = _places(clips, exact["other_part"], exact["other"])

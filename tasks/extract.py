@@ -74,10 +74,11 @@ def commit(
     about: dict[str, Any],
 ) -> Report:
     """Commits a version of the column for one part; ``embed`` is given the clips that parts ``before`` have none of."""
-    had = carry.known(root, COLUMN, name, part, before)
-    todo = carry.missing(part, had)
+    rows = part.rows()
+    had = carry.known(root, COLUMN, name, rows, before)
+    todo = carry.missing(rows, had)
     made = _as_table(part, todo, *embed(todo)) if todo else None
-    columns.write(root, COLUMN, name, part, carry.together(part, had, made), about)
+    columns.write(root, COLUMN, name, part, carry.together(rows, had, made), about, rows)
     return Report(items=part.samples, kept=part.samples, decoded=len(todo))
 
 

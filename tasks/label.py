@@ -93,7 +93,7 @@ def label_part(part: Part, *, root: str, proposals: Proposals | None = None) -> 
         made = [placed(row, *of_clip, proposals) for row, of_clip in zip(rows, scores, strict=True)]
         table = pa.Table.from_pylist(made, schema=PROPOSED)
     about = proposals.about() if proposals else METHOD
-    columns.write(root, COLUMN, version(proposals), part, table, about)
+    columns.write(root, COLUMN, version(proposals), part, table, about, rows)
     return Report(items=part.samples, kept=part.samples)
 
 

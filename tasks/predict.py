@@ -78,17 +78,17 @@ def predict_part(
     """
     found = checkpoints.describe(checkpoint)
     about, name = found.about, version(found)
-    had = carry.known(root, COLUMN, name, part, before)
-    todo = carry.missing(part, had)
+    index = part.rows()
+    had = carry.known(root, COLUMN, name, index, before)
+    todo = carry.missing(index, had)
     rows = [
         {"key": key, "times": times, "scores": scores.astype(np.float16)}
         for key, times, scores in scored(root, part, todo, found, (others or {}).get(part.id, []))
     ]
-    table = carry.together(part, had, _as_table(rows, len(about["classes"])) if rows else None)
-    sources = part.table(["source"])["source"].to_pylist()
+    table = carry.together(index, had, _as_table(rows, len(about["classes"])) if rows else None)
     runs = [
-        {"key": key, "source": source, **segment}
-        for source, (key, clock, scores) in zip(sources, _clips(table), strict=True)
+        {"key": key, "source": row["source"], **segment}
+        for row, (key, clock, scores) in zip(index, _clips(table), strict=True)
         for segment in segments(scores, clock, about["classes"])
     ]
     made = {
@@ -99,7 +99,7 @@ def predict_part(
     }
     packed = tables.pack(pa.Table.from_pylist(runs, schema=SEGMENTS), made)
     files.publish_bytes(packed, _segments_url(root, name, part.id), same=False)
-    columns.write(root, COLUMN, name, part, table, made)
+    columns.write(root, COLUMN, name, part, table, made, index)
     decoded = 0 if takes(about) == "features" else len(todo)
     return Report(items=len(todo), kept=len(todo), decoded=decoded)
 

@@ -5,7 +5,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from storage import files, ledger
+from storage import files, ledger, soundness
 from storage.errors import Damaged
 from storage.ledger import Entry
 from storage.remedies import Remedies, Remedy
@@ -38,6 +38,11 @@ def _record(root: str, found: list[Remedy]) -> str:
     return ledger.url(root, STEP, name)
 
 
+def _counted(some: list[Remedy], found: list[Remedy]) -> str:
+    gone = {url for one in some for url in one.remove}
+    return f"{len(some)} of {len(found)} findings can be mended, {len(gone)} objects"
+
+
 def repair(
     root: Annotated[str, Field(description="Folder or URL that `prepare` has written to.")],
     dataset: Annotated[str | None, Field(description="Only what belongs to this dataset.")] = None,
@@ -46,8 +51,8 @@ def repair(
 ) -> str:
     """Take away what is damaged and can be made again, so that the next run makes it; say what cannot.
 
-    Only says what, unless --no-dry-run is given. What goes is written down under ledger/repair. Exits with 1 where
-    something is left that cannot be mended here.
+    Only says what, unless --no-dry-run is given. What goes is looked at once more, and written down under
+    ledger/repair. Exits with 1 where something is left that cannot be mended here.
     """
     root = files.existing_root(root)
     found = remedies(root, dataset, model)
@@ -59,12 +64,11 @@ def repair(
     if not found:
         return "nothing is damaged"
     left = [one for one in found if not one.possible]
-    gone = list(dict.fromkeys(url for one in found for url in one.remove))
-    rest = f"{len(found) - len(left)} of {len(found)} findings can be mended, {len(gone)} objects"
     if dry_run:
-        return f"{rest} would go; --no-dry-run does it"
-    where = _record(root, found) if len(left) < len(found) else ""
-    for one in found:
+        return f"{_counted([one for one in found if one.possible], found)} would go; --no-dry-run does it"
+    mended = [one for one in found if one.possible and soundness.still(one.finding, root)]
+    where = _record(root, mended) if mended else ""
+    for one in mended:
         for url in one.remove:  # in the order given: an index before its tar
             files.remove(url)
         for url, data in one.write.items():
@@ -74,4 +78,6 @@ def repair(
             f"{len(left)} of {len(found)} findings cannot be mended here; the first: {left[0].finding.url}: "
             f"{left[0].said}" + (f"; what was mended is in {where}" if where else "")
         )
-    return f"{rest} went, see {where}; run again what makes them"
+    if not mended:
+        return "nothing is damaged any more: another run has made it again meanwhile"
+    return f"{_counted(mended, found)} went, see {where}; run again what makes them"

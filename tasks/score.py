@@ -31,10 +31,11 @@ def _lists(hashes: list[np.ndarray]) -> pa.Array:
 
 def score_part(part: Part, *, root: str, before: Before | None = None) -> Report:
     """Decodes each clip of a part once and commits its scores and signature; parts ``before`` may have them."""
-    had = carry.known(root, COLUMN, scores.version(), part, before)
-    todo = carry.missing(part, had)
+    rows = part.rows()
+    had = carry.known(root, COLUMN, scores.version(), rows, before)
+    todo = carry.missing(rows, had)
     made = _measured(part, todo) if todo else None
-    columns.write(root, COLUMN, scores.version(), part, carry.together(part, had, made), scores.SETTINGS)
+    columns.write(root, COLUMN, scores.version(), part, carry.together(rows, had, made), scores.SETTINGS, rows)
     return Report(items=part.samples, kept=part.samples, decoded=len(todo))
 
 

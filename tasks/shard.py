@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -65,8 +66,8 @@ def _row(member: Member, content: str, clip: dict[str, Any]) -> dict[str, Any]:
 class _Cutter:
     """Makes the clips of one part: takes those that another part has, and cuts the others in the sandbox."""
 
-    def __init__(self, root: str, draft: Draft, recipe: dict[str, Any], folder: Path) -> None:
-        self.root, self.draft, self.recipe, self.folder = root, draft, recipe, folder
+    def __init__(self, root: str, draft: Draft, recipe: dict[str, Any], folder: Path, beside: Executor) -> None:
+        self.root, self.draft, self.recipe, self.folder, self.beside = root, draft, recipe, folder, beside
         self.local: tuple[str, str] = ("", "")  # URL and path of the source fetched last: its windows lie together
         self.others: dict[str, tuple[Part | None, list[dict[str, Any]]]] = {}
         self.decoded = 0
@@ -119,18 +120,18 @@ class _Cutter:
     def _before(self, part: str) -> tuple[Part | None, list[dict[str, Any]]]:
         """A part that clips may be taken from, and its index rows; read once for all members."""
         if part and part not in self.others:
-            found = parts.find(self.root, part)
-            self.others[part] = (found, found.rows() if found else [])
+            found = parts.whole(self.root, part)
+            self.others[part] = (found[0], found[1].to_pylist()) if found else (None, [])
         return self.others.get(part, (None, []))
 
     def _cut(self, member: Member, folder: Path, *, alone: bool) -> tuple[tuple[list[Any], list[Path]], str]:
         """The rows and files of a source's clips, and what was done to its frames beyond scaling."""
         check_size(member.source.size)
-        path, content = self._fetch(member), member.content_id
+        path = self._fetch(member)
         with sources.reading(member.source):
             if sources.fingerprint_file(path) != member.identity[:32]:
                 raise Rejected("source_changed", "other bytes than when it was listed; the next run takes it up")
-            content = content or files.digest_file(path)
+        digest = None if member.content_id else self.beside.submit(files.digest_file, path)
         window = None if member.whole else (member.start, member.end)
         box = sandbox.mine()
         bounds = None
@@ -140,6 +141,8 @@ class _Cutter:
         options |= {"window": window, "bounds": bounds}
         self.decoded += 1
         clips = sandbox.cut_alone(path, folder, **options) if alone else box.cut(path, folder, **options)
+        with sources.reading(member.source):
+            content = digest.result() if digest else member.content_id
         rows, media = [_row(member, content, clip) for clip in clips], [folder / clip["file"] for clip in clips]
         return (rows, media), "; ".join(dict.fromkeys(note for clip in clips for note in clip["notes"]))
 
@@ -171,19 +174,16 @@ def shard_part(draft: Draft, *, root: str, recipe: dict[str, Any]) -> Report:
     """Makes and commits one part: clips of every member, the ledger, the tar, then the index."""
     began = time.monotonic()
     entries: list[Entry] = []
-    rows: list[dict[str, Any]] = []
-    media: list[Path] = []
     suspects = inflight.suspects(root, draft.id)
     try:
-        with files.scratch() as folder:
-            cutter = _Cutter(root, draft, recipe, folder)
+        with files.scratch() as folder, ThreadPoolExecutor(1) as beside, parts.Tar(folder / "tar") as tar:
+            cutter = _Cutter(root, draft, recipe, folder, beside)
             for entry, some, clips in cutter.entries(plans.members(draft), suspects):
                 entries.append(entry)
-                rows += some
-                media += clips
+                tar.add(some, clips, give=True)
             if not parts.committed(root, draft.id):  # a faster worker's account stays with its part
                 ledger.write(root, "shard", draft.id, entries)
-            part = parts.commit(root, draft.id, rows, media, folder)
+            part = parts.commit_tar(root, draft.id, tar)
     except Exception:
         inflight.leave(root, draft.id, suspects)
         raise

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from storage import cutting
-from storage.video import REASONS, Limits, Rejected
+from storage.limits import REASONS, Limits, Rejected
 from tests.videos import H, W, find, flipped, hole, make, sound, still
 
 

@@ -119,13 +119,13 @@ def test_a_clip_of_other_bytes_takes_nothing_over(home):
     name, _ = score.score_dataset(root, data)
     root, joined = frozen(home, units=100)
     (part,) = joined.parts
-    assert carry.known(root, "scores", name, part, carry.replaced(root, joined)).num_rows == 8
+    assert carry.known(root, "scores", name, part.rows(), carry.replaced(root, joined)).num_rows == 8
     other = tables.read(part.index)
     column = other.schema.get_field_index("sha256")
     facts = tables.about(part.index)
     altered = other.set_column(column, "sha256", pa.array(["0" * 64] * 8))
     files.replace(tables.pack(altered, facts), part.index)
-    assert carry.known(root, "scores", name, part, carry.replaced(root, joined)) is None
+    assert carry.known(root, "scores", name, part.rows(), carry.replaced(root, joined)) is None
 
 
 def test_quarantined_videos_are_tried_again_on_request(home, monkeypatch):
