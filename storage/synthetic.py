@@ -124,18 +124,20 @@ def render_archive(
     dense: int,
     long: int = 0,
     *,
+    extras: bool = True,
     run: Callable[[Callable[[Script], list[dict[str, object]]], list[Script]], Iterable[list[dict[str, object]]]],
 ) -> dict[str, object]:
     """Renders ``folder/archive`` and ``folder/labels.csv``; ``run(function, items)`` decides what runs in parallel.
 
-    Returns what was made: paths and counts. The same seed gives the same bytes on any number of cores.
+    ``extras`` are the broken files and the real clips. Returns what was made: paths and counts. The same seed gives the
+    same bytes on any number of cores.
     """
     archive = folder / "archive"
     rows: list[dict[str, object]] = []
     for made in run(_Render(archive), scripts(seed, weak, dense, long=long)):
         rows += made
-    broken = plant_broken(archive, seed)
-    real = copy_real(archive)
+    broken = plant_broken(archive, seed) if extras else []
+    real = copy_real(archive) if extras else []
     write_labels(rows, folder / "labels.csv")
     return {
         "archive": str(archive),
