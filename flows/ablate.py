@@ -29,7 +29,7 @@ def ablate(
     ] = "default",
     weak: Annotated[int | None, Field(description=f"Videos to pretrain on, {COUNT}", ge=8)] = None,
     dense: Annotated[int | None, Field(description=f"Videos of single-stream tables, {COUNT}", ge=6)] = None,
-    long: Annotated[int | None, Field(description=f"Videos of the other tables, {COUNT}", ge=6)] = None,
+    sparse: Annotated[int | None, Field(description=f"Videos of the other tables, {COUNT}", ge=6)] = None,
     pretrain_steps: Annotated[int | None, Field(description=f"Steps of pretraining, {COUNT}", ge=1)] = None,
     finetune_steps: Annotated[int | None, Field(description=f"Steps of one stream alone, {COUNT}", ge=1)] = None,
     joint_steps: Annotated[int | None, Field(description=f"Steps of two streams together, {COUNT}", ge=1)] = None,
@@ -42,7 +42,7 @@ def ablate(
     """
     root = opened(root)
     given = {
-        "weak": weak, "dense": dense, "long": long, "pretrain_steps": pretrain_steps,
+        "weak": weak, "dense": dense, "sparse": sparse, "pretrain_steps": pretrain_steps,
         "finetune_steps": finetune_steps, "joint_steps": joint_steps,
     }  # fmt: skip
     found = [ablation(root, one.id, chosen_seeds(seeds), budget, given) for one in tables_of(table)]

@@ -23,13 +23,12 @@ def archive(root: str, style: str, seed: int, budget: Budget) -> Dataset:
     Both styles of a seed have the same weak videos, which become the same parts, so what is pretrained on them is
     pretrained once.
     """
-    count = budget.dense if style == "dense" else budget.long
+    count = getattr(budget, style)
     name = f"{style}-{seed}-{budget.weak}-{count}"
     if "file" not in files.locate(root)[0].protocol:
         raise InputError(f"{root}: ablations render into a local folder; give --root a path")
     folder = files.join(files.locate(root)[1], "archives", name)
-    counts = {"dense": count} if style == "dense" else {"dense": 0, "long": count}
-    made = render_archive(folder, seed, budget.weak, extras=False, **counts)
+    made = render_archive(folder, seed, budget.weak, extras=False, **{"dense": 0, style: count})
     plan, listed = plan_archive(
         root, name, made["archive"], made["labels"], classes=[], held_out=1 / 3, recipe=CUT, limits=Limits(units=96)
     )

@@ -27,7 +27,7 @@ class Budget:
 
     weak: int = 640
     dense: int = 120
-    long: int = 60
+    sparse: int = 75
     pretrain_steps: int = 400
     finetune_steps: int = 150
     joint_steps: int = 100
@@ -37,9 +37,11 @@ class Budget:
 
 
 BUDGETS = {
-    "quick": Budget(weak=160, dense=45, long=24, pretrain_steps=150, finetune_steps=60, joint_steps=30),
+    "quick": Budget(weak=160, dense=45, sparse=24, pretrain_steps=150, finetune_steps=60, joint_steps=30),
     "default": Budget(),
-    "long": Budget(weak=1600, dense=300, long=150, pretrain_steps=2000, finetune_steps=600, joint_steps=400, whole=128),
+    "long": Budget(
+        weak=1600, dense=300, sparse=150, pretrain_steps=2000, finetune_steps=600, joint_steps=400, whole=128
+    ),
 }
 
 

@@ -52,7 +52,7 @@ ALIKE = tuple(fused("coarse_fine", one, one) for one in MIXED)
 MULTI_STREAM = Table(
     "4.2b",
     "Which pretraining for which stream (SlowFast_det, Coarse-Fine)",
-    "long",
+    "sparse",
     PAIRS[0],
     (
         Row("Slow (cls.)", (coarse("stride"),), {MAP: "17.49"}),
@@ -165,7 +165,7 @@ def _of(stream: str, pretraining: str) -> str:
 RESOLUTIONS = Table(
     "4.5a",
     "Lower temporal resolutions (SlowFast_det, Coarse-Fine)",
-    "long",
+    "sparse",
     _of("Fine, Fast", "classification"),
     tuple(
         Row(_of(stream, one), (make(pretraining=one),), {MAP: text}, to=_of("Fine, Fast", one) if place else "")
@@ -188,7 +188,7 @@ SIGMAS = {"T/32": 1 / 32, "T/16": 1 / 16, "T/8": 1 / 8}
 AGGREGATION = Table(
     "4.5b",
     "Temporal aggregation of the fusion's Gaussians (Coarse-Fine)",
-    "long",
+    "sparse",
     "T/32 (cls.)",
     tuple(
         Row(
