@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from statistics import mean, stdev
+from statistics import mean
 
 from scipy.stats import kendalltau
 
@@ -22,7 +22,9 @@ class Spread:
 
     @classmethod
     def of(cls, values: list[float]) -> "Spread":
-        return cls(mean(values), stdev(values) if len(values) > 1 else math.nan, tuple(values))
+        middle = mean(values)
+        squares = sum((value - middle) ** 2 for value in values)  # NaN where a value is, which `stdev` does not take
+        return cls(middle, math.sqrt(squares / (len(values) - 1)) if len(values) > 1 else math.nan, tuple(values))
 
 
 def points(scores: Scores, row: str, kind: str = MAP) -> list[float]:
