@@ -28,10 +28,13 @@ def ablate(
         Field(description="How much is rendered and trained; the default takes 30 minutes a table on two cores."),
     ] = "default",
     weak: Annotated[int | None, Field(description=f"Videos to pretrain on, {COUNT}", ge=8)] = None,
-    dense: Annotated[int | None, Field(description=f"Videos of single-stream tables, {COUNT}", ge=6)] = None,
-    sparse: Annotated[int | None, Field(description=f"Videos of the other tables, {COUNT}", ge=6)] = None,
+    dense: Annotated[int | None, Field(description=f"Videos full of actions, {COUNT}", ge=6)] = None,
+    sparse: Annotated[int | None, Field(description=f"Videos of rare short actions, {COUNT}", ge=6)] = None,
     pretrain_steps: Annotated[int | None, Field(description=f"Steps of pretraining, {COUNT}", ge=1)] = None,
-    finetune_steps: Annotated[int | None, Field(description=f"Steps of one stream alone, {COUNT}", ge=1)] = None,
+    finetune_steps: Annotated[
+        int | None, Field(description=f"Steps of fine-tuning on dense videos, {COUNT}", ge=1)
+    ] = None,
+    stream_steps: Annotated[int | None, Field(description=f"Steps of a stream on sparse videos, {COUNT}", ge=1)] = None,
     joint_steps: Annotated[int | None, Field(description=f"Steps of two streams together, {COUNT}", ge=1)] = None,
     out: Annotated[str | None, Field(description="Markdown file that all tables of this run are written to.")] = None,
 ) -> list[dict[str, Any]]:
@@ -43,7 +46,7 @@ def ablate(
     root = opened(root)
     given = {
         "weak": weak, "dense": dense, "sparse": sparse, "pretrain_steps": pretrain_steps,
-        "finetune_steps": finetune_steps, "joint_steps": joint_steps,
+        "finetune_steps": finetune_steps, "stream_steps": stream_steps, "joint_steps": joint_steps,
     }  # fmt: skip
     found = [ablation(root, one.id, chosen_seeds(seeds), budget, given) for one in tables_of(table)]
     write(root, found, out)
@@ -61,7 +64,7 @@ def ablation(root: str, table: str, seeds: list[int], budget: str, given: dict[s
     for seed in seeds:
         for one in planned(chosen):
             starts = [made[key, seed] for key in one.after]
-            made[one.key, seed] = train.submit(root, data[seed], one, starts, size, seed, run)
+            made[one.key, seed] = train.submit(root, data[seed], one, starts, chosen.style, size, seed, run)
         for row in chosen.rows:
             trained = [made[trainings(network)[-1].key, seed] for network in row.networks]
             scores[row.name, seed] = measure.submit(root, data[seed], row, trained, seed, run)

@@ -30,17 +30,28 @@ class Budget:
     sparse: int = 75
     pretrain_steps: int = 400
     finetune_steps: int = 150
-    joint_steps: int = 100
+    stream_steps: int = 300  # of one stream alone on sparse videos, which have less to learn from
+    stream_lr: float = 0.01
+    joint_steps: int = 80
     joint_batch: int = 8
     wide: int = 64  # frames of clips that are pooled
     whole: int = 64  # of a whole video beside them
 
 
 BUDGETS = {
-    "quick": Budget(weak=160, dense=45, sparse=24, pretrain_steps=150, finetune_steps=60, joint_steps=30),
+    "quick": Budget(
+        weak=160, dense=45, sparse=24, pretrain_steps=150, finetune_steps=60, stream_steps=100, joint_steps=30
+    ),
     "default": Budget(),
     "long": Budget(
-        weak=1600, dense=300, sparse=150, pretrain_steps=2000, finetune_steps=600, joint_steps=400, whole=128
+        weak=1600,
+        dense=300,
+        sparse=150,
+        pretrain_steps=2000,
+        finetune_steps=600,
+        stream_steps=1000,
+        joint_steps=400,
+        whole=128,
     ),
 }
 
@@ -81,8 +92,10 @@ def planned(table: Table) -> list[Training]:
     return sorted(found.values(), key=lambda one: order.index(one.stage))
 
 
-def recipe(network: Network, budget: Budget, seed: int) -> Recipe:
-    """The recipe of a network's trainings."""
+def recipe(network: Network, style: str, budget: Budget, seed: int) -> Recipe:
+    """The recipe of a network's trainings, where videos are of a style."""
+    steps = budget.joint_steps if network.two_streams else budget.finetune_steps
+    alone = style == "sparse" and not network.two_streams
     _, augmentation, volumes = PRETRAININGS[network.pretraining]
     made = recipe_of(
         system=network.system,
@@ -92,7 +105,8 @@ def recipe(network: Network, budget: Budget, seed: int) -> Recipe:
         batch=budget.joint_batch if network.two_streams else 16,
         pretrain_batch=16,
         pretrain_steps=budget.pretrain_steps,
-        finetune_steps=budget.joint_steps if network.two_streams else budget.finetune_steps,
+        finetune_steps=budget.stream_steps if alone else steps,
+        finetune_lr=budget.stream_lr if alone else None,
         augmentation=augmentation,
         rate="source",
         seed=seed,
@@ -101,11 +115,11 @@ def recipe(network: Network, budget: Budget, seed: int) -> Recipe:
 
 
 def spec_of(
-    root: str, dataset: Dataset, training: Training, starts: list[Checkpoint], budget: Budget, seed: int
+    root: str, dataset: Dataset, training: Training, starts: list[Checkpoint], style: str, budget: Budget, seed: int
 ) -> Spec:
     """The spec of a training, from the checkpoints of those in ``after``, in their order."""
     network = training.network
-    chosen = recipe(network, budget, seed)
+    chosen = recipe(network, style, budget, seed)
     if training.stage == "pretrain":
         return pretrain.spec_for(root, dataset, PRETRAININGS[network.pretraining][0], chosen)
     spec = finetune.spec_for(root, dataset, starts[0] if network.system == "x3d" else None, chosen)
@@ -117,11 +131,18 @@ def spec_of(
 
 @task(task_run_name="train · {training.key} · seed {seed}", cache_policy=NO_CACHE)
 def train(
-    root: str, dataset: Dataset, training: Training, starts: list[Checkpoint], budget: Budget, seed: int, parent: str
+    root: str,
+    dataset: Dataset,
+    training: Training,
+    starts: list[Checkpoint],
+    style: str,
+    budget: Budget,
+    seed: int,
+    parent: str,
 ) -> Checkpoint:
     """Trains what was not trained before, with an MLflow run of its own under ``parent``."""
-    spec = spec_of(root, dataset, training, starts, budget, seed)
-    chosen = recipe(training.network, budget, seed)
+    spec = spec_of(root, dataset, training, starts, style, budget, seed)
+    chosen = recipe(training.network, style, budget, seed)
     return pretrain.tracked_fit(root, spec, training.key, dataset, chosen, parent, seed=str(seed))["checkpoint"]
 
 

@@ -66,7 +66,7 @@ def test_every_claim_is_one_of_the_thesis(table):
 @pytest.mark.parametrize("table", TABLES.values(), ids=str)
 def test_every_network_can_be_built_and_trained_on_its_clips(table):
     for training in planned(table):
-        network, chosen = training.network, recipe(training.network, BUDGETS["default"], 0)
+        network, chosen = training.network, recipe(training.network, table.style, BUDGETS["default"], 0)
         assert network.pretraining in PRETRAININGS and (network.fine is None or network.fine in PRETRAININGS)
         with torch.device("meta"):
             built = models.build(network.system, size="TINY", num_classes=8, **network.options)
