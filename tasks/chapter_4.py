@@ -1,5 +1,8 @@
 """Tables 4.2, 4.4 and 4.5 of thesis 001: what detection pretraining on augmented volumes gives."""
 
+from collections.abc import Callable
+from functools import partial
+
 from tasks.ablation import KINDS, MAP, Claim, Network, Row, Table, above, coarse, fused
 
 CLS, FREEZE, MIXUP, CUTMIX = "cls.", "Volume Freeze", "Volume MixUp", "Volume CutMix"
@@ -149,7 +152,11 @@ STATISTICS = Table(
     "A frame is near a boundary within half a second of any start or end; the thesis gives no distance. Frames without "
     "an action belong to the last two kinds alone. Rendered videos have two actors, so several means two.",
 )
-STREAM_OF = {"Fine, Fast": Network, "Coarse": coarse, "Slow": lambda **more: coarse("stride", **more)}
+STREAM_OF: dict[str, Callable[..., Network]] = {
+    "Fine, Fast": Network,
+    "Coarse": coarse,
+    "Slow": partial(coarse, "stride"),
+}
 RESOLUTION = {  # relative to the first, as printed
     "classification": ("17.28", "+0.85", "+0.21"),
     "freeze": ("18.79", "-0.27", "-0.27"),
@@ -174,8 +181,10 @@ RESOLUTIONS = Table(
     ),
     (
         *(
-            Claim((_of(stream, CLS_), _of("Fine, Fast", one)), (_of("Fine, Fast", CLS_), _of(stream, one)))
-            for CLS_ in ("classification",)
+            Claim(
+                (_of(stream, "classification"), _of("Fine, Fast", one)),
+                (_of("Fine, Fast", "classification"), _of(stream, one)),
+            )
             for stream in ("Coarse", "Slow")
             for one in MIXED
         ),
