@@ -2,10 +2,12 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
 import models
+from storage import synthetic
 from storage.errors import InputError
 from tasks.ablation import MAP, PRETRAININGS, Claim, Network, Row, Table, above, coarse, fused
 from tasks.ablation_results import as_csv, command, markdown
@@ -181,3 +183,14 @@ def test_the_command_is_named():
     changed = budget_of("quick", weak=9, dense=None)
     assert command(HAND, changed, "quick", [3, 4]) == "reelmill ablate --table 0 --seeds 3,4 --budget quick --weak 9"
     assert command(HAND, BUDGETS["default"], "default", [0]) == "reelmill ablate --table 0 --seeds 0"
+
+
+def test_in_a_sparse_video_little_happens_for_a_short_time():
+    scenes = [synthetic.staged(script) for script in synthetic.scripts(0, 0, 0, sparse=20)]
+    segments = [segment for scene in scenes for segment in scene.segments()]
+    shares = [np.zeros(scene.frames, bool) for scene in scenes]
+    for share, scene in zip(shares, scenes, strict=True):
+        for segment in scene.segments():
+            share[round(segment.start * scene.fps) : round(segment.end * scene.fps)] = True
+    assert 0.2 < np.concatenate(shares).mean() < 0.5 and max(s.end - s.start for s in segments) < 1.5
+    assert {script.split for script in synthetic.scripts(0, 0, 0, sparse=20)} == {"train", "heldout"}
