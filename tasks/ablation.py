@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import Any, Literal
 
 import models
+from tasks.train_rank import Auxiliary
 
 MAP = "every_frame_map"
 KINDS = {  # measure: what it is the mAP of
@@ -45,7 +46,7 @@ class Network:
     pretraining: str = "classification"
     fine: str | None = None
     faster: int = 1
-    auxiliary: str = "none"
+    auxiliary: Auxiliary = "none"
     clips: Literal["short", "wide"] = "short"  # the frames of X3D's clips, or of those that are pooled
 
     @property

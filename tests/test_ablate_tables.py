@@ -44,7 +44,7 @@ def test_every_table_is_there():
     assert set(TABLES) == set(PRINTED)
 
 
-@pytest.mark.parametrize("table", TABLES.values(), ids=str)
+@pytest.mark.parametrize("table", TABLES.values(), ids=list(TABLES))
 def test_figures_are_those_of_the_thesis(table):
     assert " ".join(text for row in table.rows for text in row.thesis.values()) == PRINTED[table.id]
     assert " ".join(row.gflops for row in table.rows if row.gflops) == GFLOPS.get(table.id, "")
@@ -56,7 +56,7 @@ def test_relative_figures_are_made_absolute():
     assert TABLES["4.4e"].figure("Volume Freeze", f"{MAP}_single") == 8.49
 
 
-@pytest.mark.parametrize("table", TABLES.values(), ids=str)
+@pytest.mark.parametrize("table", TABLES.values(), ids=list(TABLES))
 def test_every_claim_is_one_of_the_thesis(table):
     names = {row.name for row in table.rows}
     assert table.base in names and len(names) == len(table.rows) and table.claims
@@ -65,7 +65,7 @@ def test_every_claim_is_one_of_the_thesis(table):
     assert len(set(table.claims)) == len(table.claims)
 
 
-@pytest.mark.parametrize("table", TABLES.values(), ids=str)
+@pytest.mark.parametrize("table", TABLES.values(), ids=list(TABLES))
 def test_every_network_can_be_built_and_trained_on_its_clips(table):
     for training in planned(table):
         network, chosen = training.network, recipe(training.network, table.style, BUDGETS["default"], 0)
