@@ -20,6 +20,7 @@ COMMANDS = {  # name: (what runs, its check before anything starts, one line of 
     "demo": ("flows.demo:demo", "tasks.checks:demo", "Render an archive, then run the whole chain on it."),
     "prepare": ("flows.prepare:prepare", "tasks.checks:prepare", "Archive to parts, features and pseudo labels."),
     "retrain": ("flows.retrain:retrain", "tasks.checks:retrain", "Pretrain, fine-tune, evaluate, gate, promote."),
+    "ablate": ("flows.ablate:ablate", "tasks.checks:ablate", "Ablation tables of the thesis on rendered archives."),
     "infer": ("flows.infer:infer", "tasks.checks:infer", "Run the champion where its predictions are missing."),
     "audit": ("flows.audit:audit", "tasks.checks:audit", "What is stale, dropped, drifting or behind."),
     "rollback": ("tasks.rollback:rollback", None, "Give the alias champion back to an earlier version."),
@@ -99,7 +100,9 @@ def _option(parameter: inspect.Parameter, hint: Any) -> click.Option:
     if get_origin(hint) is list:
         inner = get_args(hint)[0]
         choices = get_args(inner) if get_origin(inner) is Literal else ()
-        words |= {"callback": _splitter(choices), "default": ",".join(default or ()), "metavar": "A,B,…"}
+        plain = inner if inner in (int, float) else str
+        words |= {"callback": _splitter(choices, plain), "metavar": "A,B,…"}
+        words |= {} if required else {"default": ",".join(map(str, default or ()))}
         return click.Option([flag], **words)
     if get_origin(hint) is Literal:
         return click.Option([flag], type=click.Choice(get_args(hint)), **words)
@@ -113,13 +116,16 @@ def _option(parameter: inspect.Parameter, hint: Any) -> click.Option:
     return click.Option([flag], type=plain, **words)
 
 
-def _splitter(choices: tuple[str, ...]) -> Callable[[click.Context, click.Parameter, str], list[str]]:
-    def split(_: click.Context, parameter: click.Parameter, value: str) -> list[str]:
+def _splitter(choices: tuple[str, ...], kind: type = str) -> Callable[[click.Context, click.Parameter, str], list[Any]]:
+    def split(_: click.Context, parameter: click.Parameter, value: str) -> list[Any]:
         found = [word.strip() for word in (value or "").split(",") if word.strip()]
         for word in found:
             if choices and word not in choices:
                 raise click.BadParameter(f"{word!r} is none of {', '.join(choices)}", param=parameter)
-        return found
+        try:
+            return [kind(word) for word in found]
+        except ValueError as error:
+            raise click.BadParameter(f"{value!r}: give whole numbers, separated by commas", param=parameter) from error
 
     return split
 

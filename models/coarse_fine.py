@@ -108,7 +108,9 @@ class CoarseFine(nn.Module):
         frames = video.shape[2]
         res2 = self.coarse.res2(self.coarse.conv1(video))
         x, places, confidence = self.pool(res2)
-        out: dict[str, Tensor] = {"places": places} | ({} if confidence is None else {"confidence": confidence})
+        out: dict[str, Tensor] = {"places": places} | (
+            {} if confidence is None else {"confidence": confidence, "unpooled": res2}
+        )
         context = None
         if self.config.fusion != "none":
             maps, seen = self.fine_maps(video, whole, fine)

@@ -141,6 +141,8 @@ STYLES = {
     "dense": Style((8.0, 12.0), actors=2, action=(1.2, 3.2)),
     # Mostly nothing happens, and what happens is short: where one looks closely has to be chosen.
     "long": Style((24.0, 40.0), 2, (0.0, 6.0), (0.6, 1.4), (3.0, 9.0), distractors=1, camera=0.08),
+    # As short and nearly as rare, before a camera that rests: learned in minutes.
+    "sparse": Style((14.0, 20.0), 2, (0.0, 2.0), (0.6, 1.4), (1.5, 5.0)),
 }
 
 

@@ -1,11 +1,12 @@
 """A labelled archive of real H.264 files whose right answers are known by construction; `storage.scenes` draws them.
 
-Three sets are rendered:
+Four sets are rendered:
 
 - ``weak``: one action per video, a video-level label only (as Kinetics has them);
 - ``dense``: longer videos of several actors with still gaps, overlapping actions and frame-exact segments (as
   Charades);
-- ``long``: half a minute in which little happens for a short time, with shapes that sway and a camera that wanders.
+- ``long``: half a minute in which little happens for a short time, with shapes that sway and a camera that wanders;
+- ``sparse``: actions as short in shorter videos, without swaying and wandering.
 """
 
 import csv
@@ -29,18 +30,18 @@ class Script:
 
     path: str  # below the archive
     seed: tuple[int, ...]
-    kind: str  # weak | dense | long: a key of `STYLES`
+    kind: str  # a key of `STYLES`
     label: str = ""  # of a weak video
     split: str = "train"
 
 
-def scripts(seed: int, weak: int, dense: int, held_out: float = 1 / 3, long: int = 0) -> list[Script]:
+def scripts(seed: int, weak: int, dense: int, held_out: float = 1 / 3, long: int = 0, sparse: int = 0) -> list[Script]:
     """The videos of an archive: ``weak`` weakly labelled ones over all classes, the others split by video."""
     found = [
         Script(f"weak/{label}/{i:04d}.mp4", (seed, 0, i), "weak", label)
         for i, label in ((i, CLASSES[i % len(CLASSES)]) for i in range(weak))
     ]
-    for kind, stream, count in (("dense", 1, dense), ("long", 3, long)):  # 2: what is broken
+    for kind, stream, count in (("dense", 1, dense), ("long", 3, long), ("sparse", 4, sparse)):  # 2: what is broken
         for i in range(count):
             split = "heldout" if i < round(count * held_out) else "train"
             found.append(Script(f"{kind}/{split}/{i:04d}.mp4", (seed, stream, i), kind, split=split))
@@ -124,24 +125,27 @@ def render_archive(
     dense: int,
     long: int = 0,
     *,
+    sparse: int = 0,
+    extras: bool = True,
     run: Callable[[Callable[[Script], list[dict[str, object]]], list[Script]], Iterable[list[dict[str, object]]]],
 ) -> dict[str, object]:
     """Renders ``folder/archive`` and ``folder/labels.csv``; ``run(function, items)`` decides what runs in parallel.
 
-    Returns what was made: paths and counts. The same seed gives the same bytes on any number of cores.
+    ``extras`` are the broken files and the real clips. Returns what was made: paths and counts. The same seed gives the
+    same bytes on any number of cores.
     """
     archive = folder / "archive"
     rows: list[dict[str, object]] = []
-    for made in run(_Render(archive), scripts(seed, weak, dense, long=long)):
+    for made in run(_Render(archive), scripts(seed, weak, dense, long=long, sparse=sparse)):
         rows += made
-    broken = plant_broken(archive, seed)
-    real = copy_real(archive)
+    broken = plant_broken(archive, seed) if extras else []
+    real = copy_real(archive) if extras else []
     write_labels(rows, folder / "labels.csv")
     return {
         "archive": str(archive),
         "labels": str(folder / "labels.csv"),
         "seed": seed,
-        "videos": weak + dense + long + len(broken) + len(real),
+        "videos": weak + dense + long + sparse + len(broken) + len(real),
         "broken": broken,
         "real": real,
     }

@@ -87,6 +87,16 @@ def retrain(root: str, dataset: str, pretraining: list[str], system: str = "x3d"
         )
 
 
+def ablate(root: str, table: list[str], seeds: list[int], **_: Any) -> None:
+    """The tables are there, no seed repeats, and the root is a local folder that can be written."""
+    from tasks.ablation_runs import chosen_seeds
+    from tasks.ablation_tables import tables_of
+
+    tables_of(table)
+    chosen_seeds(seeds)
+    demo(root)
+
+
 def infer(root: str, dataset: str, model: str, splits: list[str], **_: Any) -> None:
     """The dataset exists, a champion too, and the splits are splits of the dataset."""
     from tasks import tracking
@@ -109,7 +119,7 @@ def demo(root: str, **_: Any) -> None:
     """The root is a local folder that can be written."""
     refuse_credentials(root, "--root")
     if "://" in root:
-        raise InputError(f"{root}: the demo renders into a local folder; give --root a path")
+        raise InputError(f"{root}: what is rendered goes into a local folder; give --root a path")
     parent = os.path.abspath(root)
     while not os.path.exists(parent):
         parent = os.path.dirname(parent)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from models.metrics import PROTOCOLS, FrameScores, ScoredVideo, collect, frame_map
+from models.metrics import PROTOCOLS, FrameScores, ScoredVideo, breakdown, collect, frame_map
 from storage.checkpoints import Checkpoint
 from storage.datasets import Dataset, kept
 from storage.errors import InputError
@@ -25,7 +25,10 @@ SPLIT = "heldout"
 
 @dataclass
 class Evaluation:
-    """Metrics of one model: every protocol × mode and what it costs, flat, and the per-class table of every frame."""
+    """Metrics of one model, flat, and the per-class table of every frame.
+
+    The metrics are every protocol × mode, the mAP of frames of each kind of `models.metrics.circumstances`, and costs.
+    """
 
     metrics: dict[str, float]
     per_class: list[dict[str, Any]]
@@ -167,6 +170,9 @@ def evaluate_checkpoint(root: str, dataset: Dataset, checkpoint: Checkpoint, tit
             metrics[f"{protocol}_{mode}"] = getattr(result, mode)
         if protocol == "every_frame":
             every, of_every = result, frames
+    for kind, of_kind in breakdown(videos, len(classes)).items():
+        if not np.isnan(of_kind.map):  # an archive may have no frame of several actions
+            metrics[f"every_frame_map_{kind}"] = of_kind.map
     per_class = [
         {"class": name, "ap": float(every.per_class[k]), "frames": int(every.positives[k])}
         for k, name in enumerate(classes)

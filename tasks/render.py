@@ -12,16 +12,30 @@ from tasks import pool
 from tasks.report import Progress, say
 
 
-def render_archive(out: str, seed: int, weak: int, dense: int, long: int = 0, *, again: bool = False) -> dict[str, Any]:
+def render_archive(
+    out: str,
+    seed: int,
+    weak: int,
+    dense: int,
+    long: int = 0,
+    *,
+    sparse: int = 0,
+    again: bool = False,
+    extras: bool = True,
+) -> dict[str, Any]:
     """Renders ``out/archive`` and ``out/labels.csv``; an archive of the same seed and counts is left as it is.
 
-    Raises `InputError` where ``out`` holds another archive; with ``again`` one that was rendered is replaced.
+    Without ``extras`` there are no broken files and no real clips. Raises `InputError` where ``out`` holds another
+    archive; with ``again`` one that was rendered is replaced.
     """
-    if weak < len(synthetic.CLASSES) or dense < 6:
-        raise InputError(f"{weak} weak and {dense} dense videos: at least {len(synthetic.CLASSES)} and 6 are needed")
+    timed = dense + long + sparse
+    if weak < len(synthetic.CLASSES) or timed < 6:
+        least = f"at least {len(synthetic.CLASSES)} and 6 are needed"
+        raise InputError(f"{weak} videos of one action and {timed} with segments: {least}")
     folder = Path(out).resolve()
     archive, wanted = folder / "archive", {"seed": seed, "weak": weak, "dense": dense}
-    wanted |= {"long": long} if long else {}
+    wanted |= {name: count for name, count in (("long", long), ("sparse", sparse)) if count}
+    wanted |= {} if extras else {"extras": 0}
     marker, unfinished = archive / ".rendered.json", archive / ".rendering"
     if marker.exists():
         made = files.read_json(str(marker))
@@ -38,14 +52,16 @@ def render_archive(out: str, seed: int, weak: int, dense: int, long: int = 0, *,
         unfinished.touch()
     except OSError as error:
         raise InputError(f"{folder}: cannot be written ({error}); choose another folder") from error
-    progress = Progress("render", weak + dense + long, "videos")
+    progress = Progress("render", weak + dense + long + sparse, "videos")
 
     def run(function: Any, items: list) -> Any:
         for made in pool.processes(function, items):
             progress.advance()
             yield made
 
-    made = synthetic.render_archive(folder, seed, weak, dense, long, run=run) | {"wanted": wanted}
+    made = synthetic.render_archive(folder, seed, weak, dense, long, sparse=sparse, extras=extras, run=run) | {
+        "wanted": wanted
+    }
     files.replace_json(made, str(marker))
     unfinished.unlink()
     return made

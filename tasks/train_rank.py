@@ -23,7 +23,7 @@ from torch.distributed.elastic.multiprocessing.errors import record
 
 import models
 from models.augment import Mode, augment, manifold
-from models.losses import OBJECTIVES, at_places
+from models.losses import AUXILIARY_WEIGHT, OBJECTIVES, at_places, flow, reconstruction
 from models.sub_batch_norm import split_norms
 from models.x3d import normalise
 from storage import checkpoints
@@ -34,6 +34,7 @@ from tasks.samples import samples_of
 
 Rate = Literal["sampled", "source"]  # frames that labels are compared on: those the system sees, or the video's own
 Precision = Literal["fp32", "bf16"]
+Auxiliary = Literal["none", "reconstruction", "flow"]  # losses of Grid Pool's points
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +72,7 @@ class Spec:
     norm_group: int = 0  # clips that are normalised together; 0: the batch
     precision: Precision = "fp32"
     compile: bool = False
+    auxiliary: Auxiliary = "none"
     seed: int = 0
     checkpoint_every: int = 100
 
@@ -165,16 +167,26 @@ def train_step(
     for group in optimizer.param_groups:
         group["lr"] = rate(step, spec) * group.get("times", 1.0) * times
     with torch.autocast(seen.device.type, torch.bfloat16, enabled=spec.precision == "bf16"):
-        logits = model(seen, **given)["logits"]
-    logits = logits.float()
+        out = model(seen, **given)
+    logits = out["logits"].float()
     if batch is None or batch.places is None:
         loss = OBJECTIVES[spec.objective](logits, labels)
     else:
         loss = OBJECTIVES[spec.objective](at_places(logits, batch.places), labels, batch.mask)
+    if spec.auxiliary != "none":
+        loss = loss + AUXILIARY_WEIGHT * _auxiliary(spec, out, seen)
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     optimizer.step()
     return loss.item()
+
+
+def _auxiliary(spec: Spec, out: dict[str, Tensor], seen: Tensor) -> Tensor:
+    if "confidence" not in out:
+        raise InputError(f"the auxiliary loss {spec.auxiliary} is of Grid Pool, which {spec.system} has not")
+    if spec.auxiliary == "flow":
+        return flow(seen, out["places"])
+    return reconstruction(out["unpooled"].float(), out["places"])
 
 
 def _pixels(video: Tensor, config: Any) -> Tensor:
