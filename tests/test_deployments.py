@@ -36,6 +36,7 @@ from prefect.utilities.callables import parameter_schema
 from prefect.workers.process import ProcessVariables
 from pydantic import BaseModel
 
+from models.gate import Rules
 from tasks import gate as gates
 from tasks import serve
 
@@ -239,14 +240,14 @@ def test_settings_are_known_to_the_libraries(deployment):
 def emitted(monkeypatch, decision: str) -> ReceivedEvent:
     """What the gate emits, as the server receives it."""
     tracking, emit = MagicMock(), MagicMock()
-    tracking.decided.return_value = None
+    tracking.decided.return_value = tracking.rolled_back.return_value = None
     monkeypatch.setattr(gates, "tracking", tracking)
     monkeypatch.setattr(gates, "report", MagicMock())
     monkeypatch.setattr(gates, "emit_event", emit)
-    monkeypatch.setattr(gates, "judge", lambda *_, **__: defaultdict(float, decision=decision))
+    monkeypatch.setattr(gates, "judge", lambda *_, **__: defaultdict(float, decision=decision, rules={}))
     candidate = {"evaluation": None, "checkpoint": MagicMock(), "run": "run", "model_uri": "models:/m"}
     dataset = SimpleNamespace(name="films", version="v1")
-    gates.gate.fn("/data/films", dataset, "detector", candidate, "none", 0.0, 0)
+    gates.gate.fn("/data/films", dataset, "detector", candidate, "none", Rules(), 0)
     (name,), rest = emit.call_args
     return ReceivedEvent(id=uuid4(), occurred=datetime.now(UTC), received=datetime.now(UTC), event=name, **rest)
 

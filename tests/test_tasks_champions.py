@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from models.gate import Rules
 from storage import checkpoints, columns, datasets, files, parts
 from tasks import backbone, ensemble, evaluate, finetune, gate, predict, scorer, tracking, train_rank
 from tasks.train_rank import Spec
@@ -41,7 +42,7 @@ def promoted(root, dataset, tuned, name):
     evaluation = evaluate.evaluate_checkpoint(root, dataset, checkpoint, name)
     uri = finetune._log_model(root, run, checkpoint)
     candidate = {"evaluation": evaluation, "checkpoint": checkpoint, "run": run, "model_uri": uri}
-    assert gate.gate.fn(root, dataset, name, candidate, name, 0.0, 0)["decision"] == "promoted"
+    assert gate.gate.fn(root, dataset, name, candidate, name, Rules(), 0)["decision"] == "promoted"
     return checkpoint
 
 
@@ -108,7 +109,7 @@ def test_champions_load_in_a_process_that_knows_none_of_this_code(lit, tmp_path)
         np.testing.assert_allclose(np.load(tmp_path / f"{name}-answer.npy"), wanted, atol=1e-5, err_msg=name)
 
 
-def test_a_reigning_champion_is_not_measured_again_and_held_out_parts_are_read_once(lit, monkeypatch):
+def test_both_sides_are_measured_in_one_run_and_held_out_parts_are_read_once(lit, monkeypatch):
     _, root, dataset, made = lit
     measured, read = [], []
     of_ours, table = evaluate.footprint, parts.Part.table
@@ -118,9 +119,9 @@ def test_a_reigning_champion_is_not_measured_again_and_held_out_parts_are_read_o
     monkeypatch.setattr(parts.Part, "table", lambda part, columns=None: read.append(columns) or table(part, columns))
     evaluate._apart.cache_clear()
     challenger = evaluate.evaluate_checkpoint(root, dataset, made["joined"], "challenger")
-    assert gate.judge(root, dataset, "x3d", challenger, "joined", margin=0.0, seed=0)["decision"] == "refused"
+    assert gate.judge(root, dataset, "x3d", challenger, "joined", Rules(), seed=0)["decision"] == "refused"
     evaluate.held_out(dataset)
-    assert measured == [made["joined"].url]
+    assert len(measured) == 2 and measured[0] == made["joined"].url, "latencies of two days are not compared"
     assert read.count(["content_id"]) == sum(part.split in ("train", "heldout") for part in dataset.parts)
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from test_tasks_prepare import prepare
 
+from models.gate import Rules
 from storage import checkpoints, columns
 from storage.errors import InputError
 from tasks import ensemble, evaluate, finetune, gate, predict, scorer, tracking, train_rank
@@ -53,13 +54,13 @@ def test_it_is_evaluated_judged_and_infers_as_any_other(ready):
     tracking.tag(root, tuned["run"], {"model_uri": "runs:/logged/model"})  # exporting has a test of its own
     candidate = finetune.evaluate.fn(root, dataset, tuned, "three")
     assert 0 <= candidate["evaluation"].metrics["every_frame_map"] <= 1
-    decision = gate.gate.fn(root, dataset, "detector", candidate, "three", 0.0, 0)
+    decision = gate.gate.fn(root, dataset, "detector", candidate, "three", Rules(), 0)
     assert decision["decision"] == "promoted"
     done = predict.predict.fn(root, dataset.name, "detector", [])
     assert done["version"] == predict.version(tuned["checkpoint"]) and done["clips"] == dataset.clips
     assert all(columns.has(root, "predictions", done["version"], part.id) for part in dataset.parts)
     alone = evaluate.evaluate_checkpoint(root, dataset, members[0], "alone")
-    assert gate.judge(root, dataset, "detector", alone, "alone", margin=0.0, seed=0)["champion_version"] == 1
+    assert gate.judge(root, dataset, "detector", alone, "alone", Rules(), seed=0)["champion_version"] == 1
 
 
 def test_what_cannot_be_joined_is_refused(ready):
