@@ -130,7 +130,8 @@ def test_an_untrained_model_is_measured_in_every_mode(ready):
     found = evaluate.evaluate_checkpoint(root, dataset, checkpoint, "evaluate")
     assert 0.02 < found.metrics["every_frame_map"] < 0.9
     modes = {f"{p}_{m}" for p in evaluate.PROTOCOLS for m in ("map", "wap", "map_prior_normalised")}
-    assert set(found.metrics) == modes | {"latency_ms", "peak_memory_mb", "gmacs", "params_m"}
+    kinds = {f"every_frame_map_{kind}" for kind in ("single", "several", "boundary", "away")}
+    assert set(found.metrics) == modes | kinds | {"latency_ms", "peak_memory_mb", "gmacs", "params_m"}
 
 
 def test_figures_are_drawn(ready, tmp_path):
