@@ -28,8 +28,8 @@ class Budget:
     weak: int = 640
     dense: int = 120
     sparse: int = 75
-    pretrain_steps: int = 400
-    finetune_steps: int = 150
+    pretrain_steps: int = 1200
+    finetune_steps: int = 200
     stream_steps: int = 300  # of one stream alone on sparse videos, which have less to learn from
     stream_lr: float = 0.01
     joint_steps: int = 80
