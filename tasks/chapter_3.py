@@ -4,8 +4,9 @@ from tasks.ablation import MAP, Network, Row, Table, above, coarse, fused
 
 SPARSE = (
     "Events of 0.6 to 1.4 s in videos of 14 to 20 s, most frames without motion: what pooling by four frames blurs is "
-    "there to be lost, and a grid that moves has something to find. It moves slowly: 400 steps on one seed left its "
-    "points 3.3 to 4.3 frames apart, where an even grid has 3.9; at ten times the rate they fell back on the even one."
+    "there to be lost, and a grid that moves has something to find. But the layers before the pooling see seven "
+    "frames, so an even grid of every fourth misses no event; and Grid Unpool reads the logits at even places again "
+    "before it interpolates, so that points close together place an event no more finely than striding does."
 )
 
 
