@@ -187,8 +187,11 @@ class FineMaps:
         flat = lists.flatten().flatten().to_numpy(zero_copy_only=False)
         ends = np.cumsum(lists.value_lengths().to_numpy(zero_copy_only=False))
         maps = np.split(flat.reshape(-1, width, self.cells, self.cells), ends[:-1])
-        facts = [table[name].to_pylist() for name in ("key", "video", "begin", "step")]
-        return {key: FinePiece(*fact, piece) for key, *fact, piece in zip(*facts, maps, strict=True)}
+        rows = table.select(["key", "video", "begin", "step"]).to_pylist()
+        return {
+            row["key"]: FinePiece(row["video"], row["begin"], row["step"], piece)
+            for row, piece in zip(rows, maps, strict=True)
+        }
 
 
 def _bytes(pieces: dict[str, FinePiece]) -> int:
