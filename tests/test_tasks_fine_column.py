@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from flows.retrain import retrain
-from storage import checkpoints, columns, files, parts
+from storage import checkpoints, columns, parts
 from storage.errors import InputError
 from tasks import (
     batches,
@@ -16,7 +16,6 @@ from tasks import (
     fine_maps,
     finetune,
     loader,
-    predict,
     samples,
     scorer,
     train_rank,
