@@ -91,6 +91,7 @@ def test_the_column_is_what_the_network_extracts(lit):
             wanted = model.extract(scorer.pixels(whole.frames.transpose(0, 1)[None], model), 7)[0].transpose(0, 1)
         assert column.frames.shape == (24, 16 + 32 + 32 + 64 + 64, 7, 7) and torch.equal(column.frames, wanted.half())
         assert (column.step, column.begins) == (whole.step, whole.begins) and column.step == 2
+        assert [len(maps._part(part)[row["key"]].maps) for part, row in clips] == [12, 12], "each with its own frames"
     for part in lit.dataset.parts:
         assert columns.has(lit.root, "fine", lit.spec.fine, part.id) == (part.labelled == "segments")
     assert len({float(maps.video(clips).frames.float().mean()) for clips in found}) == 6
