@@ -36,7 +36,7 @@ def cells_of(checkpoint: Checkpoint) -> int:
     """Height and width of a Fine stream's maps in the column: those of its largest, and `MOST_CELLS` at most."""
     about = checkpoint.about
     with torch.device("meta"):
-        fine = models.build(about["system"], num_classes=1, **about["options"])
+        fine = models.build(about["system"], num_classes=1, **about["options"]).eval()
         maps = fine.features(torch.zeros(1, 3, 1, about["spec"]["size"], about["spec"]["size"]))  # type: ignore[operator]
     return min(MOST_CELLS, max(x.shape[-1] for x in maps.values()))
 
@@ -102,7 +102,8 @@ def _pieces(clips: list[Clip], checkpoint: str, most: int, cells: int) -> Pieces
 def _as_table(part: Part, keys: list[str], found: Pieces) -> pa.Table:
     """Of every clip the key, its video's identity, its place in that and the maps `[F, C * cells * cells]` float16."""
     pieces = [found[key] for key in keys]
-    flat = np.concatenate([piece.maps.reshape(len(piece.maps), -1) for piece in pieces])
+    maps = np.concatenate([piece.maps for piece in pieces])  # of a clip shorter than a step there may be none
+    flat = maps.reshape(len(maps), -1)
     if not np.isfinite(flat).all():
         raise Damaged(f"part {part.id}: the Fine stream's maps are not finite as float16; train it at a lower rate")
     offsets = np.concatenate([[0], np.cumsum([len(piece.maps) for piece in pieces])]).astype(np.int32)

@@ -9,7 +9,7 @@ import torch
 
 from flows.retrain import retrain
 from storage import checkpoints, columns, parts
-from storage.errors import InputError
+from storage.errors import Damaged, InputError
 from tasks import (
     batches,
     evaluate,
@@ -195,6 +195,19 @@ def test_evaluation_and_its_export_know_the_cells(lit):
         context = scorer.Context(videos.Whole(clip[0].transpose(0, 1), 1, {})).inputs(model, [0], 16)["fine"]
     assert torch.allclose(scored, wanted, atol=1e-5)
     assert torch.equal(context, maps.half().float()) and whole["res2"].shape[3:] == (8, 8)
+
+
+def test_few_pixels_have_few_cells_and_a_short_clip_may_have_no_map(lit):
+    fine = checkpoints.describe(lit.spec.starts["fine"])
+    few = replace(fine, about=fine.about | {"spec": fine.about["spec"] | {"size": 16}})
+    assert (fine_maps.cells_of(fine), fine_maps.cells_of(few)) == (7, 4)
+    (part,) = evaluate.held_out(lit.dataset)
+    found = {key: videos.FinePiece("v", 0, 3, np.ones((F, 5, 2, 2), np.float16)) for key, F in (("a", 0), ("b", 3))}
+    table = fine_maps._as_table(part, ["a", "b"], found)
+    assert [len(row) for row in table["maps"].to_pylist()] == [0, 3]
+    found["b"].maps[1, 0, 0, 0] = np.inf
+    with pytest.raises(Damaged, match=f"part {part.id}: the Fine stream's maps are not finite as float16"):
+        fine_maps._as_table(part, ["a", "b"], found)
 
 
 def test_a_video_in_two_parts_is_seen_whole_and_once(lit, tmp_path, monkeypatch):
