@@ -233,13 +233,13 @@ def test_a_video_in_two_parts_is_seen_whole_and_once(lit, tmp_path, monkeypatch)
         apart.video(clips[:1])
 
 
-def test_what_is_missing_is_named(lit):
+def test_what_is_missing_is_named(lit, tmp_path):
     (part, *_) = lit.dataset.select(split="train", labelled="segments")
     with pytest.raises(InputError, match=f"part {part.id} has no fine maps nope; `reelmill retrain --fine-features`"):
         drawn(replace(lit.spec, fine="nope"))
     for system in ("x3d", "slowfast_det", "tgm"):
         with pytest.raises(InputError, match=f"--fine-features: {system} has no Fine stream.*coarse_fine, fine_fine"):
-            retrain.fn("/nowhere", system=system, fine_features=True)
+            retrain.fn(str(tmp_path), system=system, fine_features=True)
 
 
 def test_the_column_is_one_like_any_other_and_stays_while_the_champion_takes_it(lit, monkeypatch):
