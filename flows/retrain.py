@@ -55,6 +55,9 @@ def retrain(
         str | None, Field(description="Version of the pseudo labels; without it labels are on every frame.")
     ] = None,
     features: Annotated[str | None, Field(description="Version of the feature column; none: the only one.")] = None,
+    fine_features: Annotated[
+        bool, Field(description="Train two streams together on a column of the Fine stream's maps, which is frozen.")
+    ] = False,
     fps: Annotated[float, Field(description="Frames per second that models see.", gt=0)] = 8.0,
     frames: Annotated[int, Field(description="Frames of a training window.", ge=4)] = 16,
     whole: Annotated[
@@ -100,8 +103,8 @@ def retrain(
     """
     given = recipe(
         schedule, system=system, size=size, augmentation=augmentation, segments=segments, seamless=seamless,
-        cutmix=cutmix, pseudo_labels=pseudo_labels, features=features, fps=fps, frames=frames, whole=whole,
-        pixels=pixels, batch=batch,
+        cutmix=cutmix, pseudo_labels=pseudo_labels, features=features, fine_features=fine_features, fps=fps,
+        frames=frames, whole=whole, pixels=pixels, batch=batch,
         optimizer=None if optimizer == "schedule" else optimizer, pretrain_steps=pretrain_steps,
         finetune_steps=finetune_steps, pretrain_lr=pretrain_lr, finetune_lr=finetune_lr, weight_decay=weight_decay,
         multigrid=multigrid, precision=precision, compile=compile, ranks=ranks, resume=resume, seed=seed,

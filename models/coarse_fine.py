@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models import preset, x3d
-from models.multi_stage_fusion import LEVELS, Fusion, Places, direct, gaussians, mix_frames
+from models.multi_stage_fusion import LEVELS, Fusion, Places, as_column, direct, gaussians, mix_frames, on_cells
 from models.sub_batch_norm import split_norms
 from models.x3d import X3D, check_video, sequence
 
@@ -32,7 +32,8 @@ class Config(x3d.Config):
     """An X3D for both streams and what is between them; the defaults are Coarse-Fine of thesis 001, section 3.2.3.
 
     `alpha` is the share of frames that is kept, one over a whole number; `sigma` the width of a Gaussian as a share
-    of the valid fine frames. `fusion` "none" leaves the Coarse stream alone. Raises ValueError for other values.
+    of the valid fine frames. `fusion` "none" leaves the Coarse stream alone. `cells` is the height and width that the
+    Fine stream's maps are averaged to, as in a column; 0 leaves each its own. Raises ValueError for other values.
     """
 
     alpha: float = 1 / 4
@@ -42,6 +43,7 @@ class Config(x3d.Config):
     attention: bool = True
     correspondence: Correspondence = "gaussian"
     sigma: float = 1 / 8
+    cells: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -160,7 +162,7 @@ class CoarseFine(nn.Module):
             whole = video if whole is None else whole
             check_video("whole", whole)
             maps = self.fine.features(whole)
-            return maps, {"fine_logits": self.fine.classify(maps["conv5"])}
+            return on_cells(maps, self.config.cells), {"fine_logits": self.fine.classify(maps["conv5"])}
         if whole is not None:
             raise ValueError("give the whole video or its fine features, not both")
         widths = dict(zip(LEVELS, (*self.config.widths, self.config.conv5_width), strict=True))
@@ -172,7 +174,7 @@ class CoarseFine(nn.Module):
         for name in self.fusion.levels:
             if name not in fine or fine[name].ndim != 5 or fine[name].shape[1] != widths[name]:
                 raise ValueError(f"fine features need {name} as [B, {widths[name]}, F, h, w]")
-        return {name: fine[name].to(video) for name in self.fusion.levels}, {}
+        return on_cells({name: fine[name].to(video) for name in self.fusion.levels}, self.config.cells), {}
 
     def calibrate(
         self,
@@ -205,8 +207,7 @@ class CoarseFine(nn.Module):
 
         For a column: given back to `forward` as `fine`, they spare the Fine stream. Larger maps are averaged.
         """
-        maps, size = self.fine.features(whole), (whole.shape[2], cells, cells)
-        return torch.cat([F.adaptive_avg_pool3d(maps[name], size) for name in LEVELS], 1)
+        return as_column(self.fine.features(whole), cells)
 
 
 def grid_head(width: int, ratio: int) -> nn.Sequential:

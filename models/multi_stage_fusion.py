@@ -173,6 +173,20 @@ def mix_frames(weights: Tensor, x: Tensor) -> Tensor:
     return (weights[:, None] @ x.reshape(B, C, T, h * w)).view(B, C, -1, h, w)
 
 
+def on_cells(maps: Mapping[str, Tensor], cells: int) -> dict[str, Tensor]:
+    """Return maps [B, C, T, h, w] by level, averaged to `cells` by `cells`; 0 leaves them as they are."""
+    return {
+        name: F.adaptive_avg_pool3d(x, (x.shape[2], cells, cells)) if cells and x.shape[3:] != (cells, cells) else x
+        for name, x in maps.items()
+    }
+
+
+def as_column(maps: Mapping[str, Tensor], cells: int) -> Tensor:
+    """Return the maps of all levels as one tensor [B, C, T, cells, cells], in the order of `LEVELS`."""
+    together = on_cells(maps, cells)
+    return torch.cat([together[name] for name in LEVELS], 1)
+
+
 def fit(part: Tensor, x: Tensor) -> Tensor:
     """Return a map [B, C, J, h, w] max-pooled to the cells of x; a smaller one is repeated."""
     B, C, J, h, w = part.shape

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from tasks.loader import Sample, place
 
@@ -75,15 +76,17 @@ def _context(samples: list[Sample]) -> dict[str, Tensor]:
     wholes = [s.whole for s in samples if s.whole is not None]
     ends = [-(-(s.start + s.seen.shape[1]) // s.step) for s in samples]
     length = max(*(w.shape[1] for w in wholes), *ends)
-    # A short video is played again, not followed by black: normalisation and squeeze-excites average over all frames.
-    frames = [torch.arange(length) % w.shape[1] for w in wholes]
     lengths = torch.tensor([w.shape[1] for w in wholes])
-    return {
-        "whole": torch.stack([w[:, chosen] for w, chosen in zip(wholes, frames, strict=True)]),
+    placed = {
         "start": torch.tensor([s.start for s in samples]),
         "step": torch.tensor([float(s.step) for s in samples]),
         "valid": torch.arange(length) < lengths[:, None],
     }
+    if wholes[0].dtype.is_floating_point:  # maps: no layer is left that would see the zeros beyond a video's end
+        return placed | {"fine": torch.stack([pad(w, (0, 0, 0, 0, 0, length - w.shape[1])) for w in wholes])}
+    # A short video is played again, not followed by black: normalisation and squeeze-excites average over all frames.
+    frames = [torch.arange(length) % w.shape[1] for w in wholes]
+    return placed | {"whole": torch.stack([w[:, chosen] for w, chosen in zip(wholes, frames, strict=True)])}
 
 
 def resized(batch: Batch, size: int) -> Batch:

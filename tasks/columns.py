@@ -150,7 +150,7 @@ def _uses(root: str, entry: Version, listed: list[Version], known: list[Dataset]
         checkpoint = checkpoints.describe(best.checkpoint)
         if entry.column == predict.COLUMN and entry.version == predict.version(checkpoint):
             found.append(f"it holds the predictions of the champion, {model} {best.version}")
-        if entry.column == "features" and entry.version == checkpoint.about["spec"].get("features"):
+        if entry.column in ("features", "fine") and entry.version == checkpoint.about["spec"].get(entry.column):
             found.append(f"the champion, {model} {best.version}, takes it")
     return found
 

@@ -144,7 +144,7 @@ class Sample:
     seen: Tensor  # [3, T, S, S] uint8 or [T, D]
     labels: Tensor  # [N, K]
     places: Tensor | None = None  # [N]: where each label is, in frames of `seen`; None: each on its own frame
-    whole: Tensor | None = None  # [3, F, S, S] uint8: the video around a clip
+    whole: Tensor | None = None  # the video around a clip [3, F, S, S] uint8, or its Fine stream's maps [C, F, h, w]
     start: int = 0  # of the clip in the video, in frames of the clip
     step: int = 1  # frames of the clip to a frame of the whole
 

@@ -47,6 +47,7 @@ class Recipe:
     pixels: int = 24
     whole: int = 128  # frames of the whole video beside a clip; features of a video
     features: str | None = None  # version of the feature column of systems that take one
+    fine_features: bool = False  # the second stage of two streams on a column of the Fine stream's maps
     batch: int = 16
     pretrain_batch: int = 16
     optimizer: str = "adamw"
@@ -151,6 +152,9 @@ def _check(made: Recipe) -> None:
         raise InputError(
             f"--frames {made.frames}: {made.system} keeps one of {config.ratio} frames; give a multiple of it"
         )
+    if made.fine_features and made.inputs != "context":
+        names = ", ".join(name for name, given in models.OTHER_INPUTS.items() if given == "context")
+        raise InputError(f"--fine-features: {made.system} has no Fine stream that sees whole videos; choose {names}")
     least = 3 * made.volumes.get("segments", 1) - 1 if made.augmentation in ("freeze", "joint", "joint_single") else 1
     if made.frames // (multigrid.LONG[0][0] if made.multigrid else 1) < least:
         raise InputError(f"--frames {made.frames}: too few for the frozen segments of its shortest clips")

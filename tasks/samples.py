@@ -10,7 +10,7 @@ from storage.datasets import kept
 from storage.errors import InputError
 from storage.parts import Part
 from tasks.loader import SLACK, Clips, Footage, Item, Sample, frame_labels, items, truth_of
-from tasks.videos import Features, Whole, videos, whole
+from tasks.videos import Features, FineMaps, Whole, videos, whole
 
 WHOLES = 1 << 30  # bytes of whole videos that are kept
 
@@ -21,13 +21,16 @@ def source_times(row: dict[str, Any]) -> np.ndarray:
 
 
 class SourceRate:
-    """Clips with a label for every source frame, and with the whole video around each where ``most`` is not 0."""
+    """Clips with a label for every source frame, and with the whole video around each where ``most`` is not 0.
+
+    With ``maps`` that is what the Fine stream makes of it, from their column, and no other clip is decoded.
+    """
 
     def __init__(
         self, root: str, parts: list[Part], classes: list[str], footage: Footage, most: int = 0,
-        labels: str | None = None, selection: str | None = None,
+        labels: str | None = None, selection: str | None = None, maps: FineMaps | None = None,
     ) -> None:  # fmt: skip
-        self.classes, self.footage, self.most = classes, footage, most
+        self.classes, self.footage, self.most, self.maps = classes, footage, most, maps
         self.items: list[Item] = items(root, parts, labels, selection)
         self.videos = videos(parts) if most else {}
         self._wholes: dict[str, Whole] = {}
@@ -54,6 +57,8 @@ class SourceRate:
         return Sample(seen, labels, places, video.frames.transpose(0, 1), start, video.step)
 
     def _whole(self, path: str) -> Whole:
+        if self.maps is not None:
+            return self.maps.video(self.videos[path])
         with self._lock:
             if path in self._wholes:
                 return self._wholes[path]
@@ -123,5 +128,6 @@ def samples_of(spec: Any) -> Clips | SourceRate | FeatureVideos:
         return FeatureVideos(spec.root, parts, spec.classes, spec.features, spec.selection)
     if spec.rate == "source" or spec.whole:
         footage = Footage(spec.fps, spec.size)
-        return SourceRate(spec.root, parts, spec.classes, footage, spec.whole, spec.labels, spec.selection)
+        maps = FineMaps(spec.root, spec.fine, spec.options["cells"]) if spec.fine else None
+        return SourceRate(spec.root, parts, spec.classes, footage, spec.whole, spec.labels, spec.selection, maps)
     return Clips(spec.root, parts, spec.classes, spec.fps, spec.size, spec.labels, spec.selection)

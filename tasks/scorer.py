@@ -17,6 +17,7 @@ from torch.nn.functional import pad
 
 import models
 from models.ensemble import mean_logit
+from models.multi_stage_fusion import as_column
 from models.x3d import normalise
 from storage import checkpoints
 from storage.checkpoints import Checkpoint
@@ -49,24 +50,42 @@ def windows(T: int, length: int) -> list[int]:
 
 @dataclass
 class Context:
-    """A whole video for two-stream systems; the Fine stream of each sees it once."""
+    """A whole video for two-stream systems; the Fine stream of each sees it once, or none where these are its maps."""
 
     whole: Whole
-    _maps: dict[int, dict[str, Tensor]] = field(default_factory=dict)
+    _maps: dict[int, dict[str, Tensor] | Tensor] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def inputs(self, model: Any, starts: list[int], length: int) -> dict[str, Any]:
         """What goes with windows of ``length`` frames that begin at these frames of the video."""
         with self._lock:
             if id(model) not in self._maps:
-                frames = pixels(self.whole.frames.transpose(0, 1)[None], model)
-                self._maps[id(model)] = model.fine.features(frames)
+                self._maps[id(model)] = self._seen(model)
         maps, step = self._maps[id(model)], self.whole.step
         F = len(self.whole.frames)
         more = max(0, math.ceil((max(starts) + length) / step) - F)  # a window longer than what there is
-        fine = {name: pad(x, (0, 0, 0, 0, 0, more)).expand(len(starts), -1, -1, -1, -1) for name, x in maps.items()}
+
+        def padded(x: Tensor) -> Tensor:
+            return pad(x, (0, 0, 0, 0, 0, more)).expand(len(starts), -1, -1, -1, -1)
+
+        fine = padded(maps) if isinstance(maps, Tensor) else {name: padded(x) for name, x in maps.items()}
         valid = (torch.arange(F + more) < F).expand(len(starts), -1)
         return {"fine": fine, "start": torch.tensor(starts), "step": float(step), "valid": valid}
+
+    def _seen(self, model: Any) -> dict[str, Tensor] | Tensor:
+        """The maps of the video by level, or all as a column has them where the model was trained on one."""
+        if self.whole.frames.dtype.is_floating_point:
+            return self.whole.frames.transpose(0, 1)[None].float().contiguous()
+        if model.config.cells:
+            return fine_maps(self.whole, model.fine, model.config.cells).transpose(0, 1)[None].float().contiguous()
+        return model.fine.features(pixels(self.whole.frames.transpose(0, 1)[None], model))
+
+
+@torch.inference_mode()
+def fine_maps(whole: Whole, fine: Any, cells: int) -> Tensor:
+    """What a Fine stream makes of a whole video: `[F, C, cells, cells]` float16, as a column has it."""
+    maps = fine.features(pixels(whole.frames.transpose(0, 1)[None], fine))
+    return as_column(maps, cells)[0].transpose(0, 1).half().contiguous()
 
 
 def pixels(video: Tensor, model: Any) -> Tensor:

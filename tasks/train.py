@@ -19,8 +19,8 @@ CHECKOUT = Path(__file__).resolve().parent.parent
 SIDE_BY_SIDE = 2  # trainings at a time; each has its share of the cores
 TAIL = 60  # lines of a failed training that are shown
 ADDED = (  # to a spec, since there were the first runs
-    "selection", "volumes", "starts", "whole", "features", "rate", "momentum", "faster", "milestones", "multigrid",
-    "norm_group", "precision", "compile", "auxiliary",
+    "selection", "volumes", "starts", "whole", "features", "fine", "rate", "momentum", "faster", "milestones",
+    "multigrid", "norm_group", "precision", "compile", "auxiliary",
 )  # fmt: skip
 UNSET = {f.name: f.default if f.default_factory is MISSING else f.default_factory() for f in fields(Spec)}
 

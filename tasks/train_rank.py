@@ -25,12 +25,12 @@ import models
 from models.augment import Mode, augment, manifold
 from models.losses import AUXILIARY_WEIGHT, OBJECTIVES, at_places, flow, reconstruction
 from models.sub_batch_norm import split_norms
-from models.x3d import normalise
 from storage import checkpoints
 from storage.errors import InputError
 from tasks import multigrid
 from tasks.batches import Batch, Batches, Shape
 from tasks.samples import samples_of
+from tasks.scorer import pixels
 
 Rate = Literal["sampled", "source"]  # frames that labels are compared on: those the system sees, or the video's own
 Precision = Literal["fp32", "bf16"]
@@ -58,6 +58,7 @@ class Spec:
     size: int = 24
     whole: int = 0  # frames of the whole video that go with a clip, at most; 0: none
     features: str | None = None  # version of the feature column that is trained on in place of video
+    fine: str | None = None  # version of the column that has the maps of the Fine stream, which is frozen then
     rate: Rate = "sampled"
     batch: int = 16
     steps: int = 800
@@ -88,7 +89,8 @@ def rate(step: int, spec: Spec) -> float:
 def build(spec: Spec) -> nn.Module:
     """The model on the spec's seed, or with the weights of earlier checkpoints.
 
-    Of the last layer the rows of classes that both know by name are kept; the others start at random.
+    Of the last layer the rows of classes that both know by name are kept; the others start at random. A Fine stream
+    whose maps come from a column is frozen.
     """
     torch.manual_seed(spec.seed)
     model = models.build(spec.system, num_classes=len(spec.classes), **spec.options)
@@ -103,6 +105,8 @@ def build(spec: Spec) -> nn.Module:
             raise InputError(f"checkpoint {url} has no weights for {prefix!r} of {spec.system}")
         _adopt(weights, own, f"{prefix}.", url, spec.classes)
     model.load_state_dict(weights)
+    if spec.fine:
+        model.get_submodule("fine").requires_grad_(False)
     return model if spec.features else model.to(memory_format=torch.channels_last_3d)
 
 
@@ -124,7 +128,7 @@ def optimiser(model: nn.Module, spec: Spec) -> torch.optim.Optimizer:
     """AdamW, or SGD with Nesterov momentum; a group's ``times`` multiplies its rate."""
     groups: list[dict[str, Any]] = [{"params": [], "times": 1.0}]
     groups += [{"params": [], "times": times} for times in spec.faster.values()]
-    for name, parameter in model.named_parameters():
+    for name, parameter in ((n, p) for n, p in model.named_parameters() if p.requires_grad):
         place = [i for i, first in enumerate(spec.faster, 1) if name == first or name.startswith(f"{first}.")]
         groups[place[0] if place else 0]["params"].append(parameter)
     if empty := [first for first, group in zip(spec.faster, groups[1:], strict=True) if not group["params"]]:
@@ -158,9 +162,9 @@ def train_step(
     elif spec.augmentation != "none":
         seen, labels = augment(seen, labels, generator, mode=spec.augmentation, **spec.volumes)
     if seen.dtype == torch.uint8:
-        seen = _pixels(seen, inner.config)
+        seen = pixels(seen, inner)
     if "whole" in given:
-        given["whole"] = _pixels(given["whole"], inner.config)
+        given["whole"] = pixels(given["whole"], inner)
     if spec.norm_group:
         split_norms(inner, multigrid.splits(len(seen), spec.norm_group))
     times = multigrid.times(step, spec) if spec.multigrid else 1.0
@@ -187,10 +191,6 @@ def _auxiliary(spec: Spec, out: dict[str, Tensor], seen: Tensor) -> Tensor:
     if spec.auxiliary == "flow":
         return flow(seen, out["places"])
     return reconstruction(out["unpooled"].float(), out["places"])
-
-
-def _pixels(video: Tensor, config: Any) -> Tensor:
-    return normalise(video, config).contiguous(memory_format=torch.channels_last_3d)
 
 
 def _die_with(parent: int) -> None:

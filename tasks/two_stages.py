@@ -2,6 +2,9 @@
 
 Source: thesis 001, section 3.2.5. Both stages are trainings of their own, with MLflow runs of their own, that are
 found again where nothing changed; the checkpoints of the first are where the second starts.
+
+With ``fine_features`` the second stage reads the Fine stream's maps from a column, and that stream stays as the first
+stage left it. The thesis trains it on: what is lost in accuracy buys steps that decode and compute a clip alone.
 """
 
 from dataclasses import replace
@@ -12,6 +15,7 @@ import torch
 import models
 from storage.checkpoints import Checkpoint
 from storage.datasets import Dataset
+from tasks.fine_maps import on_column
 from tasks.pretrain import tracked_fit
 from tasks.recipe import Recipe
 from tasks.train_rank import Spec
@@ -51,5 +55,9 @@ def in_two_stages(
         for stream, spec in streams(joint, start).items()
     }
     spec = together(joint, {stream: found["checkpoint"] for stream, found in made.items()}, recipe)
-    last = tracked_fit(root, spec, f"finetune-{kind}", dataset, recipe, parent, stage="2")
+    tags = {"stage": "2"}
+    if recipe.fine_features:
+        spec = on_column(root, dataset, spec, made["fine"]["checkpoint"])
+        tags["fine_stream"] = f"frozen, its maps from column fine {spec.fine}"
+    last = tracked_fit(root, spec, f"finetune-{kind}", dataset, recipe, parent, **tags)
     return last | {"seconds": last["seconds"] + sum(found["seconds"] for found in made.values())}

@@ -1,21 +1,25 @@
 """Whole source videos out of the clips that parts hold: frames at a limited number, or a column's features."""
 
 import math
-from collections import defaultdict
+import threading
+from collections import OrderedDict, defaultdict
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from storage import columns
+from storage import columns, files
 from storage.errors import Damaged, InputError
 from storage.parts import Part
 from tasks.loader import Footage
 
 FEATURES = "features"
+FINE = "fine"
 HOW = "make them with `reelmill features` (a champion's) or `reelmill prepare` (open_clip's)"
+HOW_FINE = "`reelmill retrain --fine-features` makes them"
 Clip = tuple[Part, dict[str, Any]]
 
 
@@ -57,7 +61,10 @@ def in_turn(parts: list[Part], others: dict[str, list[Part]]) -> list[Part]:
 
 @dataclass(frozen=True)
 class Whole:
-    """Every ``step``-th frame of a video at the clips' rate, `[F, 3, S, S]`, and where each clip begins in it."""
+    """Every ``step``-th frame of a video at the clips' rate, `[F, 3, S, S]`, and where each clip begins in it.
+
+    Or what the Fine stream makes of these frames: `[F, C, h, w]`, float16.
+    """
 
     frames: Tensor
     step: int
@@ -120,6 +127,81 @@ class Features:
                 )
             }
         return self._read[part.id]
+
+
+def identity(clips: list[Clip]) -> str:
+    """What a video's clips are together, by their bytes."""
+    return files.digest_of([row["sha256"] for _, row in clips])[:16]
+
+
+@dataclass(frozen=True)
+class FinePiece:
+    """The Fine stream's maps `[F, C, h, w]` float16 of those frames of a whole video that lie in one clip."""
+
+    video: str  # its `identity`
+    begin: int  # of the clip in the video, in frames of the clip
+    step: int  # frames of the clip to a map
+    maps: np.ndarray
+
+
+@dataclass
+class FineMaps:
+    """A version of the column of the Fine stream's maps under a root; may be asked by threads.
+
+    Parts are read whole, and those used last are kept in ``most`` bytes: of more, parts are read again.
+    """
+
+    root: str
+    version: str
+    cells: int
+    most: int = 1 << 30
+    _read: OrderedDict[str, dict[str, FinePiece]] = field(default_factory=OrderedDict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def video(self, clips: list[Clip]) -> Whole:
+        """A video's maps. Raises `InputError` where a part has none, or those of other clips than these."""
+        pieces = [self._part(part)[row["key"]] for part, row in clips]
+        if {piece.video for piece in pieces} != {identity(clips)}:
+            raise InputError(f"column {FINE} {self.version}: {clips[0][1]['path']} had other clips; {HOW_FINE}")
+        begins = {row["key"]: piece.begin for (_, row), piece in zip(clips, pieces, strict=True)}
+        return Whole(torch.from_numpy(np.concatenate([p.maps for p in pieces])), pieces[0].step, begins)
+
+    def _part(self, part: Part) -> dict[str, FinePiece]:
+        with self._lock:  # so that threads that need the same part wait for one of them
+            if part.id not in self._read:
+                self._read[part.id] = self._pieces(part)
+            self._read.move_to_end(part.id)
+            while len(self._read) > 1 and sum(map(_bytes, self._read.values())) > self.most:
+                self._read.popitem(last=False)
+            return self._read[part.id]
+
+    def _pieces(self, part: Part) -> dict[str, FinePiece]:
+        try:
+            table = columns.read(self.root, FINE, self.version, part).combine_chunks()
+        except FileNotFoundError as error:
+            raise InputError(f"part {part.id} has no {FINE} maps {self.version}; {HOW_FINE}") from error
+        lists = table["maps"].combine_chunks()
+        width, odd = divmod(lists.type.value_type.list_size, self.cells**2)
+        if odd:
+            raise Damaged(f"part {part.id}: column {FINE} {self.version} is not of {self.cells} by {self.cells} cells")
+        flat = lists.flatten().flatten().to_numpy(zero_copy_only=False)
+        ends = np.cumsum(lists.value_lengths().to_numpy(zero_copy_only=False))
+        maps = np.split(flat.reshape(-1, width, self.cells, self.cells), ends[:-1])
+        rows = table.select(["key", "video", "begin", "step"]).to_pylist()
+        return {
+            row["key"]: FinePiece(row["video"], row["begin"], row["step"], piece)
+            for row, piece in zip(rows, maps, strict=True)
+        }
+
+
+def _bytes(pieces: dict[str, FinePiece]) -> int:
+    return sum(piece.maps.nbytes for piece in pieces.values())
+
+
+@lru_cache(maxsize=1)
+def columned(root: str, version: str, cells: int) -> FineMaps:
+    """The Fine stream's maps of a process."""
+    return FineMaps(root, version, cells)
 
 
 def _checked(part: Part, key: str, times: list[float], vectors: list[list[float]]) -> tuple[np.ndarray, np.ndarray]:

@@ -15,11 +15,12 @@ import numpy as np
 from torch import Tensor, nn
 
 from storage.checkpoints import Checkpoint
+from storage.errors import InputError
 from storage.parts import Part
 from tasks.loader import CACHE_BYTES, Decoded, Footage, decode
 from tasks.samples import source_times
 from tasks.scorer import Context, at_source_rate, frame_logits, load, sequence_logits, takes
-from tasks.videos import Clip, Features, videos, whole
+from tasks.videos import Clip, Features, Whole, columned, videos, whole
 
 OPEN = 4  # videos that lie in several parts
 Value = TypeVar("Value")
@@ -90,8 +91,18 @@ def _of_video(root: str, checkpoint: Checkpoint, clips: list[Clip], most: int) -
         logits = sequence_logits(load(checkpoint.url), video.features, spec["frames"]).numpy()
         return partial(_of_features, logits, video.times)
     footage = Footage(spec["fps"], spec["size"], most)
-    context = Context(whole(clips, footage, spec["whole"]))
+    context = Context(_seen(root, spec, clips) or whole(clips, footage, spec["whole"]))
     return partial(_within, load(checkpoint.url), checkpoint, context, footage)
+
+
+def _seen(root: str, spec: dict[str, Any], clips: list[Clip]) -> Whole | None:
+    """The video as the column has it that a system was trained on; the same is computed of one that has none there."""
+    if not spec.get("fine"):
+        return None
+    try:
+        return columned(root, spec["fine"], spec["options"]["cells"]).video(clips)
+    except InputError:
+        return None
 
 
 def _alone(checkpoint: Checkpoint, part: Part, row: dict[str, Any]) -> Scored:
