@@ -118,7 +118,7 @@ WINDOWS = Table(
         _x3d("transient view", "cutmix", "18.99"),
     ),
     (*above("transient view", "transient window", CLS),),
-    f"{SINGLE} Where a window cuts through a shape, its motion is still seen: the two ways differ less than in films.",
+    SINGLE,
 )
 CELLS = tuple(KINDS)[1:]
 
