@@ -63,6 +63,11 @@ class Comparison:
     classes: list[ClassChange] = field(default_factory=list)  # those with positive frames
 
     @property
+    def interval(self) -> str:
+        """The interval as people read it."""
+        return f"the {self.confidence:.0%} interval [{self.ci_low:+.4f}, {self.ci_high:+.4f}]"
+
+    @property
     def lost(self) -> list[ClassChange]:
         """The classes that the challenger surely does worse on."""
         return [change for change in self.classes if change.p_worse <= 1 - self.confidence]
@@ -116,11 +121,6 @@ def paired_bootstrap(
     )
 
 
-def decide(comparison: Comparison, margin: float = 0.0, min_videos: int = 5) -> str:
-    """Return "promoted" if there are no `objections`, else "refused"."""
-    return "refused" if objections(comparison, Rules(margin=margin, min_videos=min_videos)) else "promoted"
-
-
 def objections(
     comparison: Comparison,
     rules: Rules,
@@ -132,11 +132,10 @@ def objections(
     `classes` are the names by index; `costs` the `latency_ms` and `gmacs` of champion and challenger, where known.
     """
     found = []
-    interval = f"the {comparison.confidence:.0%} interval [{comparison.ci_low:+.4f}, {comparison.ci_high:+.4f}]"
     if not comparison.ci_low > rules.margin:
-        found.append(f"{interval} is not above the margin {rules.margin:g}")
+        found.append(f"{comparison.interval} is not above the margin {rules.margin:g}")
     if comparison.videos < rules.min_videos:
-        found.append(f"{comparison.videos} videos are too few for {interval} to mean anything")
+        found.append(f"{comparison.videos} videos are too few for {comparison.interval} to mean anything")
     if lost := sorted(comparison.lost, key=lambda change: change.delta):
         named = [f"{classes[c.index] if classes else c.index} ({c.delta:+.3f} AP)" for c in lost]
         found.append(f"surely worse on {', '.join(named)}")

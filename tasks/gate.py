@@ -43,24 +43,20 @@ def judge(
     if reigning.digest == challenger.digest:
         return found | {"decision": "promoted", "why": "it is the champion already"}
     against = evaluate_checkpoint(root, dataset, reigning, "predict-champion")
-    options: dict[str, Any] = {
-        "metric": rules.metric,
-        "confidence": rules.confidence,
-        "class_drop": rules.class_drop,
-        "seed": seed,
-    }
     try:
         with threadpool_limits(1):  # many small products: more threads make it several times slower
-            comparison = paired_bootstrap(against.frames, challenger.frames, **options)
+            comparison = paired_bootstrap(
+                against.frames, challenger.frames, metric=rules.metric, confidence=rules.confidence,
+                class_drop=rules.class_drop, seed=seed,
+            )  # fmt: skip
     except ValueError as error:
         return found | {"decision": "refused", "why": f"not comparable: {error}"}
     costs = against.metrics, challenger.metrics
     classes = [row["class"] for row in challenger.per_class]
     against_it = objections(comparison, rules, classes, costs)
-    interval = f"the {comparison.confidence:.0%} interval [{comparison.ci_low:+.4f}, {comparison.ci_high:+.4f}]"
     decision = {
         "decision": "refused" if against_it else "promoted",
-        "why": "; ".join(against_it) or f"{interval} is above the margin {rules.margin:g}",
+        "why": "; ".join(against_it) or f"{comparison.interval} is above the margin {rules.margin:g}",
     }
     measured = {f"{who}_{name}": each[name] for who, each in zip(("champion", "challenger"), costs, strict=True)
                 for name in ("latency_ms", "gmacs") if name in each}  # fmt: skip
@@ -97,8 +93,8 @@ def gate(
         decision |= {"decision": "refused", "why": f"it was rolled back: {away}"}
     with transaction() as move:
         if decision["decision"] == "promoted":
-            before = tracking.promote(root, model, version)
-            move.stage(version, on_rollback_hooks=[lambda _: tracking.restore(root, model, version, before)])
+            back = tracking.promote(root, model, version)
+            move.stage(version, on_rollback_hooks=[lambda _: back()])
         tracking.decide(root, model, version, decision)
         _announce(root, dataset, model, candidate["run"], decision)
     return decision

@@ -10,6 +10,7 @@ import os
 import threading
 import time
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
@@ -33,11 +34,8 @@ warnings.filterwarnings("ignore", message="No complete tensor found in the group
 
 EXPERIMENT = "reelmill"
 CHAMPION = "champion"
-SINCE, ROLLED_BACK = (
-    "champion_since",
-    "rolled_back",
-)  # tags of a version: when it got the alias, when and why it lost it
-DECISION = ("gate", "gate_decision")  # tags of a version: the gate's decision with every number, and in a word
+# Tags of a version: when it got the alias; when and why a person took it; the gate's decision in full and in a word.
+SINCE, ROLLED_BACK, DECISION = "champion_since", "rolled_back", ("gate", "gate_decision")
 NO_ALIAS = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # MLflow's answers where there is none
 EXPORTING = threading.Lock()  # torch.export keeps one stack of modes for all threads
 BATCH = 500  # metrics a call; one call per metric is 25 times slower
@@ -236,24 +234,27 @@ def champion(root: str, name: str) -> ModelVersion | None:
     return ModelVersion(name, int(found.version), found.run_id or "", dict(found.tags))
 
 
-def promote(root: str, name: str, version: int) -> int | None:
-    """Moves the alias ``champion`` to a version; returns the version that had it."""
-    before = champion(root, name)
+def promote(root: str, name: str, version: int) -> Callable[[], None]:
+    """Moves the alias ``champion`` to a version; returns what takes that and the gate's decision on it back."""
     c = client(root)
-    c.set_model_version_tag(name, str(version), SINCE, datetime.now(UTC).isoformat(timespec="microseconds"))
-    c.set_registered_model_alias(name, CHAMPION, str(version))
-    return before.version if before else None
+    before, tags = champion(root, name), versions(root, name)[version]
+    moves = before is None or before.version != version
+    if moves:
+        c.set_model_version_tag(name, str(version), SINCE, datetime.now(UTC).isoformat(timespec="microseconds"))
+        c.set_registered_model_alias(name, CHAMPION, str(version))
 
+    def back() -> None:
+        if before is None:
+            c.delete_registered_model_alias(name, CHAMPION)
+        elif moves:
+            c.set_registered_model_alias(name, CHAMPION, str(before.version))
+        for tag_name in (SINCE, *DECISION):
+            if tag_name in tags:
+                c.set_model_version_tag(name, str(version), tag_name, tags[tag_name])
+            else:
+                c.delete_model_version_tag(name, str(version), tag_name)
 
-def restore(root: str, name: str, version: int, before: int | None) -> None:
-    """Takes a promotion and its decision back, as if they had not been."""
-    c = client(root)
-    if before is None:
-        c.delete_registered_model_alias(name, CHAMPION)
-    else:
-        c.set_registered_model_alias(name, CHAMPION, str(before))
-    for tag_name in (SINCE, *DECISION):
-        c.delete_model_version_tag(name, str(version), tag_name)
+    return back
 
 
 def reigns(root: str, name: str) -> list[int]:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from threadpoolctl import threadpool_limits
 
-from models.gate import Rules, decide, objections, paired_bootstrap, resampled
+from models.gate import Rules, objections, paired_bootstrap, resampled
 from models.metrics import MODES, FrameScores, class_mean, frame_map
 
 
@@ -89,7 +89,7 @@ def test_equal_models_differ_by_nothing_and_are_refused():
     champion, _ = two_models(6)
     comparison = paired_bootstrap(champion, champion)
     assert (comparison.delta, comparison.ci_low, comparison.ci_high, comparison.p_worse) == (0, 0, 0, 1)
-    assert decide(comparison) == "refused"
+    assert objections(comparison, Rules())
 
 
 def test_the_same_seed_gives_the_same_comparison_in_any_order_of_videos():
@@ -101,10 +101,11 @@ def test_the_same_seed_gives_the_same_comparison_in_any_order_of_videos():
 
 def test_promotion_needs_the_whole_interval_above_the_margin_and_enough_videos():
     comparison = dataclasses.replace(paired_bootstrap(*two_models(8), samples=100), ci_low=0.02)
-    assert decide(comparison) == decide(comparison, margin=0.01) == "promoted"
-    assert decide(comparison, margin=0.02) == decide(comparison, margin=0.03) == "refused"
-    assert decide(dataclasses.replace(comparison, ci_low=0.0)) == "refused"
-    assert decide(dataclasses.replace(comparison, videos=4)) == "refused"
+    assert not objections(comparison, Rules()) and not objections(comparison, Rules(margin=0.01))
+    assert objections(comparison, Rules(margin=0.02)) and objections(comparison, Rules(margin=0.03))
+    assert objections(dataclasses.replace(comparison, ci_low=0.0), Rules())
+    (few,) = objections(dataclasses.replace(comparison, videos=4), Rules())
+    assert "4 videos are too few" in few
 
 
 def test_a_class_that_falls_for_sure_is_refused_by_name_though_the_mean_rises():
@@ -115,7 +116,7 @@ def test_a_class_that_falls_for_sure_is_refused_by_name_though_the_mean_rises():
         f"surely worse on sit ({comparison.classes[2].delta:+.3f} AP)"
     ]
     allowed = paired_bootstrap(champion, challenger, samples=200, class_drop=0.9)
-    assert not allowed.lost and decide(allowed) == "promoted"
+    assert not allowed.lost and not objections(allowed, Rules())
 
 
 def test_what_it_costs_may_be_limited():
@@ -132,7 +133,7 @@ def test_what_it_costs_may_be_limited():
 def promoted_share(gain, simulations=60):
     """Share of independent challengers that pass the gate."""
     compared = (paired_bootstrap(*two_models(s, gain=gain), samples=200, seed=s) for s in range(simulations))
-    return np.mean([decide(comparison) == "promoted" for comparison in compared])
+    return np.mean([not objections(comparison, Rules()) for comparison in compared])
 
 
 def test_challengers_no_better_than_the_champion_rarely_pass():

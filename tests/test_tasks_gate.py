@@ -125,20 +125,32 @@ def test_a_better_challenger_that_is_too_slow_is_refused(root):
     assert decision["champion_latency_ms"] == 10 and decision["rules"]["slower"] == 3
 
 
-def test_the_alias_goes_back_where_the_decision_cannot_be_told(root, monkeypatch):
+@pytest.mark.parametrize("broken", ["decide", "log_metrics"])
+def test_the_alias_goes_back_where_the_decision_cannot_be_told(root, monkeypatch, broken):
     first = judged(root, candidate(root, 0, 0.5))
     better = candidate(root, 1, 3.0)
 
     def lost(*_):
         raise ConnectionError("no server")
 
-    with monkeypatch.context() as broken:
-        broken.setattr(tracking, "log_metrics", lost)
+    with monkeypatch.context() as patch:
+        patch.setattr(tracking, broken, lost)
         with pytest.raises(ConnectionError):
             judged(root, better)
     assert tracking.champion(root.url, "m").version == first["version"] and len(root.events) == 1
     decision = judged(root, better)
     assert decision["decision"] == "promoted" and tracking.champion(root.url, "m").version == decision["version"]
+
+
+def test_a_champion_that_is_judged_anew_keeps_its_reign_where_that_cannot_be_told(root, monkeypatch):
+    first, second = (judged(root, candidate(root, seed, 0.5 + seed)) for seed in range(2))
+    tags = tracking.versions(root.url, "m")[second["version"]]
+    with monkeypatch.context() as patch:
+        patch.setattr(gate, "emit_event", lambda *_, **__: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            judged(root, candidate(root, 1, 1.5), data=Dataset("d", "v2", [], {}))
+    assert tracking.versions(root.url, "m")[second["version"]] == tags
+    assert tracking.reigns(root.url, "m") == [second["version"], first["version"]]
 
 
 def test_a_champion_is_rolled_back_and_stays_so(root):
