@@ -13,10 +13,14 @@ from storage.soundness import BROKEN, Finding
 
 VOLUMES, PREDICTIONS = "volume_labels", "predictions"
 PREPARE, INFER = "`reelmill prepare` of dataset {} makes it again", "`reelmill infer` makes it again"
-MADE = {  # columns that a run computes again, and which one does
-    **dict.fromkeys(("scores", "features", "pseudo_labels", "selection"), "the next `reelmill prepare` makes it again"),
-    VOLUMES: "`reelmill prepare --materialise` makes it again",
-    PREDICTIONS: INFER,
+AGAIN = "the next `reelmill prepare` makes it again"
+MADE = {  # columns that a run computes again, by what their versions begin with, and which run does; the first counts
+    ("features", "x3d-"): "`reelmill features` makes it again, while its model is the champion",
+    ("pseudo_labels", "proposals-"): "`reelmill label` with the same options makes it again",
+    **{(column, ""): AGAIN for column in ("scores", "features", "pseudo_labels", "selection")},
+    ("fine", ""): "the next `reelmill retrain --fine-features` makes it again, where it needs it",
+    (VOLUMES, ""): "`reelmill prepare --materialise` makes it again",
+    (PREDICTIONS, ""): INFER,
 }
 
 
@@ -85,7 +89,7 @@ class Remedies:
     def again(self, finding: Finding, part: str, *gone: str) -> Remedy:
         """The remedy by which a part is made again, once these objects are gone; what makes it must still be there."""
         if part in self.volumes:
-            return Remedy(finding, MADE[VOLUMES], (*gone, *self.volumes[part]))
+            return Remedy(finding, MADE[VOLUMES, ""], (*gone, *self.volumes[part]))
         for name, drafts in self.plans.items():
             for draft in drafts:
                 if draft.id == part:
@@ -151,13 +155,10 @@ def _ledger(known: Remedies, finding: Finding) -> Remedy:
 
 def _column(known: Remedies, finding: Finding) -> Remedy:
     column, version = finding.url.split("/")[-3:-1]
-    if column == "features" and version.startswith("x3d-"):
-        return Remedy(finding, "`reelmill features` makes it again, while its model is the champion", (finding.url,))
-    if column == "pseudo_labels" and version.startswith("proposals-"):
-        return Remedy(finding, "`reelmill label` with the same options makes it again", (finding.url,))
-    if column not in MADE or _given(known.root, column, version):
+    said = next((said for (name, first), said in MADE.items() if name == column and version.startswith(first)), None)
+    if said is None or _given(known.root, column, version):
         return _no(finding, "it came from a table; drop the version and give `reelmill column-add` the table again")
-    return Remedy(finding, MADE[column], (finding.url,))
+    return Remedy(finding, said, (finding.url,))
 
 
 def _given(root: str, column: str, version: str) -> bool:

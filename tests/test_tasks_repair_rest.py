@@ -70,6 +70,29 @@ def test_what_is_damaged_is_named_and_goes_and_the_rest_stays(root, capsys, patt
     assert examine(root, None, 1.0, 0)[0] == []
 
 
+@pytest.mark.parametrize(
+    ("column", "version", "said"),
+    [
+        ("features", "x3d-0123-conv5", "`reelmill features`"),
+        ("features", "conse-a054", "`reelmill prepare`"),
+        ("pseudo_labels", "proposals-77", "`reelmill label`"),
+        ("fine", "x3d-0123-77", "`reelmill retrain --fine-features`"),
+    ],
+)
+def test_a_damaged_column_says_which_command_makes_it_again(root, column, version, said):
+    part = datasets.load(root, "d").parts[0]
+    keys = pa.table({"key": part.table(["key"])["key"]})
+    for name in (version, "mine"):
+        about = {"file": "t.csv", "digest": "0"} if name == "mine" else {"made": "by us"}
+        columns.write(root, column, name, part, keys, about)
+        files.publish_bytes(tables.pack(keys, about), f"{root}/columns/{column}/{name}/p9.parquet")  # stays sound
+        flip(_one(root, f"columns/{column}/{name}/{part.id}.parquet"), 40)
+    found = [one for one in examine(root, None, 1.0, 0)[0] if part.id in one.url and f"columns/{column}" in one.url]
+    theirs, ours = sorted((Remedies(root).of(one) for one in found), key=lambda one: one.possible)
+    assert ours.possible and said in ours.said and ours.remove == (ours.finding.url,) and version in ours.finding.url
+    assert not theirs.possible and "came from a table" in theirs.said
+
+
 def test_training_goes_on_from_the_checkpoint_before(root):
     victim = _one(root, "checkpoints/run/*2/weights.safetensors")
     flip(victim, 70)
