@@ -4,12 +4,14 @@ A clip's rows depend on its whole video and on a Fine stream that is another one
 nothing is carried over from the parts of a version before.
 """
 
+import threading
 from dataclasses import replace
 from functools import partial
 
 import numpy as np
 import pyarrow as pa
 import torch
+from cachetools import LRUCache, cached
 
 import models
 from storage import checkpoints, columns, files
@@ -23,13 +25,10 @@ from tasks.loader import Footage
 from tasks.scorer import fine_maps, load
 from tasks.stage import cover
 from tasks.train_rank import Spec
-from tasks.videos import FINE, Clip, FinePiece, beside, identity, in_turn, videos, whole
-from tasks.views import OPEN, Latest
+from tasks.videos import FINE, Clip, FinePiece, Pieces, beside, identity, in_turn, videos, whole
+from tasks.views import OPEN
 
 MOST_CELLS = 7  # height and width: those of the last maps of 224 pixels
-Pieces = dict[str, FinePiece]  # by key
-
-_open: Latest[Pieces] = Latest(OPEN)  # videos that lie in several parts
 
 
 def cells_of(checkpoint: Checkpoint) -> int:
@@ -73,9 +72,7 @@ def extract_part(
     clips_of = videos([part, *others.get(part.id, [])])
     rows = part.rows()
     for path in dict.fromkeys(row["path"] for row in rows):
-        make = partial(_pieces, clips_of[path], checkpoint, most, cells)
-        alone = all(holder.id == part.id for holder, _ in clips_of[path])
-        found |= make() if alone else _open.get((root, name, path), make)
+        found |= _pieces(clips_of[path], checkpoint, most, cells)
     about = {
         "checkpoint": checkpoint,
         "weights": checkpoints.describe(checkpoint).digest,
@@ -86,8 +83,9 @@ def extract_part(
     return Report(items=part.samples, kept=part.samples, decoded=part.samples)
 
 
+@cached(LRUCache(OPEN), lambda clips, *how: (identity(clips), *how), condition=threading.Condition())
 def _pieces(clips: list[Clip], checkpoint: str, most: int, cells: int) -> Pieces:
-    """The maps of a video, by the keys of its clips."""
+    """The maps of a video, by the keys of its clips; made once for the parts that these lie in."""
     spec = checkpoints.describe(checkpoint).about["spec"]
     video = whole(clips, Footage(spec["fps"], spec["size"]), most)
     maps, seen = fine_maps(video, load(checkpoint), cells).numpy(), identity(clips)

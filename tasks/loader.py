@@ -5,13 +5,13 @@ run was interrupted, and another number of ranks draws the same samples.
 """
 
 import threading
-from collections import OrderedDict
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import torch
+from cachetools import LRUCache, cachedmethod
 from torch import Tensor
 
 from storage import columns
@@ -81,26 +81,16 @@ class Footage:
     """Clips decoded on first use and kept as small uint8 frames as far as memory allows; may be asked by threads."""
 
     def __init__(self, fps: float, size: int, most: int = CACHE_BYTES) -> None:
-        self.fps, self.size, self.most = fps, size, most
-        self._kept: OrderedDict[tuple[str, str], Decoded] = OrderedDict()
-        self._bytes = 0
-        self._lock = threading.Lock()
+        self.fps, self.size = fps, size
+        self._kept: LRUCache[Any, Decoded] = LRUCache(most, getsizeof=lambda clip: clip.frames.nbytes)
+        self._changes = threading.Condition()
 
+    @cachedmethod(
+        lambda self: self._kept, lambda self, part, row: (part.id, row["key"]), condition=lambda self: self._changes
+    )
     def clip(self, part: Part, row: dict[str, Any]) -> Decoded:
         """A clip of a part."""
-        key = (part.id, row["key"])
-        with self._lock:
-            if key in self._kept:
-                self._kept.move_to_end(key)
-                return self._kept[key]
-        made = decode(part, row, self.fps, self.size)
-        with self._lock:
-            if key not in self._kept:
-                self._kept[key] = made
-                self._bytes += made.frames.nbytes
-            while self._bytes > self.most and len(self._kept) > 1:
-                self._bytes -= self._kept.popitem(last=False)[1].frames.nbytes
-        return made
+        return decode(part, row, self.fps, self.size)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from cachetools import LRUCache, cachedmethod
 
 from storage.datasets import kept
 from storage.errors import InputError
@@ -33,9 +34,8 @@ class SourceRate:
         self.classes, self.footage, self.most, self.maps = classes, footage, most, maps
         self.items: list[Item] = items(root, parts, labels, selection)
         self.videos = videos(parts) if most else {}
-        self._wholes: dict[str, Whole] = {}
-        self._bytes = 0
-        self._lock = threading.Lock()
+        self._wholes: LRUCache[Any, Whole] = LRUCache(WHOLES, getsizeof=lambda video: video.frames.nbytes)
+        self._changes = threading.Condition()
 
     def __len__(self) -> int:
         return len(self.items)
@@ -57,18 +57,11 @@ class SourceRate:
         return Sample(seen, labels, places, video.frames.transpose(0, 1), start, video.step)
 
     def _whole(self, path: str) -> Whole:
-        if self.maps is not None:
-            return self.maps.video(self.videos[path])
-        with self._lock:
-            if path in self._wholes:
-                return self._wholes[path]
-        made = whole(self.videos[path], self.footage, self.most)
-        with self._lock:
-            self._bytes += made.frames.nbytes if path not in self._wholes else 0
-            self._wholes[path] = made
-            while self._bytes > WHOLES and len(self._wholes) > 1:
-                self._bytes -= self._wholes.pop(next(iter(self._wholes))).frames.nbytes
-        return made
+        return self.maps.video(self.videos[path]) if self.maps is not None else self._decoded(path)
+
+    @cachedmethod(lambda self: self._wholes, lambda self, path: path, condition=lambda self: self._changes)
+    def _decoded(self, path: str) -> Whole:
+        return whole(self.videos[path], self.footage, self.most)
 
 
 def placed(sampled: np.ndarray, times: np.ndarray, begin: int, length: int) -> tuple[np.ndarray, np.ndarray]:

@@ -2,13 +2,14 @@
 
 import math
 import threading
-from collections import OrderedDict, defaultdict
+from collections import defaultdict
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import torch
+from cachetools import LRUCache, cachedmethod
 from torch import Tensor
 
 from storage import columns, files
@@ -144,19 +145,20 @@ class FinePiece:
     maps: np.ndarray
 
 
-@dataclass
+Pieces = dict[str, FinePiece]  # by key
+
+
 class FineMaps:
     """A version of the column of the Fine stream's maps under a root; may be asked by threads.
 
     Parts are read whole, and those used last are kept in ``most`` bytes: of more, parts are read again.
     """
 
-    root: str
-    version: str
-    cells: int
-    most: int = 1 << 30
-    _read: OrderedDict[str, dict[str, FinePiece]] = field(default_factory=OrderedDict)
-    _lock: threading.Lock = field(default_factory=threading.Lock)
+    def __init__(self, root: str, version: str, cells: int, most: int = 1 << 30) -> None:
+        self.root, self.version, self.cells = root, version, cells
+        # A part that is larger by itself is kept, alone.
+        self._read: LRUCache[Any, Pieces] = LRUCache(most, getsizeof=lambda pieces: min(most, _bytes(pieces)))
+        self._changes = threading.Condition()
 
     def video(self, clips: list[Clip]) -> Whole:
         """A video's maps. Raises `InputError` where a part has none, or those of other clips than these."""
@@ -166,16 +168,8 @@ class FineMaps:
         begins = {row["key"]: piece.begin for (_, row), piece in zip(clips, pieces, strict=True)}
         return Whole(torch.from_numpy(np.concatenate([p.maps for p in pieces])), pieces[0].step, begins)
 
-    def _part(self, part: Part) -> dict[str, FinePiece]:
-        with self._lock:  # so that threads that need the same part wait for one of them
-            if part.id not in self._read:
-                self._read[part.id] = self._pieces(part)
-            self._read.move_to_end(part.id)
-            while len(self._read) > 1 and sum(map(_bytes, self._read.values())) > self.most:
-                self._read.popitem(last=False)
-            return self._read[part.id]
-
-    def _pieces(self, part: Part) -> dict[str, FinePiece]:
+    @cachedmethod(lambda self: self._read, lambda self, part: part.id, condition=lambda self: self._changes)
+    def _part(self, part: Part) -> Pieces:
         try:
             table = columns.read(self.root, FINE, self.version, part).combine_chunks()
         except FileNotFoundError as error:
@@ -194,7 +188,7 @@ class FineMaps:
         }
 
 
-def _bytes(pieces: dict[str, FinePiece]) -> int:
+def _bytes(pieces: Pieces) -> int:
     return sum(piece.maps.nbytes for piece in pieces.values())
 
 

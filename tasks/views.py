@@ -5,13 +5,12 @@ Letters: T frames of a clip at its source's rate, K classes.
 """
 
 import threading
-from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator
-from concurrent.futures import Future
+from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, cast
 
 import numpy as np
+from cachetools import LRUCache, cached
 from torch import Tensor, nn
 
 from storage.checkpoints import Checkpoint
@@ -20,42 +19,11 @@ from storage.parts import Part
 from tasks.loader import CACHE_BYTES, Decoded, Footage, decode
 from tasks.samples import source_times
 from tasks.scorer import Context, at_source_rate, frame_logits, load, sequence_logits, takes
-from tasks.videos import Clip, Features, Whole, columned, videos, whole
+from tasks.videos import Clip, Features, Whole, columned, identity, videos, whole
 
 OPEN = 4  # videos that lie in several parts
-Value = TypeVar("Value")
 Scored = tuple[np.ndarray, np.ndarray]  # times [T] on the source clock, scores [T, K]
 View = Callable[[Part, dict[str, Any]], Scored]
-
-
-class Latest(Generic[Value]):
-    """The values of the keys asked for last; each is made once, also where threads ask for it together."""
-
-    def __init__(self, most: int) -> None:
-        self.most = most
-        self._made: OrderedDict[Hashable, Future[Value]] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def get(self, key: Hashable, make: Callable[[], Value]) -> Value:
-        """The value of a key; where making it fails, whoever waits for it is told, and the next one tries again."""
-        with self._lock:
-            found = self._made.get(key)
-            future = found or Future()
-            self._made[key] = future
-            self._made.move_to_end(key)
-            while len(self._made) > self.most:
-                self._made.popitem(last=False)
-        if found is None:
-            try:
-                future.set_result(make())
-            except BaseException as error:
-                with self._lock:
-                    self._made.pop(key, None)
-                future.set_exception(error)
-        return future.result()
-
-
-_open: Latest[View] = Latest(OPEN)
 
 
 def scored(
@@ -76,11 +44,19 @@ def scored(
 
 
 def _view(root: str, checkpoint: Checkpoint, clips: list[Clip]) -> View:
-    holders = sorted({part.id for part, _ in clips})
-    if len(holders) == 1:  # nobody else will ask
+    if len({part.id for part, _ in clips}) == 1:  # nobody else will ask
         return _of_video(root, checkpoint, clips, CACHE_BYTES)
-    key = (root, checkpoint.url, checkpoint.digest, clips[0][1]["path"], *holders)
-    return _open.get(key, lambda: _of_video(root, checkpoint, clips, CACHE_BYTES // OPEN))
+    return _shared(root, checkpoint, clips)
+
+
+@cached(
+    LRUCache(OPEN),
+    lambda root, checkpoint, clips: (root, checkpoint.url, checkpoint.digest, clips[0][1]["path"], identity(clips)),
+    condition=threading.Condition(),
+)
+def _shared(root: str, checkpoint: Checkpoint, clips: list[Clip]) -> View:
+    """The view of a video whose clips lie in several parts, made once for the threads that work on these."""
+    return _of_video(root, checkpoint, clips, CACHE_BYTES // OPEN)
 
 
 def _of_video(root: str, checkpoint: Checkpoint, clips: list[Clip], most: int) -> View:

@@ -1,6 +1,5 @@
 """Videos that lie in several parts: each is opened once a process; and features go over to new parts."""
 
-import threading
 from dataclasses import replace
 
 import numpy as np
@@ -61,7 +60,7 @@ def test_a_source_in_three_parts_is_decoded_once_by_any_number_of_threads(split,
     for workers in (1, 3):
         monkeypatch.setattr(pool, "workers", lambda count=workers: count)
         monkeypatch.setattr(predict, "version", lambda _, count=workers: f"by-{count}")
-        monkeypatch.setattr(views, "_open", views.Latest(views.OPEN))
+        views._shared.cache_clear()
         decodes.clear()
         predict.predict_parts(root, thirds, checkpoint)
         assert len(decodes) == 6 == len(set(decodes))
@@ -78,7 +77,7 @@ def test_features_of_a_video_in_three_parts_are_scored_once(split, monkeypatch):
         assert made.decoded == part.samples
     checkpoint = untrained(root, "tgm", options={"size": "TINY", "width": 4}, features=name)
     scored, sequence = [], views.sequence_logits
-    monkeypatch.setattr(views, "_open", views.Latest(views.OPEN))
+    views._shared.cache_clear()
     monkeypatch.setattr(views, "sequence_logits", lambda *given: scored.append(1) or sequence(*given))
     _, done = predict.predict_parts(root, thirds, checkpoint)
     assert len(scored) == 2 and done.decoded == 0 and done.items == 6
@@ -95,36 +94,6 @@ def test_parts_of_one_video_follow_each_other(split):
     others = {"third0": [c], "third2": [a, b], "third1": [c]}
     assert [part.id for part in videos.in_turn([a, d, b, e, c], others)] == ["third0", "third2", "third1", "d", "e"]
     assert videos.in_turn([a, d], others) == [a, d]  # a part that is done is not done again
-
-
-def test_the_latest_are_made_once_also_by_threads_and_the_oldest_goes():
-    latest, made = views.Latest(2), []
-    inside, go_on = threading.Event(), threading.Event()
-
-    def slowly():
-        inside.set()
-        assert go_on.wait(10)
-        made.append("a")
-        return len(made)
-
-    found = []
-    threads = [threading.Thread(target=lambda: found.append(latest.get("a", slowly))) for _ in range(2)]
-    threads[0].start()
-    assert inside.wait(10)
-    threads[1].start()
-    go_on.set()
-    for thread in threads:
-        thread.join(10)
-    assert found == [1, 1] and made == ["a"]
-    assert latest.get("b", lambda: "b") == "b" and latest.get("a", lambda: "again") == 1
-    assert latest.get("c", lambda: "c") == "c" and latest.get("b", lambda: "anew") == "anew"
-
-
-def test_a_video_that_could_not_be_opened_is_tried_again():
-    latest = views.Latest(2)
-    with pytest.raises(OSError, match="gone"):
-        latest.get("a", lambda: (_ for _ in ()).throw(OSError("gone")))
-    assert latest.get("a", lambda: 7) == 7
 
 
 def test_a_backbones_features_go_with_their_clips_into_new_parts(tmp_path, monkeypatch):
