@@ -95,6 +95,14 @@ def behind(root: str, dataset: Dataset, model: str) -> dict[str, Any]:
     return {"champion": champion.version, "parts_without_predictions": missing, "parts": len(dataset.parts)}
 
 
+def said(value: Any) -> str:
+    """A finding as people read it: names with their values, those of a group in brackets."""
+    if isinstance(value, dict):
+        group = {name: f"({said(inner)})" if isinstance(inner, dict) else said(inner) for name, inner in value.items()}
+        return ", ".join(f"{name} {text}" for name, text in group.items()) or "none"
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
 @task(task_run_name="audit · {name}", cache_policy=NO_CACHE)
 def examine(root: str, name: str, model: str) -> dict[str, Any]:
     """Gathers all of the above, prints it and publishes it as an artifact."""
@@ -115,9 +123,9 @@ def examine(root: str, name: str, model: str) -> dict[str, Any]:
         lines += [
             "| | |",
             "|---|---|",
-            *(f"| {report.escape(str(k))} | {report.escape(str(v))} |" for k, v in rows),
+            *(f"| {report.escape(str(k))} | {report.escape(said(v))} |" for k, v in rows),
             "",
         ]
-        report.say(f"  audit        {title}: {value}")
+        report.say(f"  audit        {title.replace('_', ' ')}: {said(value)}")
     report.markdown("audit", "\n".join(lines), f"audit of {name}")
     return found

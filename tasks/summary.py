@@ -33,7 +33,8 @@ def prepared(
     ``reports`` are those of listing, sharding, scoring, selection and feature extraction.
     """
     listed, sharded, scored, selected, extracted = reports
-    quarantined = listed.quarantined + sharded.quarantined
+    both = listed.quarantined + sharded.quarantined
+    quarantined = dict(sorted(both.items(), key=lambda reason: (-reason[1], reason[0])))
     decoded = sharded.decoded + scored.decoded + extracted.decoded
     found = {
         "dataset": dataset.name,
@@ -42,7 +43,7 @@ def prepared(
         "kept": sharded.kept,
         "dropped": listed.dropped.total() + sharded.dropped.total(),
         "dropped_by_reason": dict(listed.dropped + sharded.dropped),
-        "quarantined": dict(quarantined),
+        "quarantined": quarantined,
         "parts": len(dataset.parts),
         "clips": dataset.clips,
         "clips_selected": selected.kept,
@@ -55,7 +56,7 @@ def prepared(
         "materialised": sheets["materialised"],
         "task_runs": task_runs(),
     }
-    lost = ", ".join(f"{n} {reason}" for reason, n in quarantined.most_common()) or "none"
+    lost = ", ".join(f"{n} {reason}" for reason, n in quarantined.items()) or "none"
     report.say(
         f"  prepared     {found['videos']} files: {found['kept']} kept, {found['dropped']} dropped, "
         f"quarantined {lost}; "
