@@ -125,7 +125,7 @@ def _splitter(choices: tuple[str, ...], kind: type = str) -> Callable[[click.Con
         try:
             return [kind(word) for word in found]
         except ValueError as error:
-            raise click.BadParameter(f"{value!r}: give whole numbers, separated by commas", param=parameter) from error
+            raise click.BadParameter(f"{value!r}: give numbers, separated by commas", param=parameter) from error
 
     return split
 

@@ -19,6 +19,7 @@ from typing import Any, Literal, get_args
 
 from storage import files, lists
 from storage.errors import InputError
+from storage.ranges import opened
 
 Format = Literal["charades", "multithumos", "kinetics"]
 PATHS: dict[Format, str] = {
@@ -115,7 +116,7 @@ def _entries(url: str) -> Iterator[tuple[str, Any]]:
     """(key, value) of the JSON object that a file holds, without more of it in memory than one of them."""
     decoder, text, at = json.JSONDecoder(), "", "the beginning"
     try:
-        with files.opened(files.absolute(url)) as raw:
+        with opened(files.absolute(url)) as raw:
             file = io.TextIOWrapper(raw, encoding="utf-8-sig")
             text = file.read(CHUNK).lstrip()
             if not text.startswith("{"):

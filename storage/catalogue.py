@@ -19,6 +19,7 @@ from storage import files, tables
 from storage.datasets import Dataset
 from storage.errors import Damaged, InputError
 from storage.parts import Part
+from storage.ranges import opened
 from storage.stores import is_local
 
 GROUP = 8192  # rows that a look-up reads
@@ -96,7 +97,7 @@ class Catalogue:
         size = int(files.info(where)["size"])
         fs, path = files.locate(where)
         try:
-            source: Any = path if is_local(fs) else files.opened(where)
+            source: Any = path if is_local(fs) else opened(where)
             if size <= SMALL:
                 data = files.read(where)
                 tables.check(data)

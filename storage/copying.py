@@ -191,16 +191,17 @@ class _Writer:
             self.stream.time_base = clock.base
             self.stream.codec_context.codec_tag = "hvc1" if template.codec_context.name == "hevc" else "\0\0\0\0"
 
-    def write(self, found: Iterable[av.Packet]) -> None:
-        for packet in found:
-            since = cast(int, packet.pts) - self.origin
-            packet.duration = packet.duration or self.clock.tick
-            if not packet.time_base:
-                packet.time_base = self.clock.base
-            packet.stream, packet.pts, packet.dts = self.stream, since, self.order.time(since)
-            with ours():
+    def write(self, some: list[av.Packet]) -> None:
+        """Writes packets that were read and looked at before, so that what fails is the writing."""
+        with ours():
+            for packet in some:
+                since = cast(int, packet.pts) - self.origin
+                packet.duration = packet.duration or self.clock.tick
+                if not packet.time_base:
+                    packet.time_base = self.clock.base
+                packet.stream, packet.pts, packet.dts = self.stream, since, self.order.time(since)
                 self.container.mux_one(packet)
-            self.last, self.count = max(self.last, self.begun + since), self.count + 1
+                self.last, self.count = max(self.last, self.begun + since), self.count + 1
 
     def close(self) -> None:
         with ours():

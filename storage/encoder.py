@@ -1,5 +1,7 @@
 """Writing video: H.264 in MP4 whose bytes follow from the frames alone."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 from typing import Self
@@ -12,17 +14,17 @@ from storage.errors import StoreError
 FALLBACK_TIME_BASE = Fraction(1, 90_000)
 
 
-class ours:
+@contextmanager
+def ours() -> Iterator[None]:
     """What goes wrong while we write is the store's fault or the memory limit's, never the video's."""
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
-        if isinstance(error, av.error.ExternalError):  # x264 has no other words for it
-            raise MemoryError(str(error)) from error
-        if isinstance(error, OSError) and not isinstance(error, MemoryError):
-            raise StoreError(f"{type(error).__name__}: {error}") from error
+    try:
+        yield
+    except MemoryError:
+        raise
+    except av.error.ExternalError as error:  # x264 has no other words for it
+        raise MemoryError(str(error)) from error
+    except OSError as error:
+        raise StoreError(f"{type(error).__name__}: {error}") from error
 
 
 class Encoder:

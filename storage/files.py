@@ -6,7 +6,6 @@ is there yet. A kill at any moment leaves either no object or the whole one.
 
 import errno
 import hashlib
-import io
 import json
 import random
 import tempfile
@@ -17,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, TypeVar
 
 from storage import conditions
 from storage.conditions import MARKER, announce, read_tagged
@@ -100,45 +99,6 @@ def stamp(facts: dict[str, Any]) -> str:
         if facts.get(name):
             return f"{facts.get('size')}:{facts[name]}"
     return f"{facts.get('size')}:"
-
-
-def opened(url: str, block: int = 1 << 20) -> BinaryIO:
-    """An object as a file to read, on a remote store in ranges of ``block`` bytes, each a `read`."""
-    fs, path = locate(url)
-    if is_local(fs):
-        return open(path, "rb")
-    found = info(url)
-    if found["type"] != "file":
-        raise FileNotFoundError(errno.ENOENT, "no object", url)
-    if found["size"] is None:  # a web server need not say
-        return io.BytesIO(read(url))
-    return io.BufferedReader(_Ranges(url, int(found["size"])), block)
-
-
-class _Ranges(io.RawIOBase):
-    """The bytes of an object, each request of which has `read`'s limits in time and is asked again as it is."""
-
-    def __init__(self, url: str, size: int) -> None:
-        self.url, self.size, self.at = url, size, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, to: int, whence: int = io.SEEK_SET) -> int:
-        self.at = to + (0, self.at, self.size)[whence]
-        return self.at
-
-    def readinto(self, into: Any) -> int:
-        end = min(self.size, self.at + len(into))
-        data = read(self.url, self.at, end)
-        if len(data) < end - self.at:
-            raise StoreError(f"{self.url}: it became shorter while it was read")
-        into[: len(data)] = data
-        self.at += len(data)
-        return len(data)
 
 
 def local_path(url: str, copy: str | Path, size: int = UNKNOWN) -> str:

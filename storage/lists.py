@@ -13,6 +13,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from storage import files
 from storage.errors import InputError, StoreError
+from storage.ranges import opened
 from storage.secrets import refuse_credentials
 from storage.sources import Source
 
@@ -29,7 +30,7 @@ def rows(url: str) -> Iterator[dict[str, Any]]:
     """The rows of a list, as a stream; `InputError` that names the file and the row where it cannot be read."""
     number = 1
     try:
-        with files.opened(files.absolute(url)) as file:
+        with opened(files.absolute(url)) as file:
             for number, row in enumerate(_parsed(url, file), start=2):
                 if not isinstance(row, dict) or None in row:
                     number -= 1

@@ -6,20 +6,16 @@ last: its presence commits the part, and it names its tar. No tar is ever overwr
 sources were all quarantined has an index of no rows and no tar.
 """
 
-import hashlib
-import io
-import json
-import tarfile
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import pyarrow as pa
 
 from storage import files, tables
 from storage.errors import Conflict, Damaged
+from storage.tars import Tar
 
 LABEL = pa.struct([("start", pa.float64()), ("end", pa.float64()), ("label", pa.string())])
 INDEX = pa.schema(
@@ -51,7 +47,6 @@ INDEX = pa.schema(
 )
 ADDED = ("member", "identity", "metadata")  # since schema 1
 
-BLOCK = 1 << 20  # bytes of a clip that are in memory at a time
 Data = bytes  # `Part` has a field of that name
 
 
@@ -151,107 +146,6 @@ def whole(root: str, part: str) -> tuple[Part, pa.Table] | None:
         return None
     found = from_record(root, facts)
     return found, found._checked(_current(table, None), None)
-
-
-class Tar:
-    """A shard that is written beside other work: clips are read once, for their sha256, the tar's, and its bytes.
-
-    The bytes are a function of the clips alone: no times, owners or modes get in.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path, self.rows = path, list[dict[str, Any]]()
-        self.file, self.whole, self.at = io.FileIO(path, "w"), hashlib.sha256(), 0
-        self.buffer = memoryview(bytearray(BLOCK))
-        self.behind = ThreadPoolExecutor(1, thread_name_prefix="reelmill-tar")
-        self.under_way: list[Future[None]] = []
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.behind.shutdown(cancel_futures=True)
-        self.file.close()
-
-    def add(self, rows: list[dict[str, Any]], media: list[Path], *, give: bool = False) -> None:
-        """Appends clips, some time before `close` returns; those that are given are removed then."""
-        for row, path in zip(rows, media, strict=True):
-            self.under_way.append(self.behind.submit(self._append, row, path, give))
-
-    def _append(self, row: dict[str, Any], path: Path, give: bool) -> None:
-        clip, left = hashlib.sha256(), path.stat().st_size
-        row = {"metadata": "{}", "identity": "", **row, "member": f"{row['key']}.mp4"}
-        row |= {"offset": self.at + tarfile.BLOCKSIZE, "size": left}
-        self._write(_header(row["member"], left))
-        with open(path, "rb", buffering=0) as file:
-            while left:
-                count = file.readinto(self.buffer[:left])
-                if not count:
-                    raise OSError(f"{path} ends {left} bytes early")
-                clip.update(self.buffer[:count])
-                self._write(self.buffer[:count])
-                left -= count
-        row["sha256"] = clip.hexdigest()
-        sidecar = _sidecar(row)
-        self._write(_padding(row["size"]) + _header(f"{row['key']}.json", len(sidecar)) + sidecar)
-        self._write(_padding(len(sidecar)))
-        self.rows.append(row)
-        if give:
-            path.unlink()
-
-    def _write(self, data: bytes | memoryview) -> None:
-        self.whole.update(data)
-        self.at += len(data)
-        rest = memoryview(data)
-        while rest:
-            rest = rest[self.file.write(rest) :]
-
-    def close(self) -> str:
-        """Ends the tar and returns its sha256; ``rows`` have the offset, size and sha256 of each clip then."""
-        for done in self.under_way:
-            done.result()
-        end = 2 * tarfile.BLOCKSIZE
-        self._write(b"\0" * (end + -(self.at + end) % tarfile.RECORDSIZE))
-        self.file.close()
-        return self.whole.hexdigest()
-
-
-def write_tar(rows: list[dict[str, Any]], media: list[Path], path: Path) -> tuple[list[dict[str, Any]], str]:
-    """Writes the shard; returns the rows with offset, size and sha256 of each clip filled in, and the tar's sha256."""
-    with Tar(path) as tar:
-        tar.add(rows, media)
-        digest = tar.close()
-    return tar.rows, digest
-
-
-SIDECAR = (
-    "key",
-    "content_id",
-    "start",
-    "end",
-    "frames",
-    "fps",
-    "width",
-    "height",
-    "split",
-    "labelled",
-    "labels",
-)
-
-
-def _sidecar(row: dict[str, Any]) -> bytes:
-    facts = {name: row[name] for name in SIDECAR} | {"metadata": json.loads(row["metadata"])}
-    return json.dumps(facts, sort_keys=True).encode()
-
-
-def _header(name: str, size: int) -> bytes:
-    member = tarfile.TarInfo(name)
-    member.size, member.mode, member.mtime = size, 0o644, 0
-    return member.tobuf(tarfile.USTAR_FORMAT)
-
-
-def _padding(size: int) -> bytes:
-    return b"\0" * (-size % tarfile.BLOCKSIZE)
 
 
 def commit(root: str, part: str, rows: list[dict[str, Any]], media: list[Path], folder: Path) -> Part:

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from storage import files, records, tables
 from storage.errors import Conflict, Damaged
 from storage.labels import Labels
+from storage.ranges import opened
 from storage.sources import Source
 
 PLAN = pa.schema(
@@ -145,7 +146,7 @@ def drafts(root: str, name: str, digest: str) -> list[Draft]:
 def members(draft: Draft) -> list[Member]:
     """The sources of one part, in the order in which their clips lie in it."""
     try:
-        with files.opened(draft.plan) as file:
+        with opened(draft.plan) as file:
             table = pq.read_table(file, filters=[("part", "=", draft.id)], page_checksum_verification=True)
     except FileNotFoundError as error:
         raise Damaged(f"{draft.plan}: the plan of part {draft.id} is gone; prepare again") from error

@@ -17,6 +17,7 @@ from storage import files
 from storage.datasets import Dataset
 from storage.errors import Damaged
 from storage.parts import Part
+from storage.ranges import opened
 
 os.environ.setdefault("WDS_SECURE", "1")  # before anybody imports WebDataset: no pickles, no shell
 VIDEOS = ("mp4", "webm", "mkv", "avi", "mov", "m4v")
@@ -68,7 +69,7 @@ def _samples(part: Part, verify: bool) -> Iterator[dict[str, Any]]:
         raise Damaged(f"part {part.id}: two rows of its index name one member")
     done = 0
     try:
-        with files.opened(part.media, 4 * BLOCK) as stream:
+        with opened(part.media, 4 * BLOCK) as stream:
             hashed = _Hashed(stream, verify)
             for sample in _expanded(part, hashed):
                 for name in sample:

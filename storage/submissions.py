@@ -9,6 +9,7 @@ import numpy as np
 
 from storage import files
 from storage.errors import InputError
+from storage.ranges import opened
 
 
 def write(url: str, videos: Iterable[tuple[str, np.ndarray]]) -> int:
@@ -36,7 +37,7 @@ def read(url: str, num_classes: int) -> Iterator[tuple[str, int, np.ndarray]]:
     A score may be -inf, never NaN or +inf.
     """
     try:
-        with files.opened(files.absolute(url)) as raw:
+        with opened(files.absolute(url)) as raw:
             for number, line in enumerate(io.TextIOWrapper(raw, encoding="utf-8-sig"), start=1):
                 if line.strip():
                     yield _parsed(f"{url}, line {number}", line, num_classes)

@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from prefect.futures import PrefectFuture
@@ -14,7 +15,7 @@ from storage import files
 from tasks import report, tracking
 from tasks.ablation import KINDS, MAP, Table
 from tasks.ablation_figure import draw
-from tasks.ablation_runs import Budget, settings
+from tasks.ablation_runs import BUDGETS, Budget, settings
 from tasks.footprint import MEASURES
 from tasks.summary import settled
 from tasks.verdict import Finding, Scores, Spread, findings, gains, order, points
@@ -72,8 +73,6 @@ def finish(
 
 def command(table: Table, budget: Budget, name: str, seeds: list[int]) -> str:
     """The command that makes a table again."""
-    from tasks.ablation_runs import BUDGETS
-
     usual = BUDGETS[name]
     changed = {key: value for key, value in vars(budget).items() if value != getattr(usual, key)}
     words = [f"--table {table.id}", f"--seeds {','.join(map(str, seeds))}"]
@@ -152,8 +151,7 @@ def _rows(table: Table, scores: Scores, kind: str) -> list[str]:
 
 def _middle(scores: Scores, row: str, measure: str) -> float:
     """The median over seeds of what a row costs."""
-    values = sorted(of_seed[measure] for of_seed in scores[row].values())
-    return values[len(values) // 2]
+    return median(of_seed[measure] for of_seed in scores[row].values())
 
 
 def _said(found: Finding) -> str:

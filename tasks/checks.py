@@ -94,7 +94,7 @@ def ablate(root: str, table: list[str], seeds: list[int], **_: Any) -> None:
 
     tables_of(table)
     chosen_seeds(seeds)
-    demo(root)
+    _rendered_into(root)
 
 
 def infer(root: str, dataset: str, model: str, splits: list[str], **_: Any) -> None:
@@ -117,6 +117,10 @@ def audit(root: str, dataset: str, **_: Any) -> None:
 
 def demo(root: str, **_: Any) -> None:
     """The root is a local folder that can be written."""
+    _rendered_into(root)
+
+
+def _rendered_into(root: str) -> None:
     refuse_credentials(root, "--root")
     if "://" in root:
         raise InputError(f"{root}: what is rendered goes into a local folder; give --root a path")

@@ -17,6 +17,7 @@ from storage.ledger import Entry, Report
 from storage.limits import Rejected, check_size
 from storage.parts import Part
 from storage.plans import Draft, Member
+from storage.tars import Tar
 from storage.video import NEAR
 from tasks import report, shots
 from tasks.stage import cover
@@ -176,7 +177,7 @@ def shard_part(draft: Draft, *, root: str, recipe: dict[str, Any]) -> Report:
     entries: list[Entry] = []
     suspects = inflight.suspects(root, draft.id)
     try:
-        with files.scratch() as folder, ThreadPoolExecutor(1) as beside, parts.Tar(folder / "tar") as tar:
+        with files.scratch() as folder, ThreadPoolExecutor(1) as beside, Tar(folder / "tar") as tar:
             cutter = _Cutter(root, draft, recipe, folder, beside)
             for entry, some, clips in cutter.entries(plans.members(draft), suspects):
                 entries.append(entry)

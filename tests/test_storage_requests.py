@@ -8,6 +8,7 @@ import pytest
 
 from storage import carry, catalogue, columns, datasets, files, plans
 from storage.errors import Damaged, StoreError
+from storage.ranges import opened
 from storage.stores import UNKNOWN
 from tasks import score
 from tests.made_parts import commit, flip
@@ -108,7 +109,7 @@ def test_a_plan_that_cannot_be_read_now_is_not_called_damaged(planned, tmp_path,
         def __getattr__(self, name):
             raise OSError(errno.EIO, "the disk")
 
-    monkeypatch.setattr(files, "opened", lambda url: Failing())
+    monkeypatch.setattr(plans, "opened", lambda url: Failing())
     with pytest.raises(StoreError, match="cannot be read now") as caught:
         plans.members(draft)
     assert not isinstance(caught.value, Damaged)
@@ -118,20 +119,22 @@ def test_what_is_opened_on_a_store_is_read_as_everything_else(asked):
     """Ranges of a block through `files.read`, which has the limits in time; at any place, and to the end."""
     data = bytes(range(256)) * 40
     files.replace(data, "memory://requests/a")
-    with files.opened("memory://requests/a", 1000) as file:
+    with opened("memory://requests/a", 1000) as file:
         assert file.read(10) == data[:10] and len(asked) == 1
         assert file.read(900) == data[10:910] and len(asked) == 1
         file.seek(-300, 2)
-        assert file.read() == data[-300:] and file.read(1) == b""
+        assert file.read() == data[-300:]
+        before = len(asked)
+        assert file.read(1) == b"" and len(asked) == before, "nothing is asked for beyond the end"
         file.seek(5000)
         assert file.read(3000) == data[5000:8000]
     with pytest.raises(FileNotFoundError):
-        files.opened("memory://requests/none")
+        opened("memory://requests/none")
 
 
 def test_an_object_that_became_shorter_is_no_end_of_file():
     files.replace(b"x" * 5000, "memory://requests/b")
-    with files.opened("memory://requests/b", 1000) as file:
+    with opened("memory://requests/b", 1000) as file:
         assert len(file.read(1000)) == 1000
         files.replace(b"x" * 1500, "memory://requests/b")
         with pytest.raises(StoreError, match="became shorter"):

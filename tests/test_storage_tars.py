@@ -7,10 +7,10 @@ import tarfile
 import numpy as np
 import pytest
 
-from storage import files, parts
+from storage import files, parts, tars
 from tests.made_parts import _row
 
-SIZES = (0, 1, 511, 512, parts.BLOCK - 1, parts.BLOCK, 2 * parts.BLOCK + 7)
+SIZES = (0, 1, 511, 512, tars.BLOCK - 1, tars.BLOCK, 2 * tars.BLOCK + 7)
 
 
 @pytest.fixture
@@ -39,7 +39,9 @@ def _plain(rows, media):
 
 
 def test_the_bytes_are_those_of_a_plain_tar(clips, tmp_path):
-    done, digest = parts.write_tar(*clips, tmp_path / "a.tar")
+    with tars.Tar(tmp_path / "a.tar") as tar:
+        tar.add(*clips)
+        digest, done = tar.close(), tar.rows
     data = (tmp_path / "a.tar").read_bytes()
     assert data == _plain(*clips) and digest == files.digest(data)
     for row, path in zip(done, clips[1], strict=True):
@@ -49,7 +51,7 @@ def test_the_bytes_are_those_of_a_plain_tar(clips, tmp_path):
 
 def test_clips_that_are_given_are_gone_and_others_stay(clips, tmp_path):
     rows, media = clips
-    with parts.Tar(tmp_path / "a.tar") as tar:
+    with tars.Tar(tmp_path / "a.tar") as tar:
         tar.add(rows[:3], media[:3], give=True)
         tar.add(rows[3:], media[3:])
         tar.close()
@@ -60,7 +62,7 @@ def test_a_clip_that_cannot_be_read_commits_nothing(clips, tmp_path):
     """What goes wrong beside the work is raised before anything is put into the store."""
     rows, media = clips
     media[2].unlink()
-    with pytest.raises(FileNotFoundError, match=r"2\.mp4"), parts.Tar(tmp_path / "a.tar") as tar:
+    with pytest.raises(FileNotFoundError, match=r"2\.mp4"), tars.Tar(tmp_path / "a.tar") as tar:
         tar.add(rows, media)
         parts.commit_tar(str(tmp_path / "root"), "p1", tar)
     assert not list(tmp_path.glob("root/**/*.*"))
