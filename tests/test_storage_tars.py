@@ -29,7 +29,7 @@ def _plain(rows, media):
     sink = io.BytesIO()
     with tarfile.open(fileobj=sink, mode="w", format=tarfile.USTAR_FORMAT) as tar:
         for row, path in zip(rows, media, strict=True):
-            facts = {name: row[name] for name in parts.SIDECAR} | {"metadata": {}}
+            facts = {name: row[name] for name in tars.SIDECAR} | {"metadata": {}}
             sidecar = json.dumps(facts, sort_keys=True).encode()
             for name, data in ((f"{row['key']}.mp4", path.read_bytes()), (f"{row['key']}.json", sidecar)):
                 member = tarfile.TarInfo(name)
