@@ -15,8 +15,8 @@ from tests import servers  # noqa: E402
 from tests.servers import CREDENTIALS  # noqa: E402
 
 LONG = ("flow_demo", "faults_silence", "serve", "tasks_train", "secrets", "kill_fuzz", "tasks_logged", "tasks_drill")
-LONG += ("tasks_systems", "tasks_prepare", "faults_cluster", "faults_full_disk", "storage_contract", "faults_clock")
-LONG += ("tasks_listing", "architecture")
+LONG += ("tasks_champions", "ablate", "tasks_systems", "tasks_prepare", "tasks_ensemble", "tasks_fine_column")
+LONG += ("faults_cluster", "faults_full_disk", "storage_contract", "faults_clock", "tasks_listing", "architecture")
 
 
 def pytest_collection_modifyitems(items):

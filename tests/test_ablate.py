@@ -172,7 +172,7 @@ def test_what_can_be_mended_is_said_before_anything_starts(words, said, tmp_path
 
 def test_a_seed_is_a_number(tmp_path):
     done = CliRunner().invoke(main, ["ablate", "--table", "4.2a", "--seeds", "one"])
-    assert done.exit_code == 2 and "give whole numbers" in done.stderr
+    assert done.exit_code == 2 and "give numbers, separated by commas" in done.stderr
 
 
 def test_help_lists_the_tables():
