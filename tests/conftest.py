@@ -4,6 +4,7 @@ import os
 import socket
 import threading
 import uuid
+from pathlib import Path
 
 from flows.__main__ import quiet
 
@@ -23,6 +24,11 @@ def pytest_collection_modifyitems(items):
     """Files that take long come first, so that no process ends with one of them while the other has nothing to do."""
     order = {f"test_{name}.py": place for place, name in enumerate(LONG)}
     items.sort(key=lambda item: order.get(item.path.name, len(LONG)))
+
+
+def pytest_configure():
+    """Where Prefect keeps what runs within this process tell it of, there are tables from the start."""
+    servers.prefect_tables(Path(os.environ.get("PREFECT_HOME", "~/.prefect")).expanduser())
 
 
 @pytest.fixture(scope="session")

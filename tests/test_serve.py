@@ -25,6 +25,7 @@ from storage.errors import InputError
 from tasks import serve, shard, tracking
 from tasks.gate import PROMOTED
 from tasks.listing import plan_archive
+from tests.servers import prefect_tables
 
 CHECKOUT = Path(__file__).parent.parent
 
@@ -206,6 +207,7 @@ def test_a_child_that_ends_is_named_with_its_last_words_and_ends_the_rest(tmp_pa
 def served(root, tmp_path):
     """A running `serve`: its process, a client, its ports and its PREFECT_HOME."""
     home, port, mlflow_port = tmp_path / "prefect", free_port(), free_port()
+    prefect_tables(home)
     env = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
     env |= {"PREFECT_HOME": str(home), "PREFECT_API_URL": f"http://127.0.0.1:{port}/api"}
     env |= {"PREFECT_WORKER_QUERY_SECONDS": "1", "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "5"}
