@@ -194,6 +194,7 @@ def log_model(root: str, run: str, model: Any, example: Any, tags: dict[str, str
             pip_requirements=[f"{name}=={metadata.version(name)}" for name in ("torch", "numpy")],
             tags=_redacted(tags),
             run_id=run,
+            validate_serving_input=False,  # it traces all again, for a minute of two streams, and could only warn
         )
     return logged.model_uri
 

@@ -91,7 +91,8 @@ def test_champions_load_in_a_process_that_knows_none_of_this_code(lit, tmp_path)
     rng = np.random.default_rng(0)
     for name in EXPORTED:
         checkpoint = made[name]
-        given = scorer.example(checkpoint)[:, :, :12] if name == "joined" else scorer.example(checkpoint)
+        given = scorer.example(checkpoint).repeat_interleave(2, 0)  # another number of clips, and fewer frames
+        given = given[:, :, :12] if name == "joined" else given[:, :21]
         random = rng.integers(0, 256, given.shape) if given.dtype == torch.uint8 else rng.normal(size=given.shape)
         seen = torch.from_numpy(random).to(given.dtype)
         with torch.no_grad():
