@@ -1,6 +1,7 @@
 """What several test files share: settings before anything is imported, one rendered archive, a listener, S3 servers."""
 
 import os
+import shutil
 import socket
 import threading
 import uuid
@@ -12,6 +13,7 @@ quiet()
 
 import pytest  # noqa: E402
 
+from storage import local  # noqa: E402
 from tests import servers  # noqa: E402
 from tests.servers import CREDENTIALS  # noqa: E402
 
@@ -31,10 +33,32 @@ def pytest_configure():
     servers.prefect_tables(Path(os.environ.get("PREFECT_HOME", "~/.prefect")).expanduser())
 
 
+@pytest.fixture(scope="session", autouse=True)
+def mlflow_tables(tmp_path_factory):
+    """Every root has a database of MLflow's; its tables are made once, which takes seconds of CPU, and then copied."""
+    from tasks import tracking
+
+    kept = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    make = tracking._make_tables
+
+    def copied(uri):
+        place = Path(uri.removeprefix("sqlite:///"))
+        if not place.exists():
+            make(f"sqlite:///{kept}")
+            with local.locked(str(place)):
+                if not place.exists():
+                    shutil.copy(kept, place)
+        make(uri)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tracking, "_make_tables", copied)
+        yield
+
+
 @pytest.fixture(scope="session")
 def archive(tmp_path_factory):
     """A folder with `archive/` (16 weak, 6 dense, broken and real videos) and `labels.csv`; no test changes it."""
-    from storage import local, synthetic
+    from storage import synthetic
     from tasks import pool
 
     folder = tmp_path_factory.getbasetemp()
