@@ -1,13 +1,14 @@
 """What people see while a stage runs and after it: lines on the terminal, progress and tables in Prefect."""
 
+import os
 import re
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import contextmanager
 from contextvars import Context, copy_context
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from typing import Any
 from uuid import UUID
 
@@ -18,8 +19,7 @@ from prefect.artifacts import (
     create_table_artifact,
     update_progress_artifact,
 )
-from prefect.context import FlowRunContext, SyncClientContext, TaskRunContext
-from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+from prefect.context import FlowRunContext, SettingsContext, SyncClientContext, TaskRunContext, get_settings_context
 
 from storage.secrets import redact
 from tasks import redaction
@@ -70,15 +70,33 @@ def key_of(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
-def _hasty() -> AbstractContextManager:
-    """A client of its own that neither tries again nor waits long: the run's takes minutes over a lost server."""
-    stack = ExitStack()
-    if SyncClientContext.get() is not None:
-        stack.enter_context(temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}))
-        client = SyncClientContext(httpx_settings={"timeout": HASTE})
-        client._httpx_settings = None  # so that Prefect's own calls, which ask for no settings, take it
-        stack.enter_context(client)
-    return stack
+@contextmanager
+def _hasty() -> Iterator[None]:
+    """A client that neither tries again nor waits long, in place of the run's, which takes minutes over a lost server.
+
+    Prefect's own way to both, new settings and a new client for every call, took a fifth of a small run's CPU time.
+    """
+    if (given := SyncClientContext.get()) is None:
+        yield
+        return
+    context = get_settings_context()
+    once = context.settings.client.model_copy(update={"max_retries": 0})
+    token = SyncClientContext.__var__.set(_client(str(given.client.api_url), os.getpid()))
+    try:
+        with SettingsContext(profile=context.profile, settings=context.settings.model_copy(update={"client": once})):
+            yield
+    finally:
+        SyncClientContext.__var__.reset(token)
+
+
+@cache
+def _client(url: str, process: int) -> SyncClientContext:
+    """The client of a process for a server. No connection is kept: one that the server has closed would be an error."""
+    limits = httpx.Limits(max_keepalive_connections=0)
+    made = SyncClientContext(httpx_settings={"timeout": HASTE, "limits": limits})
+    made._httpx_settings = None  # so that Prefect's own calls, which ask for no settings, take it
+    made.client.__enter__()
+    return made
 
 
 def _leave(function: Callable[..., Any], *args: Any, **words: Any) -> None:
