@@ -18,9 +18,9 @@ from storage import checkpoints, files
 from storage.errors import Damaged
 from storage.parts import Part
 from tasks import batches as batches_
-from tasks import label, loader, train, train_rank
+from tasks import label, loader, train, train_rank, train_step
 from tasks.pretrain import classes_of, records
-from tasks.train_rank import Spec
+from tasks.spec import Placement, Spec
 
 GOLDEN = Path(__file__).parent / "golden" / "x3d_tiny.json"
 CHECKOUT = Path(__file__).parent.parent
@@ -100,7 +100,7 @@ def test_a_short_clip_is_played_again():
 
 def test_the_rate_warms_up_and_ends_at_nothing():
     spec = Spec(root="", parts=[], classes=["a"], objective="dense", steps=100, warmup=0.1, lr=1.0)
-    assert train_rank.rate(0, spec) == 0.1 and train_rank.rate(10, spec) > 0.97 and train_rank.rate(99, spec) < 0.001
+    assert train_step.rate(0, spec) == 0.1 and train_step.rate(10, spec) > 0.97 and train_step.rate(99, spec) < 0.001
 
 
 def test_the_head_is_kept_for_classes_of_the_same_name(spec, tmp_path):
@@ -152,10 +152,12 @@ def test_a_killed_training_goes_on_as_if_nothing_had_happened(spec, uninterrupte
 
 def test_two_ranks_train_and_a_finished_training_is_returned_at_once(spec, monkeypatch):
     """With `resume` off it is trained anew."""
-    monkeypatch.setattr(train.pool, "workers", lambda: train.SIDE_BY_SIDE)  # a thread a rank, as in this process
+    monkeypatch.setattr(
+        train.launch.pool, "workers", lambda: train.launch.SIDE_BY_SIDE
+    )  # a thread a rank, as in this process
     short = replace(spec, steps=3, checkpoint_every=3)
     seen: list[int] = []
-    first, figures = train.fit(short, "fit", ranks=2, log=lambda values, step: seen.append(step))
+    first, figures = train.fit(short, "fit", placement=Placement(ranks=2), log=lambda values, step: seen.append(step))
     assert first.final and seen[-1] == 3 and 0 <= figures["wait_share"] <= 1
     again, figures = train.fit(short, "fit")
     assert again.url == first.url and figures == {"reused": 1.0}
