@@ -4,6 +4,7 @@ import json
 import os
 import queue
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -15,6 +16,7 @@ from typing import Any
 
 import psutil
 
+from storage.errors import InputError
 from tasks import pool
 from tasks.spec import Placement
 
@@ -40,11 +42,22 @@ def command(spec: str, name: str, placement: Placement, *more: str) -> list[str]
     meeting = ["--standalone"]
     if placement.nodes > 1:
         meeting = [f"--nnodes={placement.nodes}", "--rdzv-backend=c10d", f"--rdzv-endpoint={placement.rendezvous}"]
-        meeting += [f"--rdzv-id={name}"]
+        meeting += [f"--rdzv-id={name}", f"--local-addr={_address(placement.rendezvous)}"]
     started = [sys.executable, "-m", "torch.distributed.run", *meeting, f"--nproc-per-node={placement.ranks}"]
     # Whoever waits in vain for another rank gives up after the launcher has, which can say more.
     limits = ["--sharding", placement.sharding, "--patience", str(2 * placement.patience)]
     return [*started, "-m", "tasks.train_rank", "--spec", spec, "--name", name, *limits, *more]
+
+
+def _address(rendezvous: str) -> str:
+    """This machine's address on the way to the rendezvous: its name may mean nothing to other machines."""
+    host, _, port = rendezvous.rpartition(":")
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as way:
+            way.connect((host, int(port)))  # sends nothing
+            return str(way.getsockname()[0])
+    except (OSError, ValueError) as error:
+        raise InputError(f"--rendezvous {rendezvous}: no HOST:PORT that can be reached ({error})") from error
 
 
 def environment(ranks: int) -> dict[str, str]:

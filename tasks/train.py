@@ -8,7 +8,7 @@ from dataclasses import MISSING, asdict, fields
 
 from storage import checkpoints, files
 from storage.checkpoints import Checkpoint
-from tasks import launch, report
+from tasks import join, launch, report
 from tasks.launch import TrainingFailed
 from tasks.spec import Placement, Spec
 
@@ -53,7 +53,7 @@ def fit(
         (folder / "spec.json").write_text(json.dumps(asdict(spec)))
         more = ["--parent", str(os.getpid()), "--resume" if resume else "--no-resume"]
         words = launch.command(str(folder / "spec.json"), name, placement, *more)
-        with launch.running(words, title, placement) as started:
+        with join.announced(spec, name, placement), launch.running(words, title, placement) as started:
             figures = _follow(started, title, log)
     final = checkpoints.find(spec.root, name)
     if final is None or not final.final:
