@@ -92,7 +92,7 @@ def tracked_fit(
         checkpoint, figures = fit(spec, title, placement=recipe.placement, resume=recipe.resume, log=buffer.add)
     except BaseException as error:
         buffer.flush()
-        tracking.log_failure(root, run, str(error), getattr(error, "clips", {}))
+        tracking.log_failure(root, run, str(error) or type(error).__name__, getattr(error, "clips", {}))
         tracking.end(root, run, "FAILED")
         raise
     buffer.add(figures, spec.steps)

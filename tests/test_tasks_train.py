@@ -157,7 +157,7 @@ def test_a_killed_training_goes_on_as_if_nothing_had_happened(spec, uninterrupte
 
 
 def test_two_nodes_train_and_a_finished_training_is_returned_at_once(spec, monkeypatch):
-    """On loopback, a rank each; the second one finds the training in the store. With `resume` off it is trained anew."""
+    """On loopback, a rank each; the second finds the training in the store. With `resume` off it is trained anew."""
     cores = train.launch.SIDE_BY_SIDE  # so that a rank has one thread, as in this process
     monkeypatch.setattr(train.launch.pool, "workers", lambda: cores)
     short = replace(spec, steps=3, checkpoint_every=3)
