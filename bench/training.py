@@ -1,4 +1,4 @@
-"""A training against the plainest loop on the same clips, and two ranks against two trainings that share nothing.
+"""A training against the plainest loop on the same windows, and two ranks against two trainings that share nothing.
 
 With the demo's configuration: X3D TINY, 16 windows of 16 frames of 24 pixels a step.
 """
@@ -7,7 +7,9 @@ import json
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import redirect_stdout
 from dataclasses import asdict, replace
+from io import StringIO
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -26,6 +28,7 @@ from tasks.loader import place, window
 from tasks.pretrain import classes_of, records
 from tasks.samples import samples_of
 from tasks.spec import Placement, Spec
+from tasks.train_step import rate
 
 STEPS = 30
 LONGER = 150  # of trainings in processes, whose first steps decode every clip
@@ -51,7 +54,8 @@ def _spec(folder: str) -> Spec:
     """A detection training on rendered weak clips."""
     home = Path(folder)
     synthetic.render_archive(home, 0, 24, 2, run=pool.processes)
-    data = _prepared(str(home / "root"), home)
+    with redirect_stdout(StringIO()):
+        data = _prepared(str(home / "root"), home)
     parts = data.select(split="train", labelled="video")
     return Spec(
         root=str(home / "root"), parts=records(parts), classes=classes_of(parts), objective="detection",
@@ -85,6 +89,8 @@ def bare(spec: Spec, samples: Any) -> float:
         video, labels = (torch.stack(some) for some in zip(*drawn, strict=True))
         seen = ((video.float() / 255 - mean_) / std).contiguous(memory_format=torch.channels_last_3d)
         loss = bce(model(seen)["logits"], labels)
+        for group in optimizer.param_groups:
+            group["lr"] = rate(step, spec)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
