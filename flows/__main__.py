@@ -39,6 +39,7 @@ COMMANDS = {  # name: (what runs, its check before anything starts, one line of 
     "column-add": ("tasks.columns:add", None, "Add a column from a table, joined by key."),
     "column-drop": ("tasks.columns:drop", None, "Remove a version of a column that nothing uses."),
     "serve": ("tasks.serve:serve", None, "Prefect, a worker and MLflow on this machine, with all deployments."),
+    "join": ("tasks.join:join", None, "Take part in trainings of several machines."),
     "render": ("tasks.render:render", None, "Render a labelled archive of H.264 files."),
     "annotations": ("tasks.annotations:convert", None, "Labels out of Charades, MultiTHUMOS or Kinetics annotations."),
     "submission": ("tasks.annotations:submit", None, "Predictions of held-out videos as a Charades submission."),

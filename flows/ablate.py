@@ -12,7 +12,7 @@ from tasks.ablation_runs import budget_of, chosen_seeds, measure, planned, train
 from tasks.ablation_tables import described, tables_of
 from tasks.checks import opened
 from tasks.forms import explained
-from tasks.train import SIDE_BY_SIDE
+from tasks.launch import SIDE_BY_SIDE
 
 COUNT = "instead of the budget's."
 

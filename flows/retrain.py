@@ -12,10 +12,10 @@ from tasks.ensemble import ensemble
 from tasks.finetune import evaluate, finetune
 from tasks.forms import explained
 from tasks.gate import Rules, gate
+from tasks.launch import SIDE_BY_SIDE
 from tasks.pretrain import pretrain
 from tasks.recipe import candidates_of, recipe
 from tasks.summary import begin, measured, retrained, settled
-from tasks.train import SIDE_BY_SIDE
 
 
 @flow(flow_run_name="retrain · {dataset}", task_runner=ThreadPoolTaskRunner(max_workers=SIDE_BY_SIDE))
@@ -76,9 +76,24 @@ def retrain(
     finetune_lr: Annotated[float | None, Field(description="Learning rate of fine-tuning.", gt=0)] = None,
     weight_decay: Annotated[float | None, Field(description="Weight decay of the optimizer.", ge=0)] = None,
     multigrid: Annotated[bool, Field(description="Pretrain on smaller clips in larger batches first.")] = False,
-    precision: Annotated[Literal["fp32", "bf16"], Field(description="bf16: mixed precision.")] = "fp32",
+    precision: Annotated[
+        Literal["fp32", "bf16", "fp16"], Field(description="Mixed precision; fp16 with its losses scaled.")
+    ] = "fp32",
+    accumulate: Annotated[int, Field(description="Pieces in which a rank takes its share of a batch.", ge=1)] = 1,
+    clip: Annotated[float, Field(description="Largest norm of the gradient; 0: any.", ge=0)] = 0.0,
+    ema: Annotated[
+        float, Field(description="Decay of the average of the weights that is kept, as 0.999; 0: none.", ge=0, lt=1)
+    ] = 0.0,
     compile: Annotated[bool, Field(description="Train through torch.compile; slow to start.")] = False,
-    ranks: Annotated[int, Field(description="Processes per training.", ge=1)] = 1,
+    ranks: Annotated[int, Field(description="Processes per training, on each node.", ge=1)] = 1,
+    nodes: Annotated[int, Field(description="Machines per training; the others run `reelmill join`.", ge=1)] = 1,
+    rendezvous: Annotated[str, Field(description="HOST:PORT where the nodes meet; the host is one of them.")] = "",
+    sharding: Annotated[
+        Literal["none", "fsdp"], Field(description="Each rank has the whole model, or a shard of every tensor.")
+    ] = "none",
+    patience: Annotated[
+        float, Field(description="Seconds without a step after which a training is ended as hung.", gt=0)
+    ] = 600.0,
     resume: Annotated[bool, Field(description="Go on from checkpoints and reuse finished trainings.")] = True,
     margin: Annotated[
         float, Field(description="What the gate's lower bound must exceed, in mAP (0 to 1).", ge=0)
@@ -107,7 +122,8 @@ def retrain(
         frames=frames, whole=whole, pixels=pixels, batch=batch,
         optimizer=None if optimizer == "schedule" else optimizer, pretrain_steps=pretrain_steps,
         finetune_steps=finetune_steps, pretrain_lr=pretrain_lr, finetune_lr=finetune_lr, weight_decay=weight_decay,
-        multigrid=multigrid, precision=precision, compile=compile, ranks=ranks, resume=resume, seed=seed,
+        multigrid=multigrid, precision=precision, accumulate=accumulate, clip=clip, ema=ema, compile=compile,
+        ranks=ranks, nodes=nodes, rendezvous=rendezvous, sharding=sharding, patience=patience, resume=resume, seed=seed,
     )  # fmt: skip
     rules = Rules(metric=metric, margin=margin, class_drop=class_drop, slower=slower, costlier=costlier)
     root = opened(root)

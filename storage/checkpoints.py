@@ -30,6 +30,11 @@ def folder(root: str, run: str) -> str:
     return files.join(root, "checkpoints", run)
 
 
+def place(root: str, run: str, step: int) -> str:
+    """Where the checkpoint of a step is."""
+    return files.join(folder(root, run), f"step_{step:08d}")
+
+
 def save(
     root: str,
     run: str,
@@ -43,7 +48,7 @@ def save(
     import torch
     from safetensors.torch import save as to_safetensors
 
-    url = files.join(folder(root, run), f"step_{step:08d}")
+    url = place(root, run, step)
     packed = to_safetensors({name: tensor.contiguous() for name, tensor in weights.items()})
     buffer = io.BytesIO()
     torch.save(state, buffer)
@@ -102,8 +107,15 @@ def load_weights(url: str, like: dict[str, Any] | None = None, free: str | None 
         weights = load(data)
     except (SafetensorError, ValueError, KeyError) as error:
         raise Damaged(f"checkpoint {url}: {WEIGHTS} is not safetensors ({error}); {MEND}") from error
+    return fitting(weights, url, WEIGHTS, like, free)
+
+
+def fitting(
+    weights: dict[str, Any], url: str, name: str, like: dict[str, Any] | None = None, free: str | None = None
+) -> dict[str, Any]:
+    """Weights as they were read from an object of a checkpoint; raises `Damaged` as `load_weights` says."""
     if flaws := _flaws(weights, like, free):
-        raise Damaged(f"checkpoint {url}: {WEIGHTS}: {'; '.join(flaws)}; {MEND}")
+        raise Damaged(f"checkpoint {url}: {name}: {'; '.join(flaws)}; {MEND}")
     return weights
 
 

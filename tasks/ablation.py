@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import Any, Literal
 
 import models
-from tasks.train_rank import Auxiliary
+from tasks.spec import Auxiliary
 
 MAP = "every_frame_map"
 KINDS = {  # measure: what it is the mAP of

@@ -17,7 +17,7 @@ from tasks.evaluate import evaluate_checkpoint
 from tasks.recipe import Recipe
 from tasks.recipe import recipe as recipe_of
 from tasks.report import say
-from tasks.train_rank import Spec
+from tasks.spec import Spec
 from tasks.two_stages import together
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from tasks.loader import Sample, place
+from tasks.spec import share_of
 
 
 class Samples(Protocol):
@@ -27,6 +28,10 @@ class Samples(Protocol):
 
     def draw(self, index: int, length: int, rng: np.random.Generator) -> Sample:
         """A random window of ``length`` frames."""
+        ...
+
+    def key(self, index: int) -> str:
+        """What a person finds the clip or video by."""
         ...
 
 
@@ -49,6 +54,19 @@ class Batch:
     inputs: dict[str, Tensor] = field(default_factory=dict)  # what else the system is given, by name
     places: Tensor | None = None  # [B, N], in frames of `seen`
     mask: Tensor | None = None  # bool [B, N]: true where a label is
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        inputs = {name: change(value) for name, value in self.inputs.items()}
+        places, mask = (None if value is None else change(value) for value in (self.places, self.mask))
+        return Batch(change(self.seen), change(self.labels), inputs, places, mask)
+
+    def rows(self, chosen: slice) -> "Batch":
+        """Some samples of the batch."""
+        return self._each(lambda tensor: tensor[chosen])
+
+    def to(self, device: torch.device) -> "Batch":
+        """The batch on a device."""
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
 
 
 def collate(samples: list[Sample]) -> Batch:
@@ -113,6 +131,19 @@ class Batches:
     ahead: int = 4
     waited: float = 0.0
 
+    def __post_init__(self) -> None:
+        share_of(self.shape(0).batch, self.ranks, 1)
+
+    def places(self, step: int) -> range:
+        """The places in the stream of what this rank takes in a step."""
+        shape = self.shape(step)
+        return range(shape.first + self.rank, shape.first + shape.batch, self.ranks)
+
+    def keys(self, step: int) -> list[str]:
+        """The clips or videos that all ranks together take in a step, in order."""
+        shape, count = self.shape(step), len(self.samples)
+        return [self.samples.key(place(self.seed, count, shape.first + i)) for i in range(shape.batch)]
+
     def _make(self, step: int, pool: ThreadPoolExecutor) -> Batch:
         shape = self.shape(step)
 
@@ -120,8 +151,7 @@ class Batches:
             rng = np.random.default_rng((self.seed, 7, position))
             return self.samples.draw(place(self.seed, len(self.samples), position), shape.frames, rng)
 
-        mine_of = range(shape.first + self.rank, shape.first + shape.batch, self.ranks)
-        made = collate(list(pool.map(one, mine_of)))
+        made = collate(list(pool.map(one, self.places(step))))
         return resized(made, shape.size) if not made.seen.is_floating_point() else made
 
     def from_step(self, first: int, last: int) -> Iterator[Batch]:

@@ -23,8 +23,8 @@ from storage.parts import Part
 from tasks.evaluate import held_out
 from tasks.loader import Footage
 from tasks.scorer import fine_maps, load
+from tasks.spec import Spec
 from tasks.stage import cover
-from tasks.train_rank import Spec
 from tasks.videos import FINE, Clip, FinePiece, Pieces, beside, identity, in_turn, videos, whole
 from tasks.views import OPEN
 

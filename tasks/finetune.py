@@ -17,7 +17,7 @@ from tasks.footprint import shown
 from tasks.pretrain import classes_of, records, tracked_fit
 from tasks.recipe import Recipe
 from tasks.scorer import Scorer, example, load
-from tasks.train_rank import Spec
+from tasks.spec import Spec
 from tasks.two_stages import in_two_stages
 
 

@@ -168,6 +168,10 @@ class Clips:
             self._truth[index] = torch.from_numpy(truth_of(item, found.sampled, self.classes))
         return found.frames, self._truth[index]
 
+    def key(self, index: int) -> str:
+        """The key of a clip."""
+        return str(self.items[index].row["key"])
+
     def draw(self, index: int, length: int, rng: np.random.Generator) -> Sample:
         """A random window of a clip."""
         return Sample(*window(self.clip(index), length, rng))

@@ -14,8 +14,8 @@ from storage.errors import InputError
 from storage.parts import Part
 from tasks import label, tracking
 from tasks.recipe import Recipe
-from tasks.train import fit, run_name
-from tasks.train_rank import Spec
+from tasks.spec import Spec
+from tasks.train import fit, losses, run_name
 
 KINDS = ("none", "classification", "detection")
 
@@ -87,17 +87,12 @@ def tracked_fit(
     tags = {"dataset": f"{dataset.name}@{dataset.version}", "title": title, **tags}
     run = tracking.resume_or_start(root, title, name, params, tags, parent)
     tracking.log_dataset(root, run, dataset, "training", len(spec.parts))
-    buffer = tracking.MetricBuffer(root, run)
-    curve: list[tuple[int, float]] = []
-
-    def log(values: dict[str, float], step: int) -> None:
-        buffer.add(values, step)
-        curve.append((step, values["loss"]))
-
+    buffer = tracking.MetricBuffer(root, run, {"loss", "lr"})
     try:
-        checkpoint, figures = fit(spec, title, ranks=recipe.ranks, resume=recipe.resume, log=log)
-    except BaseException:
+        checkpoint, figures = fit(spec, title, placement=recipe.placement, resume=recipe.resume, log=buffer.add)
+    except BaseException as error:
         buffer.flush()
+        tracking.log_failure(root, run, str(error) or type(error).__name__, getattr(error, "clips", {}))
         tracking.end(root, run, "FAILED")
         raise
     buffer.add(figures, spec.steps)
@@ -107,7 +102,7 @@ def tracked_fit(
     return {
         "checkpoint": checkpoint,
         "run": run,
-        "curve": curve,
+        "curve": list(enumerate(losses(checkpoint), start=1)),
         "seconds": figures.get("train_seconds", 0.0),
     }
 

@@ -1,6 +1,6 @@
 """What a person chooses about a training, and the schedules that choose what was not given."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 import torch
@@ -9,7 +9,7 @@ import models
 from models.augment import Mode
 from storage.errors import InputError
 from tasks import multigrid
-from tasks.train_rank import Precision, Rate
+from tasks.spec import Placement, Precision, Rate, Sharding
 
 Schedule = Literal["short", "thesis"]
 
@@ -66,13 +66,26 @@ class Recipe:
     multigrid: bool = False  # in pretraining
     norm_group: int = 8
     precision: Precision = "fp32"
+    accumulate: int = 1
+    clip: float = 0.0
+    ema: float = 0.0
     compile: bool = False
     augmentation: Mode = "freeze"
     pseudo_labels: str | None = None  # version of the column to pretrain on; None: the video's label on every frame
     volumes: dict[str, Any] = field(default_factory=dict)  # other options of the augmentation, e.g. {"segments": 2}
     seed: int = 0
     ranks: int = 1
+    nodes: int = 1
+    rendezvous: str = ""
+    sharding: Sharding = "none"
+    patience: float = 600.0
     resume: bool = True
+
+    @property
+    def placement(self) -> Placement:
+        """Where its trainings run."""
+        given = (field.name for field in fields(Placement))
+        return Placement(**{name: getattr(self, name) for name in given})
 
     @property
     def inputs(self) -> models.Inputs:
@@ -96,6 +109,9 @@ class Recipe:
             "weight_decay": self.weight_decay,
             "warmup": self.warmup,
             "precision": self.precision,
+            "accumulate": self.accumulate,
+            "clip": self.clip,
+            "ema": self.ema,
             "compile": self.compile,
             "seed": self.seed,
         }
@@ -148,6 +164,10 @@ def _check(made: Recipe) -> None:
             config: Any = models.build(made.system, size=made.size, num_classes=1).config
     except ValueError as error:
         raise InputError(f"--system {made.system} --size {made.size}: {error}") from error
+    for batch in {made.pretrain_batch, made.batch}:
+        made.placement.check(batch, made.accumulate)
+    if made.sharding == "fsdp" and (made.multigrid or made.ranks * made.nodes == 1):
+        raise InputError("--sharding fsdp needs --ranks 2 or more, and does not go with --multigrid")
     if made.system in models.TWO_STREAMS and made.frames % config.ratio:
         raise InputError(
             f"--frames {made.frames}: {made.system} keeps one of {config.ratio} frames; give a multiple of it"

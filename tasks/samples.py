@@ -40,6 +40,10 @@ class SourceRate:
     def __len__(self) -> int:
         return len(self.items)
 
+    def key(self, index: int) -> str:
+        """The key of a clip."""
+        return str(self.items[index].row["key"])
+
     def draw(self, index: int, length: int, rng: np.random.Generator) -> Sample:
         """A random window of a clip; a short clip is played over again, without labels."""
         item = self.items[index]
@@ -99,6 +103,10 @@ class FeatureVideos:
 
     def __len__(self) -> int:
         return len(self.videos)
+
+    def key(self, index: int) -> str:
+        """The key of a video's first clip."""
+        return str(self.videos[index][1][0][1]["key"])
 
     def draw(self, index: int, length: int, rng: np.random.Generator) -> Sample:
         """A video, or of a longer one a random window of ``length`` features."""

@@ -10,7 +10,7 @@ import os
 import threading
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
@@ -38,6 +38,7 @@ CHAMPION = "champion"
 SINCE, ROLLED_BACK, DECISION = "champion_since", "rolled_back", ("gate", "gate_decision")
 NO_ALIAS = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # MLflow's answers where there is none
 EXPORTING = threading.Lock()  # torch.export keeps one stack of modes for all threads
+EVERY = 10.0  # seconds that metrics wait for more
 BATCH = 500  # metrics a call; one call per metric is 25 times slower
 
 
@@ -115,25 +116,33 @@ def end(root: str, run: str, status: str = "FINISHED") -> None:
 
 @dataclass
 class MetricBuffer:
-    """Collects metrics of a run and sends them in batches."""
+    """Collects metrics of a run and sends them in batches; those named ``once`` have one value a step.
+
+    A training that goes on comes by steps again that it told of before it was killed.
+    """
 
     root: str
     run: str
+    once: Collection[str] = ()
 
     def __post_init__(self) -> None:
         self.client = client(self.root)
         self.waiting: list[Metric] = []
+        self.sent = time.monotonic()
+        self.known = {(name, m.step) for name in self.once for m in self.client.get_metric_history(self.run, name)}
 
     def add(self, values: dict[str, float], step: int = 0) -> None:
         now = int(time.time() * 1000)
-        self.waiting += [Metric(redact(name), float(value), now, step) for name, value in values.items()]
-        if len(self.waiting) >= BATCH:
+        new = {name: value for name, value in values.items() if (name, step) not in self.known}
+        self.known |= {(name, step) for name in new if name in self.once}
+        self.waiting += [Metric(redact(name), float(value), now, step) for name, value in new.items()]
+        if len(self.waiting) >= BATCH or time.monotonic() - self.sent > EVERY:
             self.flush()
 
     def flush(self) -> None:
         for start_at in range(0, len(self.waiting), BATCH):
             self.client.log_batch(self.run, metrics=self.waiting[start_at : start_at + BATCH])
-        self.waiting = []
+        self.waiting, self.sent = [], time.monotonic()
 
 
 def log_metrics(root: str, run: str, values: dict[str, float]) -> None:
@@ -162,6 +171,14 @@ def log_files(root: str, run: str, paths: list[Path], folder: str) -> None:
     """Uploads figures and tables."""
     for path in paths:
         client(root).log_artifact(run, str(path), folder)
+
+
+def log_failure(root: str, run: str, message: str, clips: dict[str, list[str]]) -> None:
+    """Keeps why a run failed: the first line as a tag, all of it as a file, and clips that led there, by step."""
+    tag(root, run, {"failure": message.partition("\n")[0][:5000]})
+    client(root).log_text(run, redact(message), "failure/log.txt")
+    if clips:
+        client(root).log_dict(run, clips, "failure/clips.json")
 
 
 def log_model(root: str, run: str, model: Any, example: Any, tags: dict[str, str]) -> str:

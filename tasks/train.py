@@ -2,31 +2,23 @@
 
 import json
 import os
-import subprocess
-import sys
 import time
-from collections import deque
+from collections.abc import Callable
 from dataclasses import MISSING, asdict, fields
-from pathlib import Path
-from typing import Any
 
 from storage import checkpoints, files
 from storage.checkpoints import Checkpoint
-from tasks import pool, report
-from tasks.train_rank import Spec
+from tasks import join, launch, report
+from tasks.launch import TrainingFailed
+from tasks.spec import Placement, Spec
 
-CHECKOUT = Path(__file__).resolve().parent.parent
-SIDE_BY_SIDE = 2  # trainings at a time; each has its share of the cores
-TAIL = 60  # lines of a failed training that are shown
+HERE = Placement()
+Log = Callable[[dict[str, float], int], None]
 ADDED = (  # to a spec, since there were the first runs
     "selection", "volumes", "starts", "whole", "features", "fine", "rate", "momentum", "faster", "milestones",
-    "multigrid", "norm_group", "precision", "compile", "auxiliary",
+    "multigrid", "norm_group", "precision", "compile", "auxiliary", "accumulate", "clip", "ema",
 )  # fmt: skip
 UNSET = {f.name: f.default if f.default_factory is MISSING else f.default_factory() for f in fields(Spec)}
-
-
-class TrainingFailed(RuntimeError):
-    """A rank ended with an error; the message holds the end of its log."""
 
 
 def run_name(spec: Spec, title: str) -> str:
@@ -42,24 +34,16 @@ def run_name(spec: Spec, title: str) -> str:
     return f"{title}-{files.digest_of(plain)[:12]}"
 
 
-def _environment(ranks: int) -> dict[str, str]:
-    # Huge pages make the large activations of 3-D convolutions about twice as fast to come by on a CPU.
-    return {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join(filter(None, [str(CHECKOUT), os.environ.get("PYTHONPATH")])),
-        "OMP_NUM_THREADS": str(max(1, pool.workers() // (SIDE_BY_SIDE * ranks))),
-        "THP_MEM_ALLOC_ENABLE": "1",
-        "TORCH_CPP_LOG_LEVEL": "ERROR",
-    }
-
-
-def fit(spec: Spec, title: str, *, ranks: int = 1, resume: bool = True, log: Any = None) -> tuple[Checkpoint, dict]:
+def fit(
+    spec: Spec, title: str, *, placement: Placement = HERE, resume: bool = True, log: Log | None = None
+) -> tuple[Checkpoint, dict[str, float]]:
     """Runs a training to its end and returns the final checkpoint and figures about it.
 
     A finished run of the same spec is returned as it is; an interrupted one goes on from its newest checkpoint.
     Without ``resume`` both are trained anew.
-    ``log(values, step)`` receives every report. Raises `TrainingFailed` with the end of the log.
+    ``log(values, step)`` receives the loss of every step. Raises `TrainingFailed` with the end of the log.
     """
+    placement.check(spec.batch, spec.accumulate)
     name = run_name(spec, title)
     found = checkpoints.find(spec.root, name)
     if resume and found and found.final:
@@ -67,51 +51,38 @@ def fit(spec: Spec, title: str, *, ranks: int = 1, resume: bool = True, log: Any
         return found, {"reused": 1.0}
     with files.scratch() as folder:
         (folder / "spec.json").write_text(json.dumps(asdict(spec)))
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-        command += ["-m", "tasks.train_rank", "--spec", str(folder / "spec.json"), "--name", name]
-        command += ["--parent", str(os.getpid()), "--resume" if resume else "--no-resume"]
-        process = subprocess.Popen(
-            command,
-            cwd=CHECKOUT,
-            env=_environment(ranks),
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-        )
-        try:
-            figures = _follow(process, title, log)
-        finally:
-            if process.poll() is None:
-                process.terminate()
-                process.wait(10)
+        more = ["--parent", str(os.getpid()), "--resume" if resume else "--no-resume"]
+        words = launch.command(str(folder / "spec.json"), name, placement, *more)
+        with join.announced(spec, name, placement), launch.running(words, title, placement) as started:
+            figures = _follow(started, title, log)
     final = checkpoints.find(spec.root, name)
     if final is None or not final.final:
         raise TrainingFailed(f"{title}: ended without a final checkpoint under checkpoints/{name}")
     return final, figures
 
 
-def _follow(process: subprocess.Popen, title: str, log: Any) -> dict[str, float]:
-    """Reads the reports of rank 0 until the program ends."""
-    tail: deque[str] = deque(maxlen=TAIL)
+def losses(checkpoint: Checkpoint) -> list[float]:
+    """The loss of every step up to a checkpoint, from the run's first one; none of a run that did not keep them."""
+    found = checkpoints.load_state(checkpoint.url).get("losses")
+    return [] if found is None else found.tolist()
+
+
+def _follow(started: launch.Running, title: str, log: Log | None) -> dict[str, float]:
+    """Reads the reports of the first rank until the program ends."""
     figures: dict[str, float] = {}
     spoke = 0.0
     total = 1
-    assert process.stdout is not None
     with report.progress(title, 100, "percent") as state:
         state.spoke = float("inf")  # the lines below say more than a percentage
-        for line in process.stdout:
-            tail.append(line.rstrip())
-            try:
-                said = json.loads(line)
-            except ValueError:
-                continue
-            if not isinstance(said, dict) or "event" not in said:
-                continue
+        for said in started.reports():
+            if said["event"] in ("start", "step") and log:
+                for step, loss in enumerate(said["losses"], start=said["step"] - len(said["losses"]) + 1):
+                    log({"loss": loss}, step)
             if said["event"] == "start":
                 total = said["steps"]
             elif said["event"] == "step":
                 if log:
-                    log({"loss": said["loss"], "lr": said["lr"]}, said["step"])
+                    log({"lr": said["lr"]}, said["step"])
                 figures["loss"] = said["loss"]
                 if time.monotonic() - spoke > report.EVERY or said["step"] == total:
                     spoke = time.monotonic()
@@ -124,10 +95,6 @@ def _follow(process: subprocess.Popen, title: str, log: Any) -> dict[str, float]
             elif said["event"] == "end":
                 figures |= {"train_seconds": said["seconds"], "wait_share": said["wait_share"]}
                 figures |= {name: said[name] for name in ("step_seconds",) if name in said}
-    if process.wait() != 0:
-        raise TrainingFailed(
-            f"{title} ended with exit code {process.returncode}; the end of its log:\n" + "\n".join(tail)
-        )
     return figures
 
 

@@ -18,7 +18,7 @@ from storage.datasets import Dataset
 from tasks.fine_maps import on_column
 from tasks.pretrain import tracked_fit
 from tasks.recipe import Recipe
-from tasks.train_rank import Spec
+from tasks.spec import Spec
 
 FINE_FRAMES = 16  # of the Fine stream's clips when it is trained alone, at least
 

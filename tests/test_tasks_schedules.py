@@ -8,7 +8,7 @@ from test_tasks_train import steps_of
 
 from models.losses import at_places
 from storage.errors import InputError
-from tasks import batches, multigrid, train_rank
+from tasks import batches, multigrid, parallel, train_rank, train_step
 from tasks.loader import Sample
 from tasks.recipe import Recipe, candidates_of, recipe
 from tasks.train_rank import Spec
@@ -48,10 +48,10 @@ def test_the_thesis_schedule_falls_by_ten_at_its_milestones():
     assert (first["steps"], first["batch"], first["lr"], first["optimizer"]) == (100_000, 64, 0.05, "sgd")
     assert (then["batch"], then["lr"], then["weight_decay"], then["momentum"]) == (16, 0.02, 1e-5, 0.9)
     spec = replace(SPEC, **first)
-    rates = [train_rank.rate(step, spec) for step in (0, 79_999, 80_000, 99_999)]
+    rates = [train_step.rate(step, spec) for step in (0, 79_999, 80_000, 99_999)]
     assert rates == pytest.approx([0.05, 0.05, 0.005, 0.005])
     spec = replace(SPEC, **(then | {"steps": 100}))
-    assert [train_rank.rate(s, spec) for s in (0, 59, 60, 79, 80, 99)] == pytest.approx(
+    assert [train_step.rate(s, spec) for s in (0, 59, 60, 79, 80, 99)] == pytest.approx(
         [0.02, 0.02, 0.002, 0.002, 0.0002, 0.0002]
     )
     assert recipe("thesis", finetune_lr=0.5, finetune_steps=7).optimisation("finetune")["lr"] == 0.5
@@ -64,7 +64,7 @@ def test_the_head_learns_faster_in_the_thesis_pretraining():
     train_rank.train_step(model, optimizer, video, labels, 50, spec, 0)
     assert len(optimizer.param_groups[1]["params"]) == 2
     slow, fast = (group["lr"] for group in optimizer.param_groups)
-    assert slow == train_rank.rate(50, spec) and fast == pytest.approx(10 * slow)
+    assert slow == train_step.rate(50, spec) and fast == pytest.approx(10 * slow)
     with pytest.raises(ValueError, match="no parameters nothing"):
         train_rank.optimiser(model, replace(SPEC, faster={"nothing": 2.0}))
 
@@ -130,7 +130,7 @@ def test_multigrid_batches_have_the_shape_of_their_step_and_train():
         assert batch.seen.shape == (clips, 3, frames, size, size) and batch.labels.shape == (clips, frames, 3)
     for step in (0, 7):
         assert train_rank.train_step(model, optimizer, made[step].seen, made[step].labels, step, spec, 0) > 0
-        assert optimizer.param_groups[0]["lr"] == train_rank.rate(step, spec) * multigrid.times(step, spec)
+        assert optimizer.param_groups[0]["lr"] == train_step.rate(step, spec) * multigrid.times(step, spec)
     later = list(batches.Batches(Counting(), multigrid.shapes(spec), 0).from_step(5, 7))
     assert all(torch.equal(a.seen, b.seen) for a, b in zip(later, made[5:7], strict=True))
 
@@ -144,8 +144,8 @@ def test_a_compiled_model_is_asked_for_by_name(monkeypatch):
     asked = []
     monkeypatch.setattr(torch, "compile", lambda model: asked.append(model) or model)
     model = train_rank.build(SPEC)
-    assert train_rank._wrapped(model, SPEC, 1) is model and asked == []
-    assert train_rank._wrapped(model, replace(SPEC, compile=True), 1) is model and asked == [model]
+    assert parallel.spread(model, SPEC, 1) is model and asked == []
+    assert parallel.spread(model, replace(SPEC, compile=True), 1) is model and asked == [model]
 
 
 def test_logits_are_read_between_frames():

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -18,9 +19,10 @@ from storage import checkpoints, files
 from storage.errors import Damaged
 from storage.parts import Part
 from tasks import batches as batches_
-from tasks import label, loader, train, train_rank
+from tasks import join, label, loader, train, train_rank, train_step
 from tasks.pretrain import classes_of, records
-from tasks.train_rank import Spec
+from tasks.spec import Placement, Spec
+from tests import servers
 
 GOLDEN = Path(__file__).parent / "golden" / "x3d_tiny.json"
 CHECKOUT = Path(__file__).parent.parent
@@ -100,7 +102,7 @@ def test_a_short_clip_is_played_again():
 
 def test_the_rate_warms_up_and_ends_at_nothing():
     spec = Spec(root="", parts=[], classes=["a"], objective="dense", steps=100, warmup=0.1, lr=1.0)
-    assert train_rank.rate(0, spec) == 0.1 and train_rank.rate(10, spec) > 0.97 and train_rank.rate(99, spec) < 0.001
+    assert train_step.rate(0, spec) == 0.1 and train_step.rate(10, spec) > 0.97 and train_step.rate(99, spec) < 0.001
 
 
 def test_the_head_is_kept_for_classes_of_the_same_name(spec, tmp_path):
@@ -135,28 +137,38 @@ def uninterrupted(spec):
     return trained(spec, "whole")
 
 
-def test_a_killed_training_goes_on_as_if_nothing_had_happened(spec, uninterrupted, tmp_path):
-    process = launch(spec, tmp_path, "killed")
-    while checkpoints.find(spec.root, "killed") is None:
+@pytest.mark.parametrize("who", ["rank", "launcher"])
+def test_a_killed_training_goes_on_as_if_nothing_had_happened(spec, uninterrupted, tmp_path, who):
+    """Ranks end with torchrun's agent, however it ends; the losses of all steps and the weights are the same."""
+    process = launch(spec, tmp_path, f"killed {who}")
+    while checkpoints.find(spec.root, f"killed {who}") is None:
         assert process.poll() is None, process.communicate()
         time.sleep(0.01)
-    for rank in _trainings("--name\0killed"):
-        os.kill(rank, signal.SIGKILL)
+    (rank,) = _trainings(f"--name\0killed {who}")
+    os.kill(rank if who == "rank" else process.pid, signal.SIGKILL)
     assert process.communicate(timeout=60) and process.returncode != 0
-    newest = checkpoints.find(spec.root, "killed")
+    assert not _trainings(f"--name\0killed {who}")
+    newest = checkpoints.find(spec.root, f"killed {who}")
     assert newest is not None and not newest.final
-    final = trained(spec, "killed")
+    final = trained(spec, f"killed {who}")
     a, b = checkpoints.load_weights(uninterrupted.url), checkpoints.load_weights(final.url)
     assert all(torch.allclose(a[name].float(), b[name].float(), atol=1e-6) for name in a)
+    assert train.losses(final) == pytest.approx(train.losses(uninterrupted), abs=1e-6)
 
 
-def test_two_ranks_train_and_a_finished_training_is_returned_at_once(spec, monkeypatch):
-    """With `resume` off it is trained anew."""
-    monkeypatch.setattr(train.pool, "workers", lambda: train.SIDE_BY_SIDE)  # a thread a rank, as in this process
+def test_two_nodes_train_and_a_finished_training_is_returned_at_once(spec, monkeypatch):
+    """On loopback, a rank each; the second finds the training in the store. With `resume` off it is trained anew."""
+    cores = train.launch.SIDE_BY_SIDE  # so that a rank has one thread, as in this process
+    monkeypatch.setattr(train.launch.pool, "workers", lambda: cores)
     short = replace(spec, steps=3, checkpoint_every=3)
-    seen: list[int] = []
-    first, figures = train.fit(short, "fit", ranks=2, log=lambda values, step: seen.append(step))
-    assert first.final and seen[-1] == 3 and 0 <= figures["wait_share"] <= 1
+    seen: dict[int, float] = {}
+    second = threading.Thread(target=join.join, args=[spec.root, 1])
+    second.start()
+    placement = Placement(nodes=2, rendezvous=f"127.0.0.1:{servers.free_ports(1)}")
+    first, figures = train.fit(short, "fit", placement=placement, log=lambda values, step: seen.update({step: values}))
+    second.join(120)
+    assert not second.is_alive() and files.names(join.folder(spec.root)) == []
+    assert first.final and sorted(seen) == [1, 2, 3] and 0 <= figures["wait_share"] <= 1
     again, figures = train.fit(short, "fit")
     assert again.url == first.url and figures == {"reused": 1.0}
     anew, figures = train.fit(short, "fit", resume=False)

@@ -6,9 +6,9 @@ import pytest
 from test_tasks_train import steps_of
 
 from storage import files
-from tasks import train_rank
+from tasks import train_step
+from tasks.spec import Spec
 from tasks.train import run_name
-from tasks.train_rank import Spec
 
 SPEC = Spec(root="", parts=[], classes=["a", "b", "c"], objective="detection", options={"size": "TINY"}, lr=0.003)
 
@@ -30,9 +30,9 @@ def test_manifold_mixing_trains_and_follows_from_seed_and_step():
 
 def test_what_is_drawn_is_done_inside_the_network(monkeypatch):
     """With the labels left alone and the maps of every depth put out, the first loss is another one."""
-    monkeypatch.setattr(train_rank, "manifold", lambda labels, *_: (labels, lambda depth, maps: maps * 0))
+    monkeypatch.setattr(train_step, "manifold", lambda labels, *_: (labels, lambda depth, maps: maps * 0))
     assert abs(losses("manifold")[0] - losses("none")[0]) > 1e-3
-    monkeypatch.setattr(train_rank, "manifold", lambda labels, *_: (labels, lambda depth, maps: maps))
+    monkeypatch.setattr(train_step, "manifold", lambda labels, *_: (labels, lambda depth, maps: maps))
     assert losses("manifold") == pytest.approx(losses("none"), abs=1e-5)
 
 
