@@ -15,7 +15,7 @@ from tasks.score import score
 from tasks.select import select
 from tasks.shard import Cutting, Splitting, recipe, shard
 from tasks.shot_sheet import shot_sheet
-from tasks.summary import prepared
+from tasks.summary import prepared, standing
 from tasks.thresholds import MAX_BLACK, MAX_STATIC, MIN_DURATION, MIN_MOTION, MIN_SHARPNESS, NEAR_DUPLICATES, Thresholds
 from tasks.volumes import volumes
 
@@ -63,6 +63,7 @@ def prepare(
     Only what is missing is done: unchanged files are not decoded again, a changed one rebuilds the part it is in.
     """
     root = opened(root)
+    before = standing(root, name)
     cut = recipe(span, short_side, splitting, cutting)
     plan, listed = list_archive(root, name, archive, labels, classes, held_out, per_part, part_bytes, cut)
     dataset, sharded = shard(root, name, plan, cut, failure_budget, listed)
@@ -75,4 +76,5 @@ def prepare(
     if "shots" in cut:
         shot_sheet(root, dataset, span)
     sheets = volumes(root, dataset, pseudo_labels, augmentation, materialise, seed)
-    return prepared(root, dataset, [listed, sharded, scored, selected, extracted], features, pseudo_labels, sheets)
+    counts = [listed, sharded, scored, selected, extracted]
+    return prepared(root, dataset, before, counts, features, pseudo_labels, sheets)
