@@ -46,7 +46,7 @@ STRATEGIES = {
     "prepare/hourly": "CANCEL_NEW",
     "retrain/nightly": "CANCEL_NEW",
     "infer/on-promotion": "ENQUEUE",
-    "audit/daily": "ENQUEUE",
+    "audit/daily": "CANCEL_NEW",
 }
 
 
@@ -199,6 +199,13 @@ def test_a_wrong_cron_or_time_zone_is_refused():
 def test_a_deployment_runs_once_at_a_time(deployment):
     limit = DeploymentConfig.model_validate(deployment).concurrency_limit
     assert (limit.limit, limit.collision_strategy) == (1, STRATEGIES[title(deployment)])
+
+
+@each
+def test_what_is_scheduled_never_piles_up(deployment):
+    """Of the runs that are late when a worker comes back, one runs; an event's runs are none of a schedule."""
+    strategy = deployment["concurrency_limit"]["collision_strategy"]
+    assert strategy == "CANCEL_NEW" or not deployment.get("schedules")
 
 
 @each

@@ -4,6 +4,7 @@ One server serves all tests of this file. Retrainings run in forks of one proces
 worker starts; only what takes long and is no part of it (exporting the model, drawing) is left out.
 """
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -13,6 +14,7 @@ from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from uuid import UUID
 
+import asyncpg
 import psutil
 import pytest
 import yaml
@@ -125,9 +127,15 @@ def state(served, run):
 
 
 @pytest.mark.skipif(not postgres_programs(), reason="PostgreSQL is not installed: apt-get install postgresql")
-def test_the_server_is_on_postgresql(served, database):
-    settings = served.client.request("GET", "/admin/settings").json()
-    assert database.startswith("postgresql+asyncpg://") and "postgresql" in str(settings["server"]["database"])
+def test_what_the_server_knows_is_in_postgresql(served, database):
+    async def pools():
+        connection = await asyncpg.connect(database.replace("+asyncpg", ""))
+        try:
+            return await connection.fetch("select name from work_pool")
+        finally:
+            await connection.close()
+
+    assert [row["name"] for row in asyncio.run(pools())] == [serve.POOL]
     assert not list(served.home.glob("*.db"))
 
 
