@@ -4,6 +4,7 @@ import importlib
 import inspect
 import os
 from collections import defaultdict
+from contextlib import nullcontext
 from copy import deepcopy
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -251,7 +252,10 @@ def emitted(monkeypatch, decision: str) -> ReceivedEvent:
     monkeypatch.setattr(gates, "tracking", tracking)
     monkeypatch.setattr(gates, "report", MagicMock())
     monkeypatch.setattr(gates, "emit_event", emit)
-    monkeypatch.setattr(gates, "judge", lambda *_, **__: defaultdict(float, decision=decision, rules={}))
+    monkeypatch.setattr(
+        gates, "judge", lambda *_, **__: defaultdict(float, decision=decision, rules={}, dataset="films@v1")
+    )
+    monkeypatch.setattr(gates.claims, "in_turn", lambda *_: nullcontext())
     candidate = {"evaluation": None, "checkpoint": MagicMock(), "run": "run", "model_uri": "models:/m"}
     dataset = SimpleNamespace(name="films", version="v1")
     gates.gate.fn("/data/films", dataset, "detector", candidate, "none", Rules(), 0)
