@@ -97,7 +97,7 @@ def prefect_server(port: int, home: Path, env: Mapping[str, str] = os.environ) -
     command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
     with open(home / "server.log", "ab") as log:
         started = subprocess.Popen(command, env=env, stdout=log, stderr=log, preexec_fn=end_with_us)
-    for _ in range(480):
+    for _ in range(1200):
         try:
             urllib.request.urlopen(f"http://127.0.0.1:{port}/api/health", timeout=2)
             return started

@@ -5,6 +5,7 @@ worker starts; only what takes long and is no part of it (exporting the model, d
 """
 
 import asyncio
+import json
 import os
 import signal
 import subprocess
@@ -31,7 +32,7 @@ from tests.forked import forks
 from tests.preparing import CHECKOUT, prepare
 from tests.servers import end_with_us, free_ports, postgres, postgres_programs, prefect_server
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(900)
 IMPORTS = """
 import flows.retrain, tasks.checks, tasks.silence, prefect.engine, prefect.flow_engine, prefect.task_engine
 import mlflow.store.tracking.sqlalchemy_store, mlflow.store.model_registry.sqlalchemy_store
@@ -42,6 +43,19 @@ finetune._log_model = lambda root, run, checkpoint: f"runs:/{run}/model"
 finetune.draw = lambda *_: []
 """
 COMMAND = QUICK + "from flows.__main__ import main; main()"
+RACE = (
+    QUICK
+    + """
+import json, os
+from flows.__main__ import main
+runs = []
+for _ in range(2):
+    if not (run := os.fork()):
+        main()
+    runs.append(run)
+print(json.dumps({run: os.waitstatus_to_exitcode(os.waitpid(run, 0)[1]) for run in runs}), flush=True)
+"""
+)
 ENGINE = (
     QUICK
     + """
@@ -152,13 +166,13 @@ def test_what_the_server_knows_is_in_postgresql(served, run, database):
 
 
 def test_two_that_race_train_once_and_a_third_finds_nothing_to_do(served, run, root):
-    two = [run("retrain", "--root", root, *WORDS, program=COMMAND) for _ in range(2)]
-    said = [one.communicate() for one in two]
-    codes = [one.returncode for one in two]
-    assert sorted(codes) == [0, 1], said
-    winner, loser = (said[codes.index(code)] for code in (0, 1))
-    assert f"claimed by process {two[codes.index(0)].pid} on " in loser and "step " not in loser
-    assert "takes a slot of gpu" in winner and "promoted, there was no champion" in winner
+    said = run("retrain", "--root", root, *WORDS, program=RACE).communicate()
+    codes = json.loads(said.splitlines()[-1])
+    assert sorted(codes.values()) == [0, 1], said
+    winner, loser = (next(pid for pid, code in codes.items() if code == wanted) for wanted in (0, 1))
+    assert f"claimed by process {winner} on " in said and f"claimed by process {loser}" not in said
+    for once in ("takes a slot of gpu", "step 2/2", "promoted, there was no champion"):
+        assert said.count(once) == 1, said
     (training,) = files.names(f"{root}/checkpoints")
     assert checkpoints.find(root, training).final and files.names(f"{root}/claims/train-{training}") == []
     limit = served.client.read_global_concurrency_limit_by_name(slots.GPU)
