@@ -236,10 +236,12 @@ def works(served, run, folder):
 
 @pytest.fixture(scope="module")
 def worker(served, works, folder):
-    """Starts a worker."""
+    """Starts a worker, unless there is one."""
     started = []
 
     def start():
+        if started:
+            return started[0]
         command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", serve.POOL, "--type", "process"]
         with open(folder / "worker.log", "ab") as log:
             options = {"cwd": CHECKOUT, "env": served.env, "stdout": log, "stderr": log, "preexec_fn": end_with_us}
