@@ -129,7 +129,7 @@ def gate(
         decision |= {"version": version, "run": candidate["run"]}
         if away := tracking.rolled_back(root, model, version):
             decision |= {"decision": "refused", "why": f"it was rolled back: {away}"}
-        if approval and decision["decision"] == "promoted" and False:
+        if approval and decision["decision"] == "promoted" and reigning != version:
             decision |= {"decision": "waiting", "why": f"it would be promoted ({decision['why']}) once a person agrees"}
         conclude(root, model, decision)
     return decision
