@@ -24,6 +24,7 @@ COMMANDS = {  # name: (what runs, its check before anything starts, one line of 
     "infer": ("flows.infer:infer", "tasks.checks:infer", "Run the champion where its predictions are missing."),
     "audit": ("flows.audit:audit", "tasks.checks:audit", "What is stale, dropped, drifting or behind."),
     "rollback": ("tasks.rollback:rollback", None, "Give the alias champion back to an earlier version."),
+    "approve": ("tasks.approval:approve", None, "Promote or refuse a challenger that waits for a person's word."),
     "select": ("tasks.select:choose", None, "Apply thresholds to the stored scores; decodes nothing again."),
     "label": ("tasks.label:relabel", None, "Place the labels of clips with several actions where scores propose."),
     "what-if": ("tasks.what_if:what_if", None, "What thresholds would keep and drop; changes nothing."),
@@ -50,7 +51,8 @@ EXIT_INPUT, EXIT_FAILED = 2, 1
 KNOWN = ("InputError", "RootError")  # the person who called can mend these
 DISK = [os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)]  # no fault of ours
 DISK += ["database or disk is full"]  # as SQLite says it
-FAILURES = ("BudgetExceeded", "Incomplete", "Damaged", "Conflict", "StoreError", "TrainingFailed", "ClusterLost")
+FAILURES = ["BudgetExceeded", "Incomplete", "Damaged", "Conflict", "StoreError", "TrainingFailed", "ClusterLost"]
+FAILURES += ["CancelledRun"]  # such as one that another process does already
 
 
 def quiet() -> None:

@@ -10,12 +10,13 @@ from tasks.duplicates import duplicates
 from tasks.extract import extract
 from tasks.forms import explained
 from tasks.label import label
-from tasks.listing import list_archive
+from tasks.listing import between, list_archive
+from tasks.pool import at_most
 from tasks.score import score
 from tasks.select import select
 from tasks.shard import Cutting, Splitting, recipe, shard
 from tasks.shot_sheet import shot_sheet
-from tasks.summary import prepared
+from tasks.summary import prepared, standing
 from tasks.thresholds import MAX_BLACK, MAX_STATIC, MIN_DURATION, MIN_MOTION, MIN_SHARPNESS, NEAR_DUPLICATES, Thresholds
 from tasks.volumes import volumes
 
@@ -56,23 +57,43 @@ def prepare(
         Field(description="Augmentation of materialised volumes."),
     ] = "joint_single",
     materialise: Annotated[bool, Field(description="Write augmented volumes as parts.")] = False,
+    modified_from: Annotated[
+        str | None, Field(description="Take in only new files that were modified on this day (UTC) or later.")
+    ] = None,
+    modified_to: Annotated[str | None, Field(description="And on this day or before.")] = None,
+    parallel: Annotated[int | None, Field(description="Parts at a time, at most; none: one a core.", ge=1)] = None,
     seed: Annotated[int, Field(description="Seed of the drawn volumes.")] = 0,
 ) -> dict[str, Any]:
     """Turn an archive of video into sharded clips with features, pseudo labels and volumes.
 
     Only what is missing is done: unchanged files are not decoded again, a changed one rebuilds the part it is in.
+    A long archive may be taken in piece by piece, by days of modification; what was taken in before stays.
     """
     root = opened(root)
-    cut = recipe(span, short_side, splitting, cutting)
-    plan, listed = list_archive(root, name, archive, labels, classes, held_out, per_part, part_bytes, cut)
-    dataset, sharded = shard(root, name, plan, cut, failure_budget, listed)
-    scores, scored = score(root, dataset)
-    duplicates(root, dataset, scores)
-    wanted = Thresholds(min_motion, min_sharpness, max_black, max_static, min_duration, near_duplicates)
-    dataset, selected = select(root, dataset, scores, wanted)
-    features, extracted = extract(root, dataset, model, pretrained, feature_fps)
-    pseudo_labels, _ = label(root, dataset)
-    if "shots" in cut:
-        shot_sheet(root, dataset, span)
-    sheets = volumes(root, dataset, pseudo_labels, augmentation, materialise, seed)
-    return prepared(root, dataset, [listed, sharded, scored, selected, extracted], features, pseudo_labels, sheets)
+    before = standing(root, name)
+    with at_most(parallel):
+        cut = recipe(span, short_side, splitting, cutting)
+        plan, listed = list_archive(
+            root,
+            name,
+            archive,
+            labels,
+            classes,
+            held_out,
+            per_part,
+            part_bytes,
+            cut,
+            between(modified_from, modified_to),
+        )
+        dataset, sharded = shard(root, name, plan, cut, failure_budget, listed)
+        scores, scored = score(root, dataset)
+        duplicates(root, dataset, scores)
+        wanted = Thresholds(min_motion, min_sharpness, max_black, max_static, min_duration, near_duplicates)
+        dataset, selected = select(root, dataset, scores, wanted)
+        features, extracted = extract(root, dataset, model, pretrained, feature_fps)
+        pseudo_labels, _ = label(root, dataset)
+        if "shots" in cut:
+            shot_sheet(root, dataset, span)
+        sheets = volumes(root, dataset, pseudo_labels, augmentation, materialise, seed)
+        counts = [listed, sharded, scored, selected, extracted]
+        return prepared(root, dataset, before, counts, features, pseudo_labels, sheets)

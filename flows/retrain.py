@@ -3,19 +3,21 @@
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
-from prefect import flow
+from prefect import State, flow
 from prefect.task_runners import ThreadPoolTaskRunner
 from pydantic import Field
 
+from tasks.approval import judged
 from tasks.checks import opened
 from tasks.ensemble import ensemble
 from tasks.finetune import evaluate, finetune
 from tasks.forms import explained
-from tasks.gate import Rules, gate
+from tasks.gate import Rules
 from tasks.launch import SIDE_BY_SIDE
 from tasks.pretrain import pretrain
 from tasks.recipe import candidates_of, recipe
-from tasks.summary import begin, measured, retrained, settled
+from tasks.retraining import begun
+from tasks.summary import measured, retrained, settled
 
 
 @flow(flow_run_name="retrain · {dataset}", task_runner=ThreadPoolTaskRunner(max_workers=SIDE_BY_SIDE))
@@ -110,8 +112,11 @@ def retrain(
     costlier: Annotated[
         float | None, Field(description="Times the champion's multiply-accumulates that it may take.", gt=0)
     ] = None,
+    approval: Annotated[
+        bool, Field(description="Ask a person before a challenger is promoted; the run is suspended until then.")
+    ] = False,
     seed: Annotated[int, Field(description="Seed of weights, order and augmentation.")] = 0,
-) -> dict[str, Any]:
+) -> dict[str, Any] | State[Any]:
     """Train candidates, measure them on held-out videos and promote one that beats the champion.
 
     A training that was interrupted goes on from its newest checkpoint; one whose inputs did not change is reused.
@@ -126,20 +131,24 @@ def retrain(
         ranks=ranks, nodes=nodes, rendezvous=rendezvous, sharding=sharding, patience=patience, resume=resume, seed=seed,
     )  # fmt: skip
     rules = Rules(metric=metric, margin=margin, class_drop=class_drop, slower=slower, costlier=costlier)
-    root = opened(root)
-    data, run = begin(root, dataset, given)
-    kinds = candidates_of(given, pretraining, ensemble_of)
-    pretrained = {kind: pretrain.submit(root, data, kind, given, run) for kind in kinds}
-    tuned = {kind: finetune.submit(root, data, pretrained[kind], kind, given, run) for kind in kinds}
-    members = {augmentation: tuned["detection"]} if "detection" in kinds and augmentation in ensemble_of else {}
-    if ensemble_of:
-        for mode in (mode for mode in ensemble_of if mode not in members):
-            other, kind = replace(given, augmentation=mode), f"detection-{mode}"
-            pretrained[kind] = pretrain.submit(root, data, "detection", other, run)
-            members[mode] = finetune.submit(root, data, pretrained[kind], kind, other, run)
-        tuned["ensemble"] = ensemble.submit(root, data, list(members.values()), "ensemble", run)
-    candidates = {kind: evaluate.submit(root, data, made, kind) for kind, made in tuned.items()}
-    good = measured(candidates)
-    decisions = {kind: gate(root, data, model, found, kind, rules, seed) for kind, found in good.items()}
-    settled(root, run, *pretrained.values(), *members.values(), *tuned.values(), *candidates.values())
-    return retrained(root, data, model, run, [found.result() for found in candidates.values()], decisions)
+    root, kinds = opened(root), candidates_of(given, pretraining, ensemble_of)
+    with begun(root, dataset, model, given, rules, kinds, ensemble_of) as this:
+        if this.over is not None:
+            return this.over
+        data, run = this.dataset, this.run
+        pretrained = {kind: pretrain.submit(root, data, kind, given, run) for kind in kinds}
+        tuned = {kind: finetune.submit(root, data, pretrained[kind], kind, given, run) for kind in kinds}
+        members = {augmentation: tuned["detection"]} if "detection" in kinds and augmentation in ensemble_of else {}
+        if ensemble_of:
+            for mode in (mode for mode in ensemble_of if mode not in members):
+                other, kind = replace(given, augmentation=mode), f"detection-{mode}"
+                pretrained[kind] = pretrain.submit(root, data, "detection", other, run)
+                members[mode] = finetune.submit(root, data, pretrained[kind], kind, other, run)
+            tuned["ensemble"] = ensemble.submit(root, data, list(members.values()), "ensemble", run)
+        candidates = {kind: evaluate.submit(root, data, made, kind) for kind, made in tuned.items()}
+        good = measured(candidates)
+        decisions = {
+            kind: judged(root, data, model, found, kind, rules, seed, approval) for kind, found in good.items()
+        }
+        settled(root, run, *pretrained.values(), *members.values(), *tuned.values(), *candidates.values())
+        return this.kept(retrained(root, data, model, run, [c.result() for c in candidates.values()], decisions))

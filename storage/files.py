@@ -101,6 +101,17 @@ def stamp(facts: dict[str, Any]) -> str:
     return f"{facts.get('size')}:"
 
 
+def modified(facts: dict[str, Any]) -> float | None:
+    """When an object was changed last, in seconds since 1970 by the store's clock; None where it does not say."""
+    for name in ("LastModified", "mtime", "last_modified", "updated", "created"):
+        if (value := facts.get(name)) is not None:
+            if hasattr(value, "timestamp"):
+                return float(value.timestamp())
+            if isinstance(value, int | float):
+                return value / 1e9 if value > 1e14 else float(value)  # of this machine's files in nanoseconds
+    return None
+
+
 def local_path(url: str, copy: str | Path, size: int = UNKNOWN) -> str:
     """Where an object of ``size`` bytes is on this machine: its own path on a local disk, else ``copy``, fetched."""
     fs, path = locate(url)

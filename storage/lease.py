@@ -89,7 +89,7 @@ def release(root: str) -> None:
     with suppress(FileNotFoundError):
         _renewed(lease.state, 0.0)
     with suppress(Exception):  # it expires by itself
-        _remove(lease.url)
+        remove(lease.url)
 
 
 def _release_all() -> None:
@@ -99,21 +99,15 @@ def _release_all() -> None:
 
 
 def _acquire(root: str) -> _Lease:
-    me = {
-        "host": socket.gethostname(),
-        "pid": os.getpid(),
-        "uuid": uuid.uuid4().hex,
-        "machine": _machine(),
-        "started": _started(os.getpid()),
-    }
+    me = identity()
     url = join(root, FOLDER, f"{me['uuid']}.json")
     for attempt in range(TRIES):
         began = _clock()
-        _put(url, me)
-        others = _living(root, url)
+        put(url, me)
+        others = living(join(root, FOLDER), url)
         if not others:
             break
-        _remove(url)
+        remove(url)
         if attempt == TRIES - 1:
             raise InputError(_refusal(root, *others[0]))
         time.sleep(random.uniform(0.1, 0.6) * (attempt + 1))
@@ -135,18 +129,29 @@ def _beat(lease: _Lease, me: dict[str, Any]) -> None:
             if not ask(fs, "exists", path):  # somebody took us for dead
                 _renewed(lease.state, 0.0)
                 return
-            _put(lease.url, me)
+            put(lease.url, me)
             if not lease.ended.is_set():
                 _renewed(lease.state, began)
 
 
-def _living(root: str, own: str) -> list[tuple[dict[str, Any], float]]:
-    """The other writers and the ages of their last signs of life; those of the dead are removed."""
-    fs, path = locate(join(root, FOLDER))
+def identity() -> dict[str, Any]:
+    """This process, as others on any machine can know it and see whether it still lives."""
+    return {
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "uuid": uuid.uuid4().hex,
+        "machine": _machine(),
+        "started": _started(os.getpid()),
+    }
+
+
+def living(folder: str, own: str) -> list[tuple[dict[str, Any], float]]:
+    """The other holders in a folder and the ages of their last signs of life; those of the dead are removed."""
+    fs, path = locate(folder)
     now = _modified(own)
     found = []
     for entry in ask(fs, "ls", path, detail=False, refresh=True):
-        url = join(root, FOLDER, str(entry).rstrip("/").rsplit("/", 1)[-1])
+        url = join(folder, str(entry).rstrip("/").rsplit("/", 1)[-1])
         if url == own:
             continue
         try:
@@ -157,7 +162,7 @@ def _living(root: str, own: str) -> list[tuple[dict[str, Any], float]]:
         except ValueError:
             other = {}  # half written by something else; it counts until it expires
         if age > EXPIRY or _gone(other):
-            _remove(url)
+            remove(url)
         else:
             found.append((other, age))
     return found
@@ -189,12 +194,12 @@ def _started(pid: int) -> str:
         return ""
 
 
-def _put(url: str, value: dict[str, Any]) -> None:
+def put(url: str, value: dict[str, Any]) -> None:
     fs, path = locate(url)
     ask(fs, "pipe_file", path, json.dumps(value).encode())
 
 
-def _remove(url: str) -> None:
+def remove(url: str) -> None:
     fs, path = locate(url)
     with suppress(FileNotFoundError):
         ask(fs, "rm_file", path)

@@ -108,7 +108,8 @@ def _source(folder: str, row: dict[str, Any]) -> Source:
     except OSError as error:
         raise StoreError(f"{url} cannot be looked at: {error}") from error
     problem = "" if info["type"] == "file" else "not_regular_file"
-    return Source(place, url, int(info.get("size") or 0), files.stamp(info), problem=problem, metadata=metadata)
+    when, size = files.modified(info), int(info.get("size") or 0)
+    return Source(place, url, size, files.stamp(info), problem=problem, metadata=metadata, modified=when)
 
 
 def has_labels(url: str) -> bool:

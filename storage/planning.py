@@ -25,7 +25,9 @@ BATCH = 10_000
 LISTED = pa.schema(
     [(name, pa.string()) for name in ("path", "url", "stamp", "problem", "metadata", "labels", "split", "kind")]
     + [("size", pa.int64()), ("offset", pa.int64()), ("place", pa.uint64()), ("video", pa.bool_())]
+    + [("modified", pa.float64())]
 )
+SAID = ("path", "url", "size", "stamp", "offset", "problem", "metadata", "modified")  # by a source of itself
 FOUND = pa.schema([(name, pa.string()) for name in ("path", "identity", "content_id", "facts", "problem", "detail")])
 
 
@@ -82,6 +84,15 @@ class Planning:
         self.db.register("asked", pa.table({"path": pa.array(list(paths), pa.string())}))
         rows = self.db.execute("SELECT path FROM asked ANTI JOIN sources USING (path)").fetchall()
         return {path for (path,) in rows}
+
+    def only(self, begin: float, end: float) -> tuple[int, int]:
+        """Puts off what was not modified from ``begin`` to before ``end`` (seconds since 1970) and was not taken in
+        before; how many that are, and of how many of them the store tells no time."""
+        late = "path NOT IN (SELECT path FROM known) AND NOT coalesce(modified >= ? AND modified < ?, false)"
+        rows = self.db.execute(f"SELECT count(*), count(*) - count(modified) FROM sources WHERE {late}", [begin, end])
+        ((off, timeless),) = rows.fetchall()
+        self.db.execute(f"DELETE FROM sources WHERE {late}", [begin, end])
+        return int(off), int(timeless)
 
     def requeue(self, attempts: dict[str, int]) -> None:
         """Takes in which sources are to be tried again: another attempt is another part."""
@@ -248,7 +259,7 @@ class Planning:
 def _listed(source: Source, labels: Labels | None, held_out: float) -> dict[str, Any]:
     rows = json.dumps(labels.rows) if labels else None
     return {
-        **{name: getattr(source, name) for name in ("path", "url", "size", "stamp", "offset", "problem", "metadata")},
+        **{name: getattr(source, name) for name in SAID},
         "labels": rows,
         "split": split_of(source.path, labels, held_out),
         "kind": labels.kind if labels else "none",

@@ -49,6 +49,7 @@ class Source:
     problem: str = ""
     metadata: str = "{}"
     labels: Any = None  # `storage.labels.Labels` that lie beside it in its tar
+    modified: float | None = None  # seconds since 1970, where the store says so; of its tar, where it is in one
 
 
 def listing(archive: str) -> Iterator[Source]:
@@ -93,7 +94,7 @@ def _everything(fs: fsspec.AbstractFileSystem, top: str, base: str) -> Iterator[
         if local and not _is_text(below):
             below, url = files.percent(below), files.LOCALHOST + files.percent(path[1:])
             problem = problem or ("not_regular_file" if os.path.lexists(prefix + below) else "")
-        yield Source(below, url, size, files.stamp(info), problem=problem)
+        yield Source(below, url, size, files.stamp(info), problem=problem, modified=files.modified(info))
 
 
 def _inside(tar: Source) -> Iterator[Source]:
@@ -114,6 +115,7 @@ def _inside(tar: Source) -> Iterator[Source]:
         for video, beside in found:
             name = f"{tar.path}/{video.name}"
             place: dict[str, Any] = {"size": video.size, "offset": video.offset, "stamp": f"{tar.stamp}:{video.offset}"}
+            place["modified"] = tar.modified
             try:
                 if sample.flaw or any(member.size > adoption.LARGEST_SIDECAR for member in beside.values()):
                     raise adoption.BadSidecar

@@ -10,7 +10,7 @@ from storage.labels import check_paths
 from storage.lists import is_list
 from storage.secrets import refuse_credentials
 from storage.sources import named_as_video
-from tasks.listing import labels_of, listing
+from tasks.listing import between, labels_of, listing
 
 LIKE_A_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:(?!//)")
 
@@ -28,9 +28,10 @@ def check_root(root: str) -> None:
         raise InputError(f"{root}: neither a path nor a URL; write ./{root} for a folder of that name, or s3://…")
 
 
-def prepare(root: str, archive: str, labels: str | None, name: str, classes: list[str], **_: Any) -> None:
+def prepare(root: str, archive: str, labels: str | None, name: str, classes: list[str], **given: Any) -> None:
     """The archive exists and holds videos, labels fit it, the root can be written."""
     check_root(root)
+    between(given.get("modified_from"), given.get("modified_to"))
     datasets.check_name(name)
     for option, url in (("--root", root), ("--archive", archive), ("--labels", labels)):
         refuse_credentials(url or "", option)

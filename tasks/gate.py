@@ -10,13 +10,18 @@ from prefect.transactions import transaction
 from threadpoolctl import threadpool_limits
 
 from models.gate import Rules, objections, paired_bootstrap
-from storage import checkpoints
+from models.metrics import FrameScores
+from storage import checkpoints, claims, files
 from storage.datasets import Dataset
 from tasks import report, tracking
 from tasks.evaluate import Evaluation, evaluate_checkpoint
+from tasks.overlap import trained_on
 
 PROMOTED = "reelmill.champion.promoted"
 REFUSED = "reelmill.challenger.refused"
+WAITING = "reelmill.challenger.waiting"
+EVENTS = {"promoted": PROMOTED, "refused": REFUSED, "waiting": WAITING}
+AS_IT_IS = "it is the champion already"
 
 
 def judge(
@@ -25,7 +30,8 @@ def judge(
     """Compares a challenger with the current champion on the same held-out videos: every number of the decision.
 
     The first model of a name has nobody to beat and is promoted. A champion that knows other classes cannot be
-    compared; the challenger is refused and the reason says so.
+    compared; the challenger is refused and the reason says so. Held-out videos that the champion was trained on, in a
+    version where they were not held out, count for neither; those that show what training clips show never did.
     """
     champion = tracking.champion(root, model)
     found: dict[str, Any] = {
@@ -33,6 +39,10 @@ def judge(
         "dataset": f"{dataset.name}@{dataset.version}",
         "rules": asdict(rules),
         "champion_version": champion.version if champion else None,
+        "evaluation_set": evaluation_set(challenger.frames),
+        "held_out": len(challenger.frames.videos),
+        "leaks": len(challenger.leaks),
+        "checked": challenger.checked,
         "delta": None,
         "ci_low": None,
         "ci_high": None,
@@ -41,13 +51,16 @@ def judge(
         return found | {"decision": "promoted", "why": "there was no champion"}
     reigning = checkpoints.describe(champion.checkpoint)
     if reigning.digest == challenger.digest:
-        return found | {"decision": "promoted", "why": "it is the champion already"}
+        return found | {"decision": "promoted", "why": AS_IT_IS}
     against = evaluate_checkpoint(root, dataset, reigning, "predict-champion")
+    known, unknown = trained_on(root, dataset, champion.tags.get("dataset", ""))
+    sides = [without(evaluation.frames, known) for evaluation in (against, challenger)]
+    found |= {"evaluation_set": evaluation_set(sides[1]), "known_to_champion": len(known)}
+    found |= {"unknown_to_champion": unknown} if unknown else {}
     try:
         with threadpool_limits(1):  # many small products: more threads make it several times slower
             comparison = paired_bootstrap(
-                against.frames, challenger.frames, metric=rules.metric, confidence=rules.confidence,
-                class_drop=rules.class_drop, seed=seed,
+                *sides, metric=rules.metric, confidence=rules.confidence, class_drop=rules.class_drop, seed=seed
             )  # fmt: skip
     except ValueError as error:
         return found | {"decision": "refused", "why": f"not comparable: {error}"}
@@ -65,15 +78,34 @@ def judge(
     return found | decision | measured | numbers
 
 
+def evaluation_set(frames: FrameScores) -> str:
+    """The digest of what is measured on: which frames of which videos, with which truth."""
+    truth = [(key, *targets.shape, files.digest(targets.tobytes())) for key, (_, targets) in frames.videos.items()]
+    return files.digest_of(sorted(truth))[:16]
+
+
+def without(frames: FrameScores, videos: set[str]) -> FrameScores:
+    """The scores of all other videos."""
+    return FrameScores(frames.num_classes, {k: v for k, v in frames.videos.items() if k not in videos})
+
+
 @task(task_run_name="gate · {title}", cache_policy=NO_CACHE)
 def gate(
-    root: str, dataset: Dataset, model: str, candidate: dict[str, Any], title: str, rules: Rules, seed: int
+    root: str,
+    dataset: Dataset,
+    model: str,
+    candidate: dict[str, Any],
+    title: str,
+    rules: Rules,
+    seed: int,
+    approval: bool = False,
 ) -> dict[str, Any]:
     """Registers a candidate, judges it and moves the alias ``champion`` if it won; emits an event either way.
 
     A version is judged once on a dataset version: asking again until chance agrees would not be a test. One that a
-    person took the alias from (`reelmill rollback`) does not get it back here. The alias moves in a transaction: where
-    the decision cannot be kept and told, it goes back to where it was.
+    person took the alias from (`reelmill rollback`) does not get it back here. With ``approval`` a winner is
+    ``waiting`` for a person's word (`tasks.approval`), until the champion is another one. One challenger of a model is
+    judged at a time, whoever runs.
     """
     evaluation, checkpoint = candidate["evaluation"], candidate["checkpoint"]
     tags = {
@@ -83,32 +115,49 @@ def gate(
         "dataset": f"{dataset.name}@{dataset.version}",
         "pretraining": title,
     }
-    version = tracking.register(root, model, candidate["model_uri"], candidate["run"], tags)
-    earlier = tracking.decided(root, model, version)
-    if earlier and earlier["dataset"] == tags["dataset"]:
-        report.say(f"  gate         {title}: {earlier['decision']} earlier, {earlier['why']}")
-        return earlier
-    decision = judge(root, dataset, model, evaluation, title, rules, seed) | {"version": version}
-    if away := tracking.rolled_back(root, model, version):
-        decision |= {"decision": "refused", "why": f"it was rolled back: {away}"}
+    with claims.in_turn(root, f"gate-{model}", lambda who: report.say(f"  gate         {title}: waits, {who}")):
+        version = tracking.register(root, model, candidate["model_uri"], candidate["run"], tags)
+        champion = tracking.champion(root, model)
+        reigning = champion.version if champion else None
+        earlier = tracking.decided(root, model, version)
+        if earlier and earlier["dataset"] == tags["dataset"]:
+            stands = earlier["decision"] != "waiting" or (approval and earlier["champion_version"] == reigning)
+            if stands:
+                report.say(f"  gate         {title}: {earlier['decision']} earlier, {earlier['why']}")
+                return earlier
+        decision = judge(root, dataset, model, evaluation, title, rules, seed)
+        decision |= {"version": version, "run": candidate["run"]}
+        if away := tracking.rolled_back(root, model, version):
+            decision |= {"decision": "refused", "why": f"it was rolled back: {away}"}
+        if approval and decision["decision"] == "promoted" and reigning != version:
+            decision |= {"decision": "waiting", "why": f"it would be promoted ({decision['why']}) once a person agrees"}
+        conclude(root, model, decision)
+    return decision
+
+
+def conclude(root: str, model: str, decision: dict[str, Any], tell: bool = True) -> None:
+    """Keeps a decision and acts on it: where it cannot be kept and told, the alias goes back to where it was."""
+    version = decision["version"]
     with transaction() as move:
         if decision["decision"] == "promoted":
             back = tracking.promote(root, model, version)
             move.stage(version, on_rollback_hooks=[lambda _: back()])
         tracking.decide(root, model, version, decision)
-        _announce(root, dataset, model, candidate["run"], decision)
-    return decision
+        _log(root, model, decision)
+        if tell:
+            payload = {name: decision[name] for name in ("version", "decision", "why")} | {"gate": decision}
+            dataset = decision["dataset"].partition("@")[0]
+            announce(EVENTS[decision["decision"]], model, {"root": root, "dataset": dataset, **payload})
 
 
-def _announce(root: str, dataset: Dataset, model: str, run: str, decision: dict[str, Any]) -> None:
-    """Tells MLflow, the event log, the terminal and the run's page."""
-    promoted, title = decision["decision"] == "promoted", decision["candidate"]
-    numbers = {f"gate_{name}": decision[name] for name in ("delta", "ci_low", "ci_high") if decision[name] is not None}
-    tracking.log_metrics(root, run, {**numbers, "gate_promoted": float(promoted)})
+def _log(root: str, model: str, decision: dict[str, Any]) -> None:
+    """Tells MLflow, the terminal and the run's page."""
+    title = decision["candidate"]
+    numbers = {f"gate_{k}": float(v) for k, v in decision.items() if isinstance(v, int | float) and k != "version"}
+    promoted = float(decision["decision"] == "promoted")
+    tracking.log_metrics(root, decision["run"], {**numbers, "gate_promoted": promoted})
     report.say(f"  gate         {title}: {decision['decision']}, {decision['why']}")
     report.markdown(f"gate-{title}", as_markdown(model, decision), f"{title}: {decision['decision']}")
-    said = {name: decision[name] for name in ("version", "decision", "why")}
-    announce(PROMOTED if promoted else REFUSED, model, {"root": root, "dataset": dataset.name, **said})
 
 
 def announce(event: str, model: str, payload: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -24,9 +25,28 @@ from tasks.identify import identify
 from tasks.report import progress, say
 
 USUAL = Limits()
+ALWAYS = (-math.inf, math.inf)
 CHUNK = 64  # sources probed in one call of the pool
 WHOLE = 8 << 20  # bytes of packets that are read to know how long a video is; of more the header says it
 HEADER = 1 << 20  # bytes of a remote file's head and tail that its header is looked for in
+
+
+def between(first: str | None, last: str | None) -> tuple[float, float]:
+    """Two days (``2026-01-31``, in UTC, the last included) or times as seconds; `InputError` where one is none."""
+    found = []
+    for option, text, unset, more in (
+        ("--modified-from", first, ALWAYS[0], 0.0),
+        ("--modified-to", last, ALWAYS[1], 86400.0),
+    ):
+        try:
+            when = datetime.fromisoformat(text) if text else None
+        except ValueError as error:
+            raise InputError(f"{option} {text}: give a day such as 2026-01-31, or 2026-01-31T08:00") from error
+        whole = more if len(text or "") == 10 else 0.0
+        found.append(unset if when is None else (when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp() + whole)
+    if found[0] >= found[1]:
+        raise InputError(f"--modified-from {first} is not before --modified-to {last}")
+    return found[0], found[1]
 
 
 def listing(archive: str) -> Iterator[Source]:
@@ -53,10 +73,12 @@ def plan_archive(
     recipe: dict[str, Any],
     limits: Limits = USUAL,
     unit: float = 600.0,
+    dates: tuple[float, float] = ALWAYS,
 ) -> tuple[str, Report]:
     """Lists, identifies and groups the sources; returns the plan's digest and the counts.
 
     ``recipe`` is how clips are cut, ``unit`` the seconds of video that one piece of work has at most, about twice.
+    New files that were not modified between the two ``dates`` (seconds since 1970) are left for another run.
     Every file listed is in the ledger: kept, dropped (``unknown_extension``, ``duplicate``) or quarantined.
     """
     labels = labels_of(archive, labels_url, classes)
@@ -72,6 +94,8 @@ def plan_archive(
             check_paths(planning.unlisted(labels), labels_url or archive)
             planning.requeue(plans.requeued(root, name))
             same = _recall(planning, root, name, before, recipe)
+            if dates != ALWAYS:
+                _put_off(planning, archive, dates)
             identify(planning, root)
             window = max(1, math.ceil(unit / recipe["span"])) * recipe["span"]
             probe(planning, window)
@@ -97,6 +121,15 @@ def _counted(found: Iterable[Source]) -> Iterator[Source]:
         for source in found:
             yield source
             state.advance()
+
+
+def _put_off(planning: Planning, archive: str, dates: tuple[float, float]) -> None:
+    later, timeless = planning.only(*dates)
+    if timeless:
+        raise InputError(f"{archive}: its store does not say when {timeless} files were modified; give no dates")
+    if not planning.videos():
+        raise InputError(f"{archive}: none of {later} files was modified on those days; give others")
+    say(f"  list         {later} new files are of other dates and wait for another run")
 
 
 def _recall(planning: Planning, root: str, name: str, before: str, recipe: dict[str, Any]) -> bool:
@@ -151,9 +184,11 @@ def list_archive(
     per_part: int,
     part_bytes: int,
     recipe: dict[str, Any],
+    dates: tuple[float, float] = ALWAYS,
 ) -> tuple[str, Report]:
     """Lists the archive and plans its parts of about ``per_part`` sources; see `plan_archive`."""
     for option, url in (("--archive", archive), ("--labels", labels)):  # a run from a form passed no other check
         refuse_credentials(url or "", option)
     limits = Limits(units=per_part * 3 // 2, bytes=part_bytes)
-    return plan_archive(root, name, archive, labels, classes=classes, held_out=held_out, recipe=recipe, limits=limits)
+    options: dict[str, Any] = {"classes": classes, "held_out": held_out, "recipe": recipe, "limits": limits}
+    return plan_archive(root, name, archive, labels, **options, dates=dates)

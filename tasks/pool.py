@@ -5,9 +5,13 @@ which leave the interpreter free. ``DASK_SCHEDULER_ADDRESS`` sends the same call
 """
 
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed, wait
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
+from itertools import islice
 from multiprocessing import get_context
 from typing import Any, TypeVar
 
@@ -20,9 +24,22 @@ class ClusterLost(RuntimeError):
     """The cluster that work was sent to does not answer any more."""
 
 
+_most: ContextVar[int | None] = ContextVar("most", default=None)
+
+
+@contextmanager
+def at_most(items: int | None) -> Iterator[None]:
+    """While the block runs, no more items than that are worked on at a time, on a cluster neither (None: no limit)."""
+    token = _most.set(items)
+    try:
+        yield
+    finally:
+        _most.reset(token)
+
+
 def workers() -> int:
     """How many cores this process may use."""
-    return len(os.sched_getaffinity(0))
+    return min(len(os.sched_getaffinity(0)), _most.get() or sys.maxsize)
 
 
 def run(
@@ -33,7 +50,10 @@ def run(
     if address:
         yield from _on_cluster(address, function, items)
         return
-    waiting = {_threads(width or workers(), os.getpid()).submit(function, item): item for item in items}
+    waiting = {
+        _threads(min(width or workers(), _most.get() or sys.maxsize), os.getpid()).submit(function, item): item
+        for item in items
+    }
     try:
         for future in as_completed(waiting):
             yield waiting[future], _outcome(future)
@@ -68,11 +88,17 @@ def _on_cluster(
     except OSError as error:
         raise ClusterLost(f"no Dask scheduler answers at {address} ({error})") from error
     try:
-        futures = client.map(function, items, pure=False)
-        owner = {future.key: item for future, item in zip(futures, items, strict=True)}
-        for future in done(futures, loop=client.loop):
+        first = items[: _most.get()]
+        futures, others = client.map(function, first, pure=False), iter(items[len(first) :])
+        owner = {future.key: item for future, item in zip(futures, first, strict=True)}
+        running = done(futures, loop=client.loop)
+        for future in running:
             raised = future.exception()
             yield owner[future.key], raised if raised is not None else future.result()
+            for item in islice(others, 1):
+                another = client.submit(function, item, pure=False)
+                owner[another.key] = item
+                running.add(another)
     except (CancelledError, CommClosedError) as error:
         raise ClusterLost(
             f"the Dask scheduler at {address} is gone; what was committed stays, run again for the rest"

@@ -1,6 +1,7 @@
 """Pretrain a system on the weakly labelled parts: for classification, or for detection on augmented volumes."""
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -8,12 +9,13 @@ from typing import Any
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from storage import columns
+from storage import checkpoints, claims, columns
 from storage.datasets import Dataset
 from storage.errors import InputError
 from storage.parts import Part
-from tasks import label, tracking
+from tasks import label, report, tracking
 from tasks.recipe import Recipe
+from tasks.slots import slot
 from tasks.spec import Spec
 from tasks.train import fit, losses, run_name
 
@@ -81,7 +83,10 @@ def _labels(root: str, parts: list[Part], recipe: Recipe) -> str:
 def tracked_fit(
     root: str, spec: Spec, title: str, dataset: Dataset, recipe: Recipe, parent: str, **tags: str
 ) -> dict[str, Any]:
-    """Trains with an MLflow run beside it; returns the checkpoint, the run's id and the loss curve."""
+    """Trains with an MLflow run beside it; returns the checkpoint, the run's id and the loss curve.
+
+    What another process trains is waited for, and then taken as it is; a training holds a slot of the limit ``gpu``.
+    """
     name = run_name(spec, title)
     params = {key: value for key, value in asdict(spec).items() if key not in ("parts", "root")}
     tags = {"dataset": f"{dataset.name}@{dataset.version}", "title": title, **tags}
@@ -89,7 +94,14 @@ def tracked_fit(
     tracking.log_dataset(root, run, dataset, "training", len(spec.parts))
     buffer = tracking.MetricBuffer(root, run, {"loss", "lr"})
     try:
-        checkpoint, figures = fit(spec, title, placement=recipe.placement, resume=recipe.resume, log=buffer.add)
+        with ExitStack() as held:
+            held.enter_context(
+                claims.in_turn(root, f"train-{name}", lambda who: report.say(f"  {title}: waits, {who}"))
+            )
+            found = checkpoints.find(root, name)
+            if not (found and found.final and recipe.resume):
+                held.enter_context(slot(title))
+            checkpoint, figures = fit(spec, title, placement=recipe.placement, resume=recipe.resume, log=buffer.add)
     except BaseException as error:
         buffer.flush()
         tracking.log_failure(root, run, str(error) or type(error).__name__, getattr(error, "clips", {}))

@@ -135,7 +135,7 @@ class References:
         name = item.name.rpartition("/")[2]
         if TEMPORARY.fullmatch(name):
             return "temporary file of a writer that was killed"
-        if folder == "writers":
+        if folder in ("writers", "claims"):
             return "sign of life of a writer that was killed"
         if folder == "retired" and name.endswith(".json"):
             return "list of a version that was let go" if self.old(item.put) else ""

@@ -21,6 +21,7 @@ from tasks.children import SIGNALS, Children
 HOST = "127.0.0.1"  # neither server asks for a password, so nobody else may reach them
 DEMO, POOL = "var/demo", "reelmill"  # root and work pool of prefect.yaml
 CHECKOUT = Path(__file__).resolve().parent.parent
+GPUS = Path("/proc/driver/nvidia/gpus")  # a folder for each
 SETTINGS = {
     "PREFECT_SERVER_CSRF_PROTECTION_ENABLED": "true",  # a page of another site must not drive the server
     # A run that was killed with the server must be found when the server is back, and not keep its deployment's place.
@@ -46,14 +47,20 @@ def deployments(root: Path, out: Path) -> Path:
 
 
 def register() -> None:
-    """Makes the work pool if it is missing; creates the automations, or brings those of the same name up to date."""
+    """Makes the work pool and, where there are GPUs, the limit of as many trainings, if they are missing; creates the
+    automations, or brings those of the same name up to date."""
     from prefect.client.orchestration import get_client
-    from prefect.client.schemas.actions import WorkPoolCreate
+    from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate, WorkPoolCreate
     from prefect.events.schemas.automations import AutomationCore
+
+    from tasks.slots import GPU
 
     with get_client(sync_client=True) as client:
         if POOL not in [pool.name for pool in client.read_work_pools()]:
             client.create_work_pool(WorkPoolCreate(name=POOL, type="process"))
+        gpus = len(list(GPUS.glob("*")))
+        if gpus and GPU not in [limit.name for limit in client.read_global_concurrency_limits()]:
+            client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name=GPU, limit=gpus))
         for spec in yaml.safe_load((CHECKOUT / "automations.yaml").read_text())["automations"]:
             wanted = AutomationCore.model_validate(spec)
             known = client.read_automations_by_name(wanted.name)

@@ -2,11 +2,9 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
-from prefect import task
-from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId, TaskRunFilter
 from prefect.futures import PrefectFuture
@@ -17,7 +15,6 @@ from storage.datasets import Dataset
 from storage.ledger import Report
 from tasks import report, tracking
 from tasks.footprint import MEASURES, shown
-from tasks.recipe import Recipe
 
 
 def _page(title: str, rows: dict[str, Any]) -> str:
@@ -25,12 +22,18 @@ def _page(title: str, rows: dict[str, Any]) -> str:
     return f"# {title}\n\n| | |\n|---|---|\n{body}\n"
 
 
+def standing(root: str, name: str) -> str:
+    """The version of a dataset that counts now; empty where there is none."""
+    return datasets.latest(root, name)
+
+
 def prepared(
-    root: str, dataset: Dataset, reports: list[Report], features: str, labels: str, sheets: dict[str, Any]
+    root: str, dataset: Dataset, before: str, reports: list[Report], features: str, labels: str, sheets: dict[str, Any]
 ) -> dict[str, Any]:
     """The outcome of `prepare`: what went in, what came out, what was lost and why, what was decoded.
 
-    ``reports`` are those of listing, sharding, scoring, selection and feature extraction.
+    ``before`` is the version that counted when it began, ``reports`` are those of listing, sharding, scoring,
+    selection and feature extraction.
     """
     listed, sharded, scored, selected, extracted = reports
     both = listed.quarantined + sharded.quarantined
@@ -62,18 +65,12 @@ def prepared(
         f"quarantined {lost}; "
         f"{found['clips']} clips in {found['parts']} parts; {decoded} decodes in this run"
     )
+    if dataset.version == before and not decoded and not sheets["materialised"]:
+        why = f"the {found['videos']} files listed are those of {dataset.name}@{dataset.version}, and have all columns"
+        report.say(f"  prepared     nothing to do: {why}")
+        found |= {"nothing_to_do": why}
     report.markdown("prepare", _page(f"Dataset {dataset.name} {dataset.version}", found), "what prepare did")
     return found
-
-
-@task(task_run_name="begin · {name}", cache_policy=NO_CACHE)
-def begin(root: str, name: str, recipe: Recipe) -> tuple[Dataset, str]:
-    """Loads the dataset and opens the MLflow run that the trainings are children of."""
-    dataset = datasets.load(root, name)
-    tags = {"prefect.flow_run_id": flow_run.id or "", "prefect.flow_run_url": str(flow_run.ui_url or "")}
-    run = tracking.start(root, f"retrain {name}", asdict(recipe), {**tags, "dataset": f"{name}@{dataset.version}"})
-    tracking.log_dataset(root, run, dataset, "training", len(dataset.parts))
-    return dataset, run
 
 
 def measured(candidates: dict[str, PrefectFuture]) -> dict[str, PrefectFuture]:
@@ -136,6 +133,10 @@ def inferred(root: str, dataset: str, model: str, found: dict[str, Any]) -> dict
         f"  inferred     {found['predicted']} of {found['clips']} clips, {found['segments']} segments; "
         f"{found['segments_path']}"
     )
+    if not found["predicted"]:
+        why = f"every clip of {dataset} has the predictions of {model} version {found['champion']}"
+        report.say(f"  inferred     nothing to do: {why}")
+        found = found | {"nothing_to_do": why}
     report.markdown("infer", _page(f"{model} over {dataset}", found), "what infer did")
     return found | {"task_runs": task_runs()}
 

@@ -101,7 +101,7 @@ def _redacted(tags: dict[str, str]) -> dict[str, str]:
 
 
 def resume_or_start(
-    root: str, name: str, identity: str, params: dict[str, Any], tags: dict[str, str], parent: str
+    root: str, name: str, identity: str, params: dict[str, Any], tags: dict[str, str], parent: str | None
 ) -> str:
     """The run of a training with this identity, begun earlier and perhaps interrupted, or a new one."""
     wanted = f"tags.`reelmill.training` = '{identity}'"

@@ -1,4 +1,4 @@
-"""Servers on loopback that end with whoever started them: S3 of two kinds, and what others need to start their own."""
+"""Servers on loopback that end with whoever started them: S3 of two kinds, Prefect, PostgreSQL."""
 
 import ctypes
 import json
@@ -81,16 +81,49 @@ def prefect_tables(home: Path) -> None:
             shutil.copy(kept, home / "prefect.db")
 
 
+def postgres_programs() -> Path | None:
+    """The folder of PostgreSQL's programs, the newest that Debian's packages brought; None where there are none."""
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: int(path.parts[-3]))
+    return found[-1].parent if found else None
+
+
+@contextmanager
+def postgres(programs: Path) -> Iterator[str]:
+    """The URL, as Prefect takes it, of an empty database on a private cluster of PostgreSQL."""
+    user = "postgres" if os.getuid() == 0 else None  # it refuses to run as root
+    with tempfile.TemporaryDirectory(prefix="reelmill-postgres-") as folder:
+        if user:
+            shutil.chown(folder, user)
+        make = [programs / "initdb", "-D", f"{folder}/data", "-U", "postgres", "-A", "trust", "--no-sync"]
+        subprocess.run(make, cwd=folder, user=user, check=True, capture_output=True)
+        port = free_ports(1)
+        settings = {"listen_addresses": "127.0.0.1", "port": port, "unix_socket_directories": "", "fsync": "off"}
+        run = [programs / "postgres", "-D", f"{folder}/data"]
+        run += [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
+        with open(f"{folder}/log", "wb") as log:
+            server = subprocess.Popen(run, cwd=folder, user=user, stdout=log, stderr=log, preexec_fn=end_with_us)
+        try:
+            ready = [programs / "pg_isready", "-q", "-h", "127.0.0.1", "-p", str(port)]
+            while subprocess.run(ready).returncode:
+                assert server.poll() is None, Path(f"{folder}/log").read_text()
+                time.sleep(0.1)
+            yield f"postgresql+asyncpg://postgres@127.0.0.1:{port}/postgres"
+        finally:
+            server.send_signal(signal.SIGQUIT)
+            server.wait()
+
+
 def prefect_server(port: int, home: Path, env: Mapping[str, str] = os.environ) -> subprocess.Popen:
-    """A Prefect server on SQLite that answers."""
-    prefect_tables(home)
+    """A Prefect server that answers, on SQLite where the environment names no database."""
+    if "PREFECT_SERVER_DATABASE_CONNECTION_URL" not in env:
+        prefect_tables(home)
     env = {**env, "PREFECT_HOME": str(home), "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
     # What `prefect server start` begins as a child, without the seconds that the command takes to find out.
     command = [sys.executable, "-m", "uvicorn", "--factory", "prefect.server.api.server:create_app"]
     command += ["--host", "127.0.0.1", "--port", str(port), "--timeout-keep-alive", "5"]
     with open(home / "server.log", "ab") as log:
         started = subprocess.Popen(command, env=env, stdout=log, stderr=log, preexec_fn=end_with_us)
-    for _ in range(480):
+    for _ in range(1200):
         try:
             urllib.request.urlopen(f"http://127.0.0.1:{port}/api/health", timeout=2)
             return started

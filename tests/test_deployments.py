@@ -4,6 +4,7 @@ import importlib
 import inspect
 import os
 from collections import defaultdict
+from contextlib import nullcontext
 from copy import deepcopy
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -46,7 +47,7 @@ STRATEGIES = {
     "prepare/hourly": "CANCEL_NEW",
     "retrain/nightly": "CANCEL_NEW",
     "infer/on-promotion": "ENQUEUE",
-    "audit/daily": "ENQUEUE",
+    "audit/daily": "CANCEL_NEW",
 }
 
 
@@ -202,6 +203,13 @@ def test_a_deployment_runs_once_at_a_time(deployment):
 
 
 @each
+def test_what_is_scheduled_never_piles_up(deployment):
+    """Of the runs that are late when a worker comes back, one runs; an event's runs are none of a schedule."""
+    strategy = deployment["concurrency_limit"]["collision_strategy"]
+    assert strategy == "CANCEL_NEW" or not deployment.get("schedules")
+
+
+@each
 def test_the_environment_is_that_of_the_command_line(deployment, monkeypatch):
     from flows.__main__ import quiet
 
@@ -244,7 +252,10 @@ def emitted(monkeypatch, decision: str) -> ReceivedEvent:
     monkeypatch.setattr(gates, "tracking", tracking)
     monkeypatch.setattr(gates, "report", MagicMock())
     monkeypatch.setattr(gates, "emit_event", emit)
-    monkeypatch.setattr(gates, "judge", lambda *_, **__: defaultdict(float, decision=decision, rules={}))
+    monkeypatch.setattr(
+        gates, "judge", lambda *_, **__: defaultdict(float, decision=decision, rules={}, dataset="films@v1")
+    )
+    monkeypatch.setattr(gates.claims, "in_turn", lambda *_: nullcontext())
     candidate = {"evaluation": None, "checkpoint": MagicMock(), "run": "run", "model_uri": "models:/m"}
     dataset = SimpleNamespace(name="films", version="v1")
     gates.gate.fn("/data/films", dataset, "detector", candidate, "none", Rules(), 0)

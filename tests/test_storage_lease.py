@@ -103,7 +103,7 @@ def test_a_writer_elsewhere_is_dead_when_its_time_is_over_on_the_stores_clock(pl
     monkeypatch.setattr(lease, "TRIES", 1)
     root, now = place("rclone"), time.time()
     other = f"{root}/writers/other.json"
-    lease._put(other, {"host": "elsewhere", "pid": 1, "machine": "another"})
+    lease.put(other, {"host": "elsewhere", "pid": 1, "machine": "another"})
     monkeypatch.setattr(time, "time", lambda: now + 3e7)
     with pytest.raises(InputError, match="process 1 on elsewhere"):
         files.open_root(root)

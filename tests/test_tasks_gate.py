@@ -1,5 +1,6 @@
 """The gate on a real registry: who becomes champion, who does not, and what is kept of the decision."""
 
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -19,10 +20,20 @@ DATA = Dataset("d", "v1", [], {})
 RULES = Rules()
 
 
+@pytest.fixture(scope="session")
+def registry(tmp_path_factory):
+    """An empty database of MLflow, to be copied: making its tables takes longer than a test."""
+    folder = tmp_path_factory.mktemp("registry")
+    tracking.client(str(folder))
+    return folder / "mlflow" / "mlflow.db"
+
+
 @pytest.fixture
-def root(tmp_path, monkeypatch):
+def root(tmp_path, monkeypatch, registry):
     """A root whose evaluations are looked up by the digest of the weights; events are collected."""
     url = files.open_root(str(tmp_path))
+    (tmp_path / "mlflow").mkdir()
+    shutil.copy(registry, tmp_path / "mlflow")
     known: dict[str, Evaluation] = {}
     events: list[tuple[str, dict]] = []
     monkeypatch.setattr(gate, "evaluate_checkpoint", lambda root, data, checkpoint, title: known[checkpoint.digest])
@@ -53,8 +64,10 @@ def candidate(root, seed: int, gain: float | list[float], videos: int = 30, cost
     return {"evaluation": evaluation, "checkpoint": checkpoint, "run": run, "model_uri": f"runs:/{run}/model"}
 
 
-def judged(root, found: dict, title: str = "x", data: Dataset = DATA, rules: Rules = RULES) -> dict:
-    return gate.gate.fn(root.url, data, "m", found, title, rules, 0)
+def judged(
+    root, found: dict, title: str = "x", data: Dataset = DATA, rules: Rules = RULES, approval: bool = False
+) -> dict:
+    return gate.gate.fn(root.url, data, "m", found, title, rules, 0, approval)
 
 
 def test_the_first_model_is_promoted(root):
@@ -179,7 +192,39 @@ def test_every_number_is_kept_and_announced(root):
     metrics = tracking.export(root.url, found["run"])["metrics"]
     assert metrics["gate_ci_low"] == decision["ci_low"] and metrics["gate_promoted"] == 1
     assert [event for event, _ in root.events] == [gate.PROMOTED] * 2
-    assert root.events[-1][1]["root"] == root.url and root.events[-1][1]["model"] == "m"
+    payload = root.events[-1][1]
+    assert payload["root"] == root.url and payload["model"] == "m" and payload["dataset"] == "d"
+    assert payload["gate"] == decision, "every number is in the event, too"
+    numbers = ("ci_high", "champion", "challenger", "p_worse", "videos", "samples", "held_out", "leaks")
+    assert {name: metrics[f"gate_{name}"] for name in numbers} == {name: decision[name] for name in numbers}
+
+
+def test_the_evaluation_set_has_a_digest_of_frames_and_truth(root):
+    frames = candidate(root, 0, 0.5)["evaluation"].frames
+    first = judged(root, candidate(root, 1, 0.5))
+    second = judged(root, candidate(root, 2, 3.0))
+    assert first["evaluation_set"] == second["evaluation_set"] == gate.evaluation_set(frames)
+    scores, targets = frames.videos["v3"]
+    for other in ({**frames.videos, "v3": (scores, ~targets)}, {"v0": frames.videos["v0"]}):
+        assert gate.evaluation_set(FrameScores(3, other)) != first["evaluation_set"]
+    assert (
+        gate.evaluation_set(FrameScores(3, {**frames.videos, "v3": (scores + 1, targets)})) == first["evaluation_set"]
+    )
+
+
+def test_videos_that_the_champion_was_trained_on_count_for_neither(root, monkeypatch):
+    """It knows most of them by heart; on the others the challenger is better."""
+    champion, better = candidate(root, 0, 0.5), candidate(root, 1, 3.0)
+    known = {f"v{i}" for i in range(24)}
+    learned = {v: (s + 9 * t if v in known else s, t) for v, (s, t) in champion["evaluation"].frames.videos.items()}
+    champion["evaluation"].frames = FrameScores(3, learned)
+    judged(root, champion)
+    fooled = judged(root, better)
+    monkeypatch.setattr(gate, "trained_on", lambda root, data, version: (known if version == "d@v1" else set(), ""))
+    decision = judged(root, better, data=Dataset("d", "v2", [], {}))
+    assert (fooled["decision"], decision["decision"]) == ("refused", "promoted")
+    assert decision["videos"] == 6 and decision["known_to_champion"] == 24 and decision["held_out"] == 30
+    assert decision["evaluation_set"] != fooled["evaluation_set"]
 
 
 def test_registering_twice_keeps_the_version(root):
