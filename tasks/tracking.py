@@ -103,9 +103,8 @@ def resume_or_start(
     root: str, name: str, identity: str, params: dict[str, Any], tags: dict[str, str], parent: str
 ) -> str:
     """The run of a training with this identity, begun earlier and perhaps interrupted, or a new one."""
-    wanted = f"tags.`reelmill.training` = '{identity}'"
-    for run in client(root).search_runs([_experiment(root)], wanted, max_results=1):
-        return run.info.run_id
+    if known := training(root, identity):
+        return known[0]
     return start(root, name, params, {**tags, "reelmill.training": identity}, parent)
 
 
@@ -223,10 +222,10 @@ class ModelVersion:
         return self.tags["checkpoint"]
 
 
-def champion(root: str, name: str) -> ModelVersion | None:
-    """The version that carries the alias ``champion``, if there is one."""
+def champion(root: str, name: str, alias: str = CHAMPION) -> ModelVersion | None:
+    """The version that carries the alias ``champion``, or another one, if there is one."""
     try:
-        found = client(root).get_model_version_by_alias(name, CHAMPION)
+        found = client(root).get_model_version_by_alias(name, alias)
     except MlflowException as error:
         if error.error_code not in NO_ALIAS:  # a server that fails has not said that there is none
             raise
@@ -255,6 +254,37 @@ def promote(root: str, name: str, version: int) -> Callable[[], None]:
                 c.delete_model_version_tag(name, str(version), tag_name)
 
     return back
+
+
+def registered(root: str) -> list[ModelVersion]:
+    """Every version of every model, in order of name and version."""
+    c = client(root)
+    names = sorted(model.name for model in _all(c.search_registered_models))
+    found = [version for name in names for version in _all(functools.partial(_versions_of, c, name))]
+    made = [ModelVersion(v.name, int(v.version), v.run_id or "", dict(v.tags)) for v in found]
+    return sorted(made, key=lambda one: (one.name, one.version))
+
+
+def _versions_of(c: MlflowClient, name: str, page_token: str | None = None) -> Any:
+    return c.search_model_versions(f"name = '{name}'", page_token=page_token)
+
+
+def _all(search: Callable[..., Any]) -> list[Any]:
+    """What a search has on all its pages."""
+    page = search()
+    found = list(page)
+    while page.token:
+        page = search(page_token=page.token)
+        found += page
+    return found
+
+
+def training(root: str, identity: str) -> tuple[str, dict[str, str]] | None:
+    """The run, and its tags, of the training that made the checkpoints of this name; None where nothing tells."""
+    wanted = f"tags.`reelmill.training` = '{identity}'"
+    for run in client(root).search_runs([_experiment(root)], wanted, max_results=1):
+        return run.info.run_id, dict(run.data.tags)
+    return None
 
 
 def reigns(root: str, name: str) -> list[int]:
