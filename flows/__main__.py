@@ -35,6 +35,7 @@ COMMANDS = {  # name: (what runs, its check before anything starts, one line of 
     "drill": ("tasks.drill:drill", None, "Kill and damage things in a scratch archive; say what was lost."),
     "gc": ("tasks.gc:gc", None, "Remove what no dataset and no plan refers to."),
     "trace": ("tasks.trace:trace", None, "Where a model came from, or where a source went; by indexes, not media."),
+    "forget": ("tasks.forget:forget", None, "Take sources down for good, and prove that nothing of them is left."),
     "columns": ("tasks.columns:show", None, "List columns and their versions."),
     "column-diff": ("tasks.columns:compare", None, "How two versions of a column differ."),
     "column-add": ("tasks.columns:add", None, "Add a column from a table, joined by key."),
@@ -46,7 +47,7 @@ COMMANDS = {  # name: (what runs, its check before anything starts, one line of 
     "submission-score": ("tasks.annotations:measure", None, "Score a submission by the Charades protocol."),
     "cost": ("tasks.cost:cost", None, "MACs and parameters of a system, without building its weights."),
 }
-WORDS = {"trace": "what"}  # what a command takes as words of its own, without a flag
+WORDS = {"trace": "what", "forget": "sources"}  # what a command takes as words of its own, without a flag
 EXIT_INPUT, EXIT_FAILED = 2, 1
 KNOWN = ("InputError", "RootError")  # the person who called can mend these
 DISK = [os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)]  # no fault of ours

@@ -152,3 +152,11 @@ def beside(root: str, column: str, version: str, part: str) -> str:
 
 def _there(root: str, column: str, version: str, part: str) -> bool:
     return files.exists(beside(root, column, version, part))
+
+
+def committed_tars(root: str) -> dict[str, int]:
+    """The tars below a root that an index names, with the bytes that it says they have."""
+    ids = [name.removesuffix(".parquet") for name in files.names(files.join(root, "parts"), ".parquet")]
+    known = [part for part in files.at_once(lambda id: parts.find(root, id), ids) if part and part.samples]
+    base = root.rstrip("/") + "/"
+    return {part.media.removeprefix(base): part.bytes for part in known if part.media.startswith(base)}

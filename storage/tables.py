@@ -109,6 +109,12 @@ def _parsed(url: str, parse: Any) -> Any:
         raise Damaged(f"{url} cannot be read ({error}); restore it from a copy or remove it") from error
 
 
+def parse(data: bytes) -> pa.Table:
+    """The table that bytes are, checked against their seal, with its metadata; raises one of `BROKEN`."""
+    check(data)
+    return _table(data, None)
+
+
 def _table(data: bytes, columns: list[str] | None) -> pa.Table:
     table = pq.read_table(io.BytesIO(data), columns=columns, page_checksum_verification=True)
     table.validate(full=True)

@@ -299,6 +299,25 @@ def versions(root: str, name: str) -> dict[int, dict[str, str]]:
     return dict(sorted((int(v.version), dict(v.tags)) for v in found))
 
 
+def add_to_tag(root: str, name: str, version: int, tag_name: str, value: str) -> None:
+    """Adds a value to those, with commas between them, that a tag of a version has; it is there once."""
+    c = client(root)
+    had = c.get_model_version(name, str(version)).tags.get(tag_name, "")
+    if value not in had.split(","):
+        c.set_model_version_tag(name, str(version), tag_name, f"{had},{value}".strip(","))
+
+
+def remove_pictures(root: str, dataset: str) -> None:
+    """Removes the pictures with frames of videos from the runs on a dataset version, given as name@version."""
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+    for run in _all(functools.partial(client(root).search_runs, [_experiment(root)], f"tags.dataset = '{dataset}'")):
+        repository = get_artifact_repository(run.info.artifact_uri)
+        for found in repository.list_artifacts("figures"):
+            if found.path.rpartition("/")[2].startswith("timeline_"):
+                repository.delete_artifacts(found.path)
+
+
 def rolled_back(root: str, name: str, version: int) -> str | None:
     """When and why a person took the alias from a version, if one did and nobody gave it back."""
     return client(root).get_model_version(name, str(version)).tags.get(ROLLED_BACK)
