@@ -14,7 +14,7 @@ from storage.parts import INDEX
 
 LEAST = 8  # characters of an identity that are enough to name a source
 CLOSE = 3  # names that are shown where none was found
-FIELDS = ("key", "source", "path", "identity", "content_id", "start", "end", "split", "labelled")
+FIELDS = ("key", "source", "path", "identity", "content_id", "start", "end", "split", "labelled", "sha256")
 CLIPS = pa.schema([("part", pa.string()), *(INDEX.field(name) for name in FIELDS)])
 PLANNED = pa.schema([(name, pa.string()) for name in ("part", "path", "source", "identity", "content_id", "plan")])
 
@@ -86,18 +86,21 @@ def find(word: str, clips: pa.Table, planned: pa.Table) -> Sought:
     if len(alone):
         wanted = pc.starts_with(clips["key"], word)  # volumes made from a clip have its key before their own
         return Sought(clips.filter(wanted), PLANNED.empty_table())
-    some = clips.filter(_named(clips, word)), planned.filter(_named(planned, word))
-    identities, contents = (
-        pa.array({value for table in some for value in table[name].to_pylist() if value}, pa.string())
-        for name in ("identity", "content_id")
-    )
-    if not len(identities) and not len(contents):
+    found = Sought(clips.filter(_named(clips, word)), planned.filter(_named(planned, word)))
+    if not len(found.clips) and not len(found.planned):
         raise InputError(f"{word}: no source and no clip of that name{_like(word, clips, planned)}")
-    same = [
+    # Twice: a copy is known by its identity alone, and a volume by the content that the first clips have.
+    return same(same(found, clips, planned), clips, planned)
+
+
+def same(found: Sought, clips: pa.Table, planned: pa.Table) -> Sought:
+    """The rows with an identity or a content of those that were found."""
+    identities, contents = (pa.array(found.values(name), pa.string()) for name in ("identity", "content_id"))
+    some = [
         table.filter(pc.or_(pc.is_in(table["identity"], identities), pc.is_in(table["content_id"], contents)))
         for table in (clips, planned)
     ]
-    return Sought(*same)
+    return Sought(*some)
 
 
 def _named(table: pa.Table, word: str) -> pa.ChunkedArray:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from storage import checkpoints, datasets, files
+from storage import checkpoints, datasets, files, tombstones
 from storage.checkpoints import Checkpoint
 from storage.datasets import SELECTION
 from storage.errors import Damaged, InputError
@@ -40,9 +40,10 @@ def here(root: str, url: str) -> str:
 def trainings(root: str, url: str) -> Iterator[Training]:
     """The training that made a checkpoint, and those that made what it started from, each once.
 
-    Raises `InputError` where a checkpoint is gone.
+    Parts that a take-down has replaced are those that took their place. Raises `InputError` where a checkpoint is gone.
     """
     waiting, seen = [here(root, url)], set()
+    now = tombstones.successors(tombstones.read(root))
     while waiting:
         if (one := waiting.pop(0)) in seen:
             continue
@@ -52,9 +53,9 @@ def trainings(root: str, url: str) -> Iterator[Training]:
         members = [member["url"] for member in about.get("members", [])]  # of an ensemble, which was not trained
         before = [*members, spec.get("start"), *spec.get("starts", {}).values()]
         waiting += [here(root, start) for start in before if start]
-        parts = [part["id"] for part in spec.get("parts", [])]
+        parts = [now.get(part["id"], part["id"]) for part in spec.get("parts", [])]
         name = one.rstrip("/").split("/")[-2]
-        yield Training(name, spec.get("objective", "ensemble"), one, parts, columns_of(spec))
+        yield Training(name, spec.get("objective", "ensemble"), one, [*filter(None, parts)], columns_of(spec))
 
 
 def _described(url: str) -> Checkpoint:

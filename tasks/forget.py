@@ -18,11 +18,11 @@ from storage import datasets, files, forgetting, inventory, parts, plans, tables
 from storage.datasets import Dataset
 from storage.errors import Conflict, Damaged
 from storage.forgetting import Gone
-from storage.lineage import Sought
-from storage.search import Search
+from storage.search import Pattern, Search
 from storage.tombstones import Tombstone
 from tasks import ancestry, proof, scope
 from tasks.report import say
+from tasks.scope import Scope
 
 EVENT = "reelmill.source.forgotten"
 
@@ -31,11 +31,16 @@ EVENT = "reelmill.source.forgotten"
 class Takedown:
     """What one call takes down, and what that touches: parts with the keys of the clips that go, and replacements."""
 
-    stones: list[Tombstone]
-    names: list[str]
-    clips: Sought
-    touched: dict[str, list[str]]
+    scope: Scope
     instead: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.stones, self.touched = self.scope.stones, self.scope.touched
+
+    @property
+    def patterns(self) -> list[Pattern]:
+        """What the sources are found by, in what is left."""
+        return [one for stone in self.stones for one in self.scope.patterns[stone.id]]
 
     @property
     def identities(self) -> set[str]:
@@ -60,12 +65,12 @@ def forget(
     """
     root = files.existing_root(root)
     found = scope.find(root, sources, reason, datetime.now(UTC).isoformat(timespec="seconds"), _who())
-    down = Takedown(found.stones, found.names, found.clips, found.touched)
+    down = Takedown(found)
     down.instead = _instead(root, down)
     lists = {f"{name}@{version}": "" for _, name, version in _lists(root, down)}
     uses = ancestry.trained_on(root, down.touched)
     models = sorted({f"{use.model.name}/{use.model.version}" for use in uses})
-    say(f"  sources      {len(down.stones)}: {len(down.clips.keys)} clips in {len(down.touched)} parts, "
+    say(f"  sources      {len(down.stones)}: {len(found.clips.keys)} clips in {len(down.touched)} parts, "
         f"{len(lists)} versions of datasets, models {', '.join(models) or 'none'}")  # fmt: skip
     if dry_run:
         return "nothing was changed; run again without --dry-run"
@@ -73,7 +78,8 @@ def forget(
                            versions={**dict.fromkeys(lists, ""), **one.versions},
                            models=sorted({*one.models, *models})) for one in down.stones]  # fmt: skip
     for stone in down.stones:
-        tombstones.write(root, stone)
+        found.patterns[stone.id] = tombstones.keep(root, stone, found.patterns[stone.id])
+    _keep(root, down)
     _parts(root, down)
     moved = _datasets(root, down)
     _models(root, down)
@@ -89,6 +95,11 @@ def _who() -> str:
         return getpass.getuser()
     except (KeyError, OSError):
         return str(os.getuid())
+
+
+def _keep(root: str, down: Takedown) -> None:
+    for stone in down.stones:
+        tombstones.write(root, stone)
 
 
 def _known(down: Takedown, stone: Tombstone) -> dict[str, str]:
@@ -133,11 +144,12 @@ def _parts(root: str, down: Takedown) -> None:
         found = without.sound(root, id)
         if found is None or not new:
             continue  # it was never committed, or nothing is left of it
-        made = without.make(root, found[0], new, set(down.touched.get(id, ())), without.accounts(root, id, down.names))
+        made = without.make(
+            root, found[0], new, set(down.touched.get(id, ())), without.accounts(root, id, down.scope.names)
+        )
         down.instead[id] = made.id
     down.stones = [replace(one, parts={**one.parts, **_known(down, one)}) for one in down.stones]
-    for stone in down.stones:
-        tombstones.write(root, stone)
+    _keep(root, down)
     for name in files.names(files.join(root, "plans")):
         if plans.latest(root, name):
             without.replan(root, name, down.identities)
@@ -169,15 +181,18 @@ def _datasets(root: str, down: Takedown) -> list[Dataset]:
             raise Conflict(f"dataset {data.name} has moved on meanwhile; run again, nothing is lost")
         say(f"  dataset      {data.name} {data.version} → {after.version}: {after.clips} clips in {len(kept)} parts")
         moved.append(after)
-        old = f"{data.name}@{data.version}"
-        down.stones = [replace(one, versions={**one.versions, old: after.version}) for one in down.stones]
+        down.stones = [replace(one, versions=_followed(one.versions, after)) for one in down.stones]
     return moved
+
+
+def _followed(versions: dict[str, str], after: Dataset) -> dict[str, str]:
+    """The versions of a dataset that had a source, with the one that follows where none did yet."""
+    return {old: new or (after.version if old.partition("@")[0] == after.name else "") for old, new in versions.items()}
 
 
 def _models(root: str, down: Takedown) -> None:
     """Tags the models that were trained on a source, and lets pictures of the datasets concerned go from MLflow."""
-    for stone in down.stones:
-        tombstones.write(root, stone)
+    _keep(root, down)
     if not ancestry.tracked(root):
         return
     from tasks import tracking
@@ -191,11 +206,10 @@ def _models(root: str, down: Takedown) -> None:
 
 
 def _gone(down: Takedown) -> Gone:
-    patterns = [one for stone in down.stones for one in stone.patterns]
-    word = f"forgotten source {down.stones[0].id}"
-    held_out = "heldout" in down.clips.clips["split"].to_pylist() or not len(down.clips.clips)
-    keys = set(down.clips.keys)
-    return Gone(_ids(down), keys, down.identities, Search(patterns), word, held_out)
+    clips = down.scope.clips
+    held_out = "heldout" in clips.clips["split"].to_pylist() or not len(clips.clips)
+    word = f"forgotten source {down.stones[0].id}" if len(down.stones) == 1 else "forgotten source"
+    return Gone(_ids(down), set(clips.keys), down.identities, Search(down.patterns), word, held_out)
 
 
 def _remove(root: str, down: Takedown) -> int:
@@ -231,8 +245,7 @@ def _tell(root: str, down: Takedown, moved: list[Dataset]) -> str:
 
 def _prove(root: str, down: Takedown, media: bool) -> str:
     """Searches the root; raises `Damaged` that names what was found."""
-    search = Search(one for stone in down.stones for one in stone.patterns)
-    found = proof.look(root, search, media)
+    found = proof.look(root, Search(down.patterns), media)
     assert found.found is not None
     if found.found:
         for name, what in sorted(found.found.items())[:200]:

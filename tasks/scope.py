@@ -25,12 +25,17 @@ PREFIX = 20  # letters of a content id that every key begins with
 
 @dataclass
 class Scope:
-    """The tombstones of some sources, their names as far as the root still has them, and their clips by part."""
+    """The tombstones of some sources, how to find them, their names that the root still has, and their clips."""
 
     stones: list[Tombstone]
+    patterns: dict[str, set[Pattern]]  # by tombstone
     names: list[str]
     clips: Sought
-    touched: dict[str, list[str]]
+
+    @property
+    def touched(self) -> dict[str, list[str]]:
+        """The keys of the clips by part."""
+        return {part: sorted(set(keys)) for part, keys in self.clips.by_part().items()}
 
 
 def find(root: str, words: list[str], reason: str, when: str, who: str) -> Scope:
@@ -38,32 +43,33 @@ def find(root: str, words: list[str], reason: str, when: str, who: str) -> Scope
     clips, planned = lineage.clips(root), lineage.planned(root, all_plans=True)
     known = tombstones.read(root)
     stones: dict[str, Tombstone] = {}
+    patterns: dict[str, set[Pattern]] = {}
     some: list[Sought] = []
     for word in words:
-        found = _one(word, clips, planned, known)
+        found = _one(root, word, clips, planned, known)
         some.append(found)
-        made = Tombstone(found.values("identity"), found.values("content_id"), reason, when, who, [])
-        old = [stone for stone in known if _is(stone, made, word)]
-        made = replace_ids(made, old)
-        patterns = [*_names(found, clips, planned), *_digests(root, found)]
-        made = Tombstone(made.identities, made.contents, reason, when, who, patterns)
-        for stone in old:
-            made = tombstones.joined(stone, made)
-        stones[made.id] = tombstones.joined(stones[made.id], made) if made.id in stones else made
-    whole = Sought(*(pa.concat_tables([getattr(one, n) for one in some]) for n in ("clips", "planned")))
+        made = Tombstone(found.values("identity"), found.values("content_id"), reason, when, who)
+        for stone in known:
+            if _same(stone, made) or (not made.identities and not made.contents and _said(root, stone, word)):
+                made = tombstones.joined(stone, made)
+        stones[made.id] = made
+        mine = {*_names(found, clips, planned), *_digests(root, found), *tombstones.known(root, made)}
+        patterns[made.id] = mine | patterns.get(made.id, set())
+    whole = Sought(*(pa.concat_tables([getattr(one, name) for one in some]) for name in ("clips", "planned")))
     names = sorted({*whole.values("path"), *whole.values("source")})
-    touched = {part: sorted(set(keys)) for part, keys in whole.by_part().items()}
-    return Scope(list(stones.values()), names, whole, touched)
+    _say_twins(whole, clips)
+    return Scope(list(stones.values()), patterns, names, whole)
 
 
-def replace_ids(made: Tombstone, old: list[Tombstone]) -> Tombstone:
-    """A tombstone that knows the content by what those before it knew, so that it has their name."""
-    identities = sorted({*made.identities, *(one for stone in old for one in stone.identities)})
-    contents = sorted({*made.contents, *(one for stone in old for one in stone.contents)})
-    return Tombstone(identities, contents, made.reason, made.when, made.who, [])
+def _say_twins(found: Sought, clips: pa.Table) -> None:
+    """Names other sources that gave the same clips, byte for byte: the search will find them."""
+    same = clips.filter(pc.is_in(clips["sha256"], found.clips["sha256"].combine_chunks()))
+    others = sorted({*same["path"].to_pylist()} - {*found.values("path")})
+    if others:
+        say(f"  the same     {len(others)} other sources gave the same clips: {', '.join(others[:3])}; forget them too")
 
 
-def _one(word: str, clips: pa.Table, planned: pa.Table, known: list[Tombstone]) -> Sought:
+def _one(root: str, word: str, clips: pa.Table, planned: pa.Table, known: list[Tombstone]) -> Sought:
     """One source's rows; none where a run before has removed them all."""
     owner = clips.filter(pc.equal(clips["key"], word))
     if len(owner):
@@ -71,7 +77,7 @@ def _one(word: str, clips: pa.Table, planned: pa.Table, known: list[Tombstone]) 
     try:
         found = lineage.find(word, clips, planned)
     except InputError:
-        old = [stone for stone in known if _said(stone, word)]
+        old = [stone for stone in known if _said(root, stone, word)]
         if not old:
             raise
         return Sought(*(_rows(table, old) for table in (clips, planned)))
@@ -89,18 +95,20 @@ def _rows(table: pa.Table, stones: list[Tombstone]) -> pa.Table:
     return table.filter(pc.or_(pc.is_in(table["identity"], ids), pc.is_in(table["content_id"], contents)))
 
 
-def _is(stone: Tombstone, made: Tombstone, word: str) -> bool:
-    both = {*stone.identities} & {*made.identities} or {*stone.contents} & {*made.contents}
-    return bool(both) or (not made.identities and not made.contents and _said(stone, word))
+def _same(stone: Tombstone, made: Tombstone) -> bool:
+    """Whether both are of one content; two may share a fingerprint, so it decides only where nothing else is known."""
+    if stone.contents and made.contents:
+        return bool({*stone.contents} & {*made.contents})
+    return bool({*stone.identities} & {*made.identities})
 
 
-def _said(stone: Tombstone, word: str) -> bool:
+def _said(root: str, stone: Tombstone, word: str) -> bool:
     """Whether a word names a source that was taken down: by its content, or by a name that it had."""
     if len(word) >= lineage.LEAST and any(one.startswith(word) for one in (*stone.identities, *stone.contents)):
         return True
-    search = Search(one for one in stone.patterns if one.kind == "name")
-    whole = {len(name.encode()): name for name in (word, files.absolute(word))}
-    return any(hit.length == size for size, name in whole.items() for hit in search.found(name.encode()))
+    search = Search(one for one in tombstones.known(root, stone) if one.kind == "name")
+    whole = [name.encode() for name in (word, files.absolute(word))]
+    return any(hit.length == len(name) for name in whole for hit in search.found(name))
 
 
 def _names(found: Sought, clips: pa.Table, planned: pa.Table) -> Iterator[Pattern]:

@@ -84,9 +84,7 @@ def named_model(root: str, word: str) -> "ModelVersion":
 
         holder = tracking.champion(root, name, found["alias"])
         if holder is None:
-            raise InputError(
-                f"no version of {name} has the alias {found['alias']!r}; it has versions {_some(map(str, of_name))}"
-            )
+            raise InputError(f"{name} has no alias {found['alias']!r}; it has versions {_some(map(str, of_name))}")
         return holder
     if int(version) not in of_name:
         raise InputError(f"{name} has no version {version}; it has {_some(map(str, of_name))}")
@@ -127,11 +125,8 @@ def _had(root: str, training: Training, clips: pa.Table) -> pa.Table:
     mine = clips.filter(pc.is_in(clips["part"], pa.array(training.parts, pa.string())))
     if datasets.SELECTION not in training.columns:
         return mine
-    used = {
-        key
-        for some in ancestry.selected(root, training, Sought(mine, lineage.PLANNED.empty_table()).by_part()).values()
-        for key in some
-    }
+    keys = Sought(mine, lineage.PLANNED.empty_table()).by_part()
+    used = [key for some in ancestry.selected(root, training, keys).values() for key in some]
     return mine.filter(pc.is_in(mine["key"], pa.array(used, pa.string())))
 
 
@@ -140,16 +135,18 @@ def _branch(root: str, training: Training, run: str, dataset: str, table: pa.Tab
     if not training.parts:
         return [f"  {training.objective:<10} {training.name}" + (f" · run {run}" if run else "")]
     name, _, version = dataset.partition("@")
-    there = files.exists(files.join(root, "datasets", name, f"{version}.json")) if version else False
+    there = bool(version) and files.exists(files.join(root, "datasets", name, f"{version}.json"))
+    since = "" if there else ", which is gone"
+    if follower := tombstones.followers(tombstones.read(root)).get(dataset):
+        since = f", of which a source was taken down; {name}@{follower} followed"
     lines = [f"  trained    {training.name} · {training.objective}" + (f" · run {run}" if run else "")]
-    lines.append(f"    dataset  {dataset or 'not known'}" + ("" if there else ", which is gone"))
+    lines.append(f"    dataset  {dataset or 'not known'}{since}")
     for column, made in sorted(training.columns.items()):
         lines.append(f"    column   {column} {made} · digest {columns.digest(root, column, made, training.parts)}")
     counts = {row["values"]: row["counts"] for row in table["part"].value_counts().to_pylist()}
     gone = len(training.parts) - len(counts)
-    lines.append(
-        f"    parts    {len(training.parts)}: {_some(training.parts)}" + (f"; {gone} without clips now" if gone else "")
-    )
+    more = f"; {gone} of them have no clip now" if gone else ""
+    lines.append(f"    parts    {len(training.parts)}: {_some(training.parts)}{more}")
     sources = pc.unique(table["path"]).to_pylist()
     lines.append(f"    clips    {len(table)} of {len(sources)} sources: {_some(sources)}")
     return lines
