@@ -13,6 +13,7 @@ from storage.datasets import Dataset
 from storage.errors import InputError
 from storage.parts import Part
 from tasks import label, tracking
+from tasks.ancestry import columns_of
 from tasks.recipe import Recipe
 from tasks.train import fit, run_name
 from tasks.train_rank import Spec
@@ -87,6 +88,7 @@ def tracked_fit(
     tags = {"dataset": f"{dataset.name}@{dataset.version}", "title": title, **tags}
     run = tracking.resume_or_start(root, title, name, params, tags, parent)
     tracking.log_dataset(root, run, dataset, "training", len(spec.parts))
+    tracking.log_columns(root, run, columns_of(asdict(spec)), [part["id"] for part in spec.parts], "training")
     buffer = tracking.MetricBuffer(root, run)
     curve: list[tuple[int, float]] = []
 
@@ -95,7 +97,8 @@ def tracked_fit(
         curve.append((step, values["loss"]))
 
     try:
-        checkpoint, figures = fit(spec, title, ranks=recipe.ranks, resume=recipe.resume, log=log)
+        with tracking.watched(root, run):
+            checkpoint, figures = fit(spec, title, ranks=recipe.ranks, resume=recipe.resume, log=log)
     except BaseException:
         buffer.flush()
         tracking.end(root, run, "FAILED")

@@ -6,11 +6,12 @@ The only file that imports mlflow. Calls name the run they are for, so that trai
 import contextlib
 import functools
 import json
+import logging
 import os
 import threading
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
@@ -23,7 +24,7 @@ from mlflow import MlflowClient
 from mlflow.entities import DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 
-from storage import files, local
+from storage import columns, files, local
 from storage.datasets import Dataset
 from storage.errors import InputError
 from storage.secrets import redact
@@ -102,8 +103,16 @@ def _redacted(tags: dict[str, str]) -> dict[str, str]:
 def resume_or_start(
     root: str, name: str, identity: str, params: dict[str, Any], tags: dict[str, str], parent: str
 ) -> str:
-    """The run of a training with this identity, begun earlier and perhaps interrupted, or a new one."""
+    """The run of a training with this identity, begun earlier and perhaps interrupted, or a new one.
+
+    It has the Prefect run of its parent: the one that works on it now.
+    """
+    c = client(root)
+    above = c.get_run(parent).data.tags
+    tags = {**tags, **{name: value for name, value in above.items() if name.startswith("prefect.")}}
     if known := training(root, identity):
+        tag(root, known[0], tags)
+        c.update_run(known[0], status="RUNNING")
         return known[0]
     return start(root, name, params, {**tags, "reelmill.training": identity}, parent)
 
@@ -155,6 +164,36 @@ def log_dataset(root: str, run: str, dataset: Dataset, context: str, parts: int)
     meta = made(source, name=dataset.name, digest=dataset.version)
     tags = [InputTag("mlflow.data.context", context), InputTag("parts", str(parts))]
     client(root).log_inputs(run, [DatasetInput(meta._to_mlflow_entity(), tags)])
+
+
+def log_columns(root: str, run: str, used: dict[str, str], parts: list[str], context: str) -> None:
+    """Ties the versions of columns that a run reads to it, each by its digest over the parts that it reads."""
+    made: Any = mlflow.data.meta_dataset.MetaDataset
+    inputs = []
+    for column, version in sorted(used.items()):
+        folder = files.join(root, "columns", column, version)
+        source = mlflow.data.dataset_source_registry.resolve_dataset_source(folder)
+        meta = made(source, name=column, digest=columns.digest(root, column, version, parts))
+        facts = {"mlflow.data.context": context, "version": version, "parts": str(len(parts))}
+        inputs.append(DatasetInput(meta._to_mlflow_entity(), [InputTag(key, value) for key, value in facts.items()]))
+    if inputs:
+        client(root).log_inputs(run, inputs)
+
+
+@contextlib.contextmanager
+def watched(root: str, run: str) -> Iterator[None]:
+    """Logs what of the machine is in use, processors, memory, disk and GPUs, every ten seconds of the block."""
+    from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+    client(root)
+    logging.getLogger("mlflow.system_metrics").setLevel(logging.WARNING)
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or _embedded(root)
+    monitor = SystemMetricsMonitor(run, resume_logging=True, tracking_uri=uri)
+    monitor.start()
+    try:
+        yield
+    finally:
+        monitor.finish()
 
 
 def log_files(root: str, run: str, paths: list[Path], folder: str) -> None:
