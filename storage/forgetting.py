@@ -24,6 +24,7 @@ class Gone:
     identities: set[str]
     search: Search
     word: str  # that stands where its name was
+    versions: set[tuple[str, str]]  # of datasets that had it: name, version
     held_out: bool = True  # whether pictures of held-out videos may show it
 
 
@@ -45,7 +46,7 @@ def versions(root: str, items: Iterable[Item], parts: set[str]) -> Iterator[tupl
 def removals(root: str, items: list[Item], gone: Gone) -> list[str]:
     """The objects that go whole, in order: lists, indexes, tars, then what is about them."""
     lists = list(versions(root, items, gone.parts))
-    old = {(name, version) for _, name, version in lists}
+    old = gone.versions | {(name, version) for _, name, version in lists}
     found = [item.name for item, _, _ in lists]
     near_gone = {item.name for item in items if _compared(root, item, gone.parts)}
     chosen = selections(root, items, gone)
@@ -70,7 +71,7 @@ def removals(root: str, items: list[Item], gone: Gone) -> list[str]:
 
 def _order(name: str) -> tuple[int, str]:
     folder = name.partition("/")[0]
-    if folder in ("datasets", "retired"):
+    if folder in ("datasets", "retired") or (folder == "near" and name.endswith(".json")):
         return 0, name
     if folder == "parts":
         return (2 if name.endswith(".tar") else 1), name

@@ -65,7 +65,10 @@ def make(root: str, part: Part, id: str, keys: set[str], accounts: list[Entry]) 
     table = part.table()
     rows = table.filter(pc.invert(pc.is_in(table["key"], pa.array(keys, pa.string())))).to_pylist()
     if not is_ours(root, part) and part.samples:
-        made = adoption.commit(root, part.media, part.bytes, part.digest, rows) if rows else None
+        said = [
+            {name: value for name, value in row.items() if name != "identity"} for row in rows
+        ]  # as `adopt` has them
+        made = adoption.commit(root, part.media, part.bytes, part.digest, said) if rows else None
     elif (made := parts.find(root, id)) is None:
         ledger.write(root, "shard", id, accounts)
         with files.scratch() as folder, Tar(folder / "tar") as tar:

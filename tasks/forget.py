@@ -18,6 +18,7 @@ from storage import datasets, files, forgetting, inventory, parts, plans, tables
 from storage.datasets import Dataset
 from storage.errors import Conflict, Damaged
 from storage.forgetting import Gone
+from storage.lineage import Sought
 from storage.search import Pattern, Search
 from storage.tombstones import Tombstone
 from tasks import ancestry, proof, scope
@@ -68,15 +69,15 @@ def forget(
     down = Takedown(found)
     down.instead = _instead(root, down)
     lists = {f"{name}@{version}": "" for _, name, version in _lists(root, down)}
-    uses = ancestry.trained_on(root, down.touched)
-    models = sorted({f"{use.model.name}/{use.model.version}" for use in uses})
+    models = {stone.id: _trained(root, found.of[stone.id]) for stone in down.stones}
+    named = ", ".join(sorted({name for some in models.values() for name in some})) or "none"
     say(f"  sources      {len(down.stones)}: {len(found.clips.keys)} clips in {len(down.touched)} parts, "
-        f"{len(lists)} versions of datasets, models {', '.join(models) or 'none'}")  # fmt: skip
+        f"{len(lists)} versions of datasets, models {named}")  # fmt: skip
     if dry_run:
         return "nothing was changed; run again without --dry-run"
     down.stones = [replace(one, parts={**one.parts, **_known(down, one)},
                            versions={**dict.fromkeys(lists, ""), **one.versions},
-                           models=sorted({*one.models, *models})) for one in down.stones]  # fmt: skip
+                           models=sorted({*one.models, *models[one.id]})) for one in down.stones]  # fmt: skip
     for stone in down.stones:
         found.patterns[stone.id] = tombstones.keep(root, stone, found.patterns[stone.id])
     _keep(root, down)
@@ -87,6 +88,11 @@ def forget(
     say(f"  removed      {gone} objects; {len(down.instead)} parts made anew")
     told = _tell(root, down, moved)
     return _prove(root, down, search == "all") + told
+
+
+def _trained(root: str, found: Sought) -> set[str]:
+    """The models that were trained on a source, as name/version."""
+    return {f"{use.model.name}/{use.model.version}" for use in ancestry.trained_on(root, found.by_part())}
 
 
 def _who() -> str:
@@ -209,7 +215,9 @@ def _gone(down: Takedown) -> Gone:
     clips = down.scope.clips
     held_out = "heldout" in clips.clips["split"].to_pylist() or not len(clips.clips)
     word = f"forgotten source {down.stones[0].id}" if len(down.stones) == 1 else "forgotten source"
-    return Gone(_ids(down), set(clips.keys), down.identities, Search(down.patterns), word, held_out)
+    split = [version.rpartition("@") for stone in down.stones for version in stone.versions]
+    old = {(name, version) for name, _, version in split}
+    return Gone(_ids(down), set(clips.keys), down.identities, Search(down.patterns), word, old, held_out)
 
 
 def _remove(root: str, down: Takedown) -> int:

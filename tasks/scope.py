@@ -31,6 +31,7 @@ class Scope:
     patterns: dict[str, set[Pattern]]  # by tombstone
     names: list[str]
     clips: Sought
+    of: dict[str, Sought]  # by tombstone
 
     @property
     def touched(self) -> dict[str, list[str]]:
@@ -44,21 +45,23 @@ def find(root: str, words: list[str], reason: str, when: str, who: str) -> Scope
     known = tombstones.read(root)
     stones: dict[str, Tombstone] = {}
     patterns: dict[str, set[Pattern]] = {}
-    some: list[Sought] = []
+    of: dict[str, Sought] = {}
     for word in words:
         found = _one(root, word, clips, planned, known)
-        some.append(found)
         made = Tombstone(found.values("identity"), found.values("content_id"), reason, when, who)
         for stone in known:
             if _same(stone, made) or (not made.identities and not made.contents and _said(root, stone, word)):
                 made = tombstones.joined(stone, made)
-        stones[made.id] = made
+        stones[made.id], of[made.id] = made, found
         mine = {*_names(found, clips, planned), *_digests(root, found), *tombstones.known(root, made)}
         patterns[made.id] = mine | patterns.get(made.id, set())
-    whole = Sought(*(pa.concat_tables([getattr(one, name) for one in some]) for name in ("clips", "planned")))
+    whole = Sought(*(pa.concat_tables([getattr(one, name) for one in of.values()]) for name in ("clips", "planned")))
+    if waiting := [stone.id for stone in known if not stone.proved and stone.id not in stones]:
+        first = f"{tombstones.FOLDER}/{waiting[0]}.json"
+        say(f"  not proved   {len(waiting)} take-downs before this one were not completed, see {first}")
     names = sorted({*whole.values("path"), *whole.values("source")})
     _say_twins(whole, clips)
-    return Scope(list(stones.values()), patterns, names, whole)
+    return Scope(list(stones.values()), patterns, names, whole, of)
 
 
 def _say_twins(found: Sought, clips: pa.Table) -> None:

@@ -2,6 +2,7 @@
 
 import io
 import shutil
+import tarfile
 
 import pyarrow.parquet as pq
 import pytest
@@ -10,7 +11,7 @@ from click.testing import CliRunner
 from flows.__main__ import main
 from storage import columns, datasets, files, inventory, ledger, lineage, plans, tombstones
 from storage.errors import InputError
-from tasks import finetune, forget, predict, pretrain, trace, tracking, train, verify
+from tasks import adopt, finetune, forget, predict, pretrain, trace, tracking, train, verify
 from tests import preparing, traced
 
 GONE, COPY = "weak/02.mp4", "weak/copy of 02.mp4"
@@ -28,7 +29,7 @@ def clips_of(root):
         for row, media in part.clips():
             found[row["key"]] = (row["path"], media, {})
         for (column, version), _ in lineage.made_of(root, [part.id]).items():
-            if column != "segments":
+            if column not in ("segments", "selection"):
                 for row in columns.read(root, column, version, part).to_pylist():
                     found[row["key"]][2][column, version] = row
     return found
@@ -108,10 +109,12 @@ def test_nothing_is_left_and_all_else_is_as_before(root, store, request, tmp_pat
         now = after.pop(key)
         assert (path, media) == now[:2] and {name: now[2].get(name) for name in rows} == rows, key
     assert not after and len(kept) == len(before) - 1
+    assert all(all(datasets.load(root, "a").kept(root, part)) for part in datasets.load(root, "a").parts)
     assert verify.verify(root).startswith("nothing is damaged")
     data = datasets.load(root, "a")
     assert [version for version, _ in lineage.versions(root)] == [data] and data.version != old.version
-    assert files.names(files.join(root, "figures/a/detection-0")) == ["evaluation.json"]
+    assert files.names(files.join(root, "figures/a")) == ["detection-0"], "the sheet may show it"
+    assert files.names(files.join(root, "figures/a/detection-0")) == ["evaluation.json", "timeline_0.png"]
     assert files.read_json(files.join(root, "figures/a/detection-0/evaluation.json"))["leaks"] == [
         {"video": "dense/05.mp4"}
     ]
@@ -194,14 +197,23 @@ def test_what_is_still_there_is_named_and_fails(root, name):
     assert run(GONE, "--root", root).exit_code == 0, "by its name, although the root has it no longer"
 
 
-def test_by_indexes_no_tar_of_others_is_read(root, monkeypatch):
+def test_by_indexes_no_tar_of_others_is_read_and_pictures_of_held_out_videos_go(root, tmp_path, monkeypatch):
+    champion = tracking.champion(root, "detector")
+    for name in ("timeline_0.png", "losses.png"):
+        (tmp_path / name).write_bytes(b"PNG")
+        files.replace(b"PNG", files.join(root, "figures/a/detection-0", name))
+    tracking.log_files(root, champion.run, [tmp_path / "timeline_0.png", tmp_path / "losses.png"], "figures")
     asked, read = [], files.read
     found = forget.proof.look
     monkeypatch.setattr(files, "read", lambda url, *ends: asked.append(url) or read(url, *ends))
     monkeypatch.setattr(forget.proof, "look", lambda *given: asked.clear() or found(*given))
-    said = run(GONE, "--root", root, "--search", "indexes")
-    assert said.exit_code == 0 and "3 tars by their indexes" in said.output
+    said = run("dense/04.mp4", "--root", root, "--search", "indexes")
+    assert said.exit_code == 0 and "4 tars by their indexes" in said.output
     assert asked and not [url for url in asked if url.endswith(".tar")]
+    assert files.names(files.join(root, "figures/a/detection-0")) == ["losses.png"]
+    kept = [one.path for one in tracking.client(root).list_artifacts(champion.run, "figures")]
+    assert kept == ["figures/losses.png"]
+    assert tombstones.TAG not in tracking.versions(root, "detector")[1], "it was measured on it, not trained"
 
 
 @pytest.mark.parametrize(
@@ -215,3 +227,34 @@ def test_what_names_no_source_is_refused_before_anything_changes(root, words, sa
     key = next(row["key"] for row in lineage.clips(root).to_pylist() if row["path"] == "dense/00.mp4")
     result = run(*(word.replace("KEY", key) for word in words), "--root", root)
     assert result.exit_code == 2 and said in result.stderr and not tombstones.read(root)
+
+
+def test_a_clip_of_an_adopted_shard_is_let_go_and_its_tar_is_left_alone(traced, tmp_path):
+    root, folder = files.open_root(str(tmp_path / "root")), tmp_path / "theirs"
+    folder.mkdir()
+    data = datasets.load(str(traced / "root"), "a")
+    media = [data for part in data.select(split="heldout") for _, data in part.clips()]
+    with tarfile.open(folder / "shard-000.tar", "w") as tar:
+        for number, clip in enumerate(media):
+            member = tarfile.TarInfo(f"{number:06d}.mp4")
+            member.size = len(clip)
+            tar.addfile(member, io.BytesIO(clip))
+    theirs = (folder / "shard-000.tar").read_bytes()
+    adopt.adopt(root, [str(folder)], name="them")
+    (row, *others) = lineage.clips(root).to_pylist()
+    said = run(row["content_id"], "--root", root)
+    assert said.exit_code == 0, said.output
+    after = datasets.load(root, "them")
+    assert [one["key"] for part in after.parts for one in part.rows()] == [one["key"] for one in others]
+    assert left(root, [row["source"], row["key"], row["content_id"]], []) == []
+    assert verify.verify(root).startswith("nothing is damaged") and (folder / "shard-000.tar").read_bytes() == theirs
+    assert f"dataset them {after.version}: " in adopt.adopt(root, [str(folder)], name="them")
+    shutil.copy(folder / "shard-000.tar", folder / "shard-001.tar")
+    adopt.adopt(root, [str(folder / "shard-001.tar")], name="others")
+    (part,) = datasets.load(root, "others").parts
+    assert row["content_id"] not in part.table(["content_id"])["content_id"].to_pylist() and part.samples == len(others)
+    books = [ledger.read(root, "adopt", name.removesuffix(".parquet")) for name in files.names(f"{root}/ledger/adopt")]
+    (stone,) = tombstones.read(root)
+    for book in books:
+        (entry,) = [entry for entry in book if entry.reason == "forgotten"]
+        assert (entry.item, entry.verdict) == (f"forgotten source {stone.id}", "dropped") and len(book) == len(media)
