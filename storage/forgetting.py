@@ -62,7 +62,7 @@ def removals(root: str, items: list[Item], gone: Gone) -> list[str]:
             or (folder == "near" and last.endswith(".json") and _points(root, item, near_gone))
             or (folder == "columns" and rest.startswith("selection/") and rest.split("/")[1] in chosen)
             or (folder == "ledger" and rest.startswith("select/") and last[17:].removesuffix(".parquet") in chosen)
-            or _shows(item.name, {name for name, _ in old}, gone.held_out)
+            or _shows(item.name, old, gone.held_out)
             or (last.endswith(".tmp") and last.startswith(".") and not inventory.in_use(root, item))
         ):
             found.append(item.name)
@@ -107,13 +107,14 @@ def selections(root: str, items: Iterable[Item], gone: Gone) -> set[str]:
     return found
 
 
-def _shows(name: str, names: set[str], held_out: bool) -> bool:
-    """Whether an object is a picture with frames of a dataset that is concerned: nobody can tell whose they are."""
+def _shows(name: str, old: set[tuple[str, str]], held_out: bool) -> bool:
+    """Whether an object is a picture with frames of a dataset version that is concerned: whose they are, none tells."""
     folder, _, rest = name.partition("/")
-    if folder != "figures" or rest.partition("/")[0] not in names or not rest.endswith(".png"):
+    dataset, last = rest.partition("/")[0], rest.rpartition("/")[2]
+    if folder != "figures" or dataset not in {one for one, _ in old}:
         return False
-    last = rest.rpartition("/")[2]
-    return last.startswith(("volumes-", "shots-")) or (held_out and last.startswith("timeline_"))
+    kind, _, version = last.removesuffix(".png").partition("-")
+    return (kind in ("volumes", "shots") and (dataset, version) in old) or (held_out and last.startswith("timeline_"))
 
 
 def rewrite(root: str, items: Iterable[Item], gone: Gone) -> list[str]:

@@ -213,7 +213,9 @@ def _models(root: str, down: Takedown) -> None:
 
 def _gone(down: Takedown) -> Gone:
     clips = down.scope.clips
-    held_out = "heldout" in clips.clips["split"].to_pylist() or not len(clips.clips)
+    held_out = "heldout" in clips.clips["split"].to_pylist()
+    if not len(clips.clips):  # a run before has removed them, and if it did not get to its end, perhaps no picture
+        held_out = not all(stone.proved for stone in down.stones)
     word = f"forgotten source {down.stones[0].id}" if len(down.stones) == 1 else "forgotten source"
     split = [version.rpartition("@") for stone in down.stones for version in stone.versions]
     old = {(name, version) for name, _, version in split}
