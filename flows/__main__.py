@@ -35,6 +35,8 @@ COMMANDS = {  # name: (what runs, its check before anything starts, one line of 
     "requeue": ("tasks.requeue:requeue", None, "Ask for quarantined videos to be tried again."),
     "drill": ("tasks.drill:drill", None, "Kill and damage things in a scratch archive; say what was lost."),
     "gc": ("tasks.gc:gc", None, "Remove what no dataset and no plan refers to."),
+    "trace": ("tasks.trace:trace", None, "Where a model came from, or where a source went; by indexes, not media."),
+    "forget": ("tasks.forget:forget", None, "Take sources down for good, and prove that nothing of them is left."),
     "columns": ("tasks.columns:show", None, "List columns and their versions."),
     "column-diff": ("tasks.columns:compare", None, "How two versions of a column differ."),
     "column-add": ("tasks.columns:add", None, "Add a column from a table, joined by key."),
@@ -47,6 +49,7 @@ COMMANDS = {  # name: (what runs, its check before anything starts, one line of 
     "submission-score": ("tasks.annotations:measure", None, "Score a submission by the Charades protocol."),
     "cost": ("tasks.cost:cost", None, "MACs and parameters of a system, without building its weights."),
 }
+WORDS = {"trace": "what", "forget": "sources"}  # what a command takes as words of its own, without a flag
 EXIT_INPUT, EXIT_FAILED = 2, 1
 KNOWN = ("InputError", "RootError")  # the person who called can mend these
 DISK = [os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)]  # no fault of ours
@@ -117,6 +120,16 @@ def _option(parameter: inspect.Parameter, hint: Any) -> click.Option:
         least, most = bounds.get("gt", bounds.get("ge")), bounds.get("le")
         return click.Option([flag], type=kind(least, most, min_open="gt" in bounds), **words)
     return click.Option([flag], type=plain, **words)
+
+
+def _words(parameter: inspect.Parameter, hint: Any) -> click.Argument:
+    """What a command takes without a flag: one word, or all of them for a list."""
+    many = get_origin(get_args(hint)[0]) is list
+    return click.Argument([parameter.name], nargs=-1 if many else 1, required=True, callback=_listed if many else None)
+
+
+def _listed(_: click.Context, parameter: click.Parameter, value: tuple[str, ...]) -> list[str]:
+    return list(value)
 
 
 def _splitter(choices: tuple[str, ...], kind: type = str) -> Callable[[click.Context, click.Parameter, str], list[Any]]:
@@ -190,7 +203,8 @@ class Command(click.Command):
     """A command whose root may also be given first, without its flag: ``reelmill verify ROOT``."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        if args and not args[0].startswith("-") and any(option.name == "root" for option in self.params):
+        words = self.name in WORDS
+        if args and not args[0].startswith("-") and not words and any(option.name == "root" for option in self.params):
             args = ["--root", *args]
         return super().parse_args(ctx, args)
 
@@ -214,7 +228,10 @@ class Commands(click.Group):
         function = getattr(target, "fn", target)
         hints = get_type_hints(function, include_extras=True)
         options: list[click.Parameter] = [
-            _option(parameter, hints[parameter.name]) for parameter in inspect.signature(function).parameters.values()
+            _words(parameter, hints[parameter.name])
+            if parameter.name == WORDS.get(name)
+            else _option(parameter, hints[parameter.name])
+            for parameter in inspect.signature(function).parameters.values()
         ]
         text = inspect.cleandoc(function.__doc__ or "").partition("\n\nArgs:")[0]
         return Command(

@@ -3,6 +3,7 @@
 ``columns/{column}/{version}/{part}.parquet`` has the keys of the part in the part's order.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 import pyarrow as pa
@@ -51,6 +52,20 @@ def read(
 def about(root: str, column: str, version: str, part: Part) -> dict[str, Any]:
     """What the column was made from."""
     return tables.about(url(root, column, version, part.id))
+
+
+def digest(root: str, column: str, version: str, parts: Iterable[str]) -> str:
+    """The digest of a version over some parts, those of them that have it: of what their tables were sealed with."""
+    there = sorted(parts)
+    seals = files.at_once(lambda part: _seal(url(root, column, version, part)), there)
+    return files.digest_of([pair for pair in zip(there, seals, strict=True) if pair[1]])[:16]
+
+
+def _seal(url: str) -> str:
+    try:
+        return tables.seal(url)
+    except FileNotFoundError:
+        return ""
 
 
 def versions(root: str, column: str) -> list[str]:

@@ -143,6 +143,13 @@ class Planning:
             then = f"SELECT * FROM known {some} ORDER BY mark, path"
             yield list(self._rows(now)), list(self._rows(then))
 
+    def like(self, identities: Iterable[str]) -> list[dict[str, Any]]:
+        """The videos of this listing that have the fingerprint of one of some identities."""
+        self.db.register("asked", pa.table({"mark": pa.array({one[:32] for one in identities}, pa.string())}))
+        self.db.execute("CREATE OR REPLACE TABLE marks AS FROM asked")  # a cursor sees nothing that is registered
+        query = "SELECT * FROM found f JOIN sources s USING (path) WHERE left(f.identity, 32) IN (FROM marks)"
+        return list(self._rows(query))
+
     def settle(self, rows: Iterable[dict[str, Any]]) -> None:
         """Takes in what doubtful videos are: path, identity and content id, or problem and detail."""
         blank = {"identity": "", "content_id": "", "facts": "", "problem": "", "detail": ""}
@@ -234,8 +241,11 @@ class Planning:
     def account(self) -> tuple[Path, Report]:
         """Writes the ledger of the listing as a local file, and counts it: every file has one verdict."""
         self.db.execute("""
-            CREATE TABLE accounts AS SELECT s.path AS item, coalesce(f.content_id, '') AS content_id,
-            CASE WHEN NOT s.video THEN 'dropped' WHEN s.problem || coalesce(f.problem, '') != '' THEN 'quarantined'
+            CREATE TABLE accounts AS SELECT
+            CASE WHEN f.problem = 'forgotten' THEN 'forgotten source ' || f.identity ELSE s.path END AS item,
+            coalesce(f.content_id, '') AS content_id,
+            CASE WHEN NOT s.video OR f.problem = 'forgotten' THEN 'dropped'
+              WHEN s.problem || coalesce(f.problem, '') != '' THEN 'quarantined'
               WHEN o.path != s.path THEN 'dropped' ELSE 'kept' END AS verdict,
             CASE WHEN NOT s.video THEN 'unknown_extension' WHEN s.problem != '' THEN s.problem
               WHEN f.problem != '' THEN f.problem WHEN o.path != s.path THEN 'duplicate' ELSE '' END AS reason,

@@ -239,6 +239,7 @@ RULES: dict[str, Callable[[Remedies, Finding], Remedy]] = {
     "datasets": _dataset,
     "plans": _plan,
     "requeued": _requeued,
+    "forgotten": lambda known, finding: _no(finding, finding.remedy),
     "catalogues": _derived("it is made again when it is asked for"),
     "adopted": _derived("`reelmill adopt` of its shard makes it again"),
     "near": _derived("`reelmill prepare` makes it again"),

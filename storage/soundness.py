@@ -22,6 +22,7 @@ AGAIN = {  # what makes an object of this kind again once it is removed
     "datasets": "remove it; `reelmill prepare` lists the same parts under the same version again",
     "near": "remove it; `reelmill prepare` compares the clips again",
     "requeued": "remove it; `reelmill requeue` asks again",
+    "forgotten": "restore it from a copy, or forget the source again: without it the source may come back",
 }
 OURS = "remove it and its index; `reelmill prepare` makes the same bytes again from unchanged sources"
 THEIRS = "restore the tar from a copy, or adopt it again as it is now"
@@ -200,6 +201,7 @@ CHECKS: dict[str, Callable[[str, Seen], list[str]]] = {
     "adopted": _either,
     "checkpoints": _checkpoint,
     "requeued": _requeued,
+    "forgotten": _either,
 }
 
 

@@ -21,7 +21,7 @@ BROKEN = (pa.ArrowException, OSError, ValueError, KeyError, TypeError)
 MAGIC, TAIL = b"PAR1", 8  # the end of a Parquet file: length of the footer (4 bytes), magic
 SEAL = b"reelmill-seal:\0\0"
 SEALED = b"reelmill.sealed"
-
+TAILS = 1 << 16  # bytes at the end of a table among which its seal is, nearly always
 
 GROUP = 16_384  # rows of a row group in what is written as a stream
 
@@ -74,6 +74,16 @@ def read(url: str, columns: list[str] | None = None) -> pa.Table:
     return _parsed(url, lambda data: _table(data, columns))
 
 
+def seal(url: str) -> str:
+    """The digest that a table was sealed with, from its last bytes; of a table without a seal that of all of it."""
+    size = int(files.info(url)["size"])
+    tail = files.read(url, max(0, size - TAILS), size)
+    end = len(tail) - TAIL - int.from_bytes(tail[-TAIL:-4], "little")
+    if end < len(SEAL) + 32 or tail[end - 32 - len(SEAL) : end - 32] != SEAL:
+        return files.digest(files.read(url))
+    return tail[end - 32 : end].hex()
+
+
 def about(url: str) -> dict[str, Any]:
     """The JSON that `pack` put beside the table."""
     return _parsed(url, _about)
@@ -97,6 +107,12 @@ def _parsed(url: str, parse: Any) -> Any:
         return parse(data)
     except BROKEN as error:
         raise Damaged(f"{url} cannot be read ({error}); restore it from a copy or remove it") from error
+
+
+def parse(data: bytes) -> pa.Table:
+    """The table that bytes are, checked against their seal, with its metadata; raises one of `BROKEN`."""
+    check(data)
+    return _table(data, None)
 
 
 def _table(data: bytes, columns: list[str] | None) -> pa.Table:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field
 
-from storage import adoption, datasets, files, ledger, parts, records, shards
+from storage import adoption, datasets, files, ledger, parts, records, shards, tombstones
 from storage.adoption import BadSidecar, Shard
 from storage.errors import BudgetExceeded, Conflict, Damaged, InputError, StoreError
 from storage.labels import Labels, read_labels
@@ -81,8 +81,13 @@ def _row(
     }
 
 
-def _examine(shard: Shard, path: str, options: dict[str, Any]) -> tuple[list[Entry], list[dict[str, Any]]]:
-    """Every sample of a tar, kept or not and why, and the rows of the kept; raises `shards.Refused`."""
+def _examine(
+    shard: Shard, path: str, options: dict[str, Any], gone: dict[str, str]
+) -> tuple[list[Entry], list[dict[str, Any]]]:
+    """Every sample of a tar, kept or not and why, and the rows of the kept; raises `shards.Refused`.
+
+    ``gone`` are the contents that were taken down, with their tombstones.
+    """
     entries: list[Entry] = []
     rows: list[dict[str, Any]] = []
 
@@ -117,6 +122,9 @@ def _examine(shard: Shard, path: str, options: dict[str, Any]) -> tuple[list[Ent
                 except Rejected as error:
                     refuse(member.name, error.reason, error.detail)
                 else:
+                    if stone := gone.get(row["content_id"]):
+                        entries.append(Entry(f"forgotten source {stone}", "dropped", tombstones.REASON))
+                        continue
                     rows.append(row)
                     item, seconds = f"{shard.url}#{member.name}", row["duration"]
                     entries.append(Entry(item, "kept", content_id=row["content_id"], clips=1, duration=seconds))
@@ -128,10 +136,11 @@ def examine_shard(shard: Shard, *, root: str, options: dict[str, Any]) -> Report
     id = _id(shard, options)
     facts: dict[str, Any] = {"shard": shard.url, "stamp": shard.stamp, "size": 0, "digest": "", "refused": ""}
     rows: list[dict[str, Any]] = []
+    gone = {content: stone.id for stone in tombstones.read(root) for content in stone.contents}
     with files.scratch() as folder:
         path = files.local_path(shard.url, folder / "shard.tar")
         try:
-            entries, rows = _examine(shard, path, options)
+            entries, rows = _examine(shard, path, options, gone)
             facts |= {"size": Path(path).stat().st_size, "digest": files.digest_file(path)}
         except shards.Refused as error:
             facts["refused"] = str(error)

@@ -121,9 +121,14 @@ def _others(root: str, column: str, version: str, data: Dataset, about: dict[str
     return any(columns.about(root, column, version, part) != about for part in there)
 
 
+def tracked(root: str) -> bool:
+    """Whether runs and models are tracked somewhere; asking loads no MLflow."""
+    return bool(os.environ.get("MLFLOW_TRACKING_URI")) or files.exists(files.join(root, "mlflow", "mlflow.db"))
+
+
 def champion(root: str, model: str) -> "ModelVersion | None":
     """The champion of a model, None where there is none or no tracking; a root without models loads no MLflow."""
-    if not (os.environ.get("MLFLOW_TRACKING_URI") or files.exists(files.join(root, "mlflow", "mlflow.db"))):
+    if not tracked(root):
         return None
     from tasks import tracking
 

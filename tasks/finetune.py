@@ -77,6 +77,8 @@ def evaluate(root: str, dataset: Dataset, tuned: dict[str, Any], kind: str) -> d
     evaluation = evaluate_checkpoint(root, dataset, checkpoint, f"evaluate-{kind}")
     tracking.log_metrics(root, run, evaluation.metrics)
     tracking.log_dataset(root, run, dataset, "evaluation", len(held_out(dataset)))
+    read = {"predictions": evaluation.version} | ({"selection": dataset.selection} if dataset.selection else {})
+    tracking.log_columns(root, run, read, [part.id for part in held_out(dataset)], "evaluation")
     url = files.join(root, "figures", dataset.name, f"{kind}-{checkpoint.digest[:12]}")
     with files.scratch() as folder:
         made = draw(evaluation, checkpoint.about["classes"], folder, held_out(dataset))

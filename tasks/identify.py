@@ -4,10 +4,11 @@ from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import Any
 
-from storage import files, ledger, sources
+from storage import files, ledger, sources, tombstones
 from storage.limits import Rejected
 from storage.planning import Planning
 from storage.sources import Source
+from storage.tombstones import Tombstone
 from tasks.report import Progress, progress
 
 Row = dict[str, Any]
@@ -21,6 +22,8 @@ def identify(planning: Planning, root: str) -> None:
         with progress("read whole", doubtful, "files") as state:
             for now, then in planning.doubtful():
                 planning.settle(_settled(root, now, then, state))
+    if stones := tombstones.read(root):
+        planning.settle(_forgotten(planning.like({one for stone in stones for one in stone.identities}), stones))
 
 
 def _advancing(state: Progress, rows: Iterable[Row]) -> Iterator[Row]:
@@ -57,6 +60,21 @@ def _settled(root: str, now: list[Row], then: list[Row], state: Progress) -> Ite
         for row, content in rows:
             identity = contents.get(content) or (mark if alone else f"{mark}-{content[:16]}")
             yield {"path": row["path"], "identity": identity, "content_id": content}
+
+
+def _forgotten(rows: Iterable[Row], stones: list[Tombstone]) -> Iterator[Row]:
+    """Which of some files were taken down; where the fingerprint leaves a doubt, the whole file is read."""
+    for row in rows:
+        content = row["content_id"]
+        for stone in stones:
+            known = stone.is_of(row["identity"], row["size"], content)
+            if known is None:
+                content, error = _content(row)
+                known = error is None and stone.is_of(row["identity"], row["size"], content)
+            if known:
+                detail = f"taken down on {stone.when[:10]}"
+                yield {"path": row["path"], "identity": stone.id, "problem": tombstones.REASON, "detail": detail}
+                break
 
 
 def _place(row: Row) -> tuple[str, int, str]:

@@ -14,6 +14,7 @@ from storage.datasets import Dataset
 from storage.errors import InputError
 from storage.parts import Part
 from tasks import label, report, tracking
+from tasks.ancestry import columns_of
 from tasks.recipe import Recipe
 from tasks.slots import slot
 from tasks.spec import Spec
@@ -92,6 +93,7 @@ def tracked_fit(
     tags = {"dataset": f"{dataset.name}@{dataset.version}", "title": title, **tags}
     run = tracking.resume_or_start(root, title, name, params, tags, parent)
     tracking.log_dataset(root, run, dataset, "training", len(spec.parts))
+    tracking.log_columns(root, run, columns_of(asdict(spec)), [part["id"] for part in spec.parts], "training")
     buffer = tracking.MetricBuffer(root, run, {"loss", "lr"})
     try:
         with ExitStack() as held:
@@ -101,6 +103,7 @@ def tracked_fit(
             found = checkpoints.find(root, name)
             if not (found and found.final and recipe.resume):
                 held.enter_context(slot(title))
+            held.enter_context(tracking.watched(root, run))
             checkpoint, figures = fit(spec, title, placement=recipe.placement, resume=recipe.resume, log=buffer.add)
     except BaseException as error:
         buffer.flush()

@@ -121,7 +121,6 @@ def begin(root: str, dataset: Dataset, model: str, recipe: Recipe) -> str:
     title, params = f"retrain {dataset.name}", asdict(recipe)
     if flow_run.id:
         run = tracking.resume_or_start(root, title, f"retrain-{flow_run.id}", params, tags, None)
-        tracking.end(root, run, "RUNNING")
     else:
         run = tracking.start(root, title, params, tags)
     tracking.log_dataset(root, run, dataset, "training", len(dataset.parts))

@@ -6,11 +6,12 @@ The only file that imports mlflow. Calls name the run they are for, so that trai
 import contextlib
 import functools
 import json
+import logging
 import os
 import threading
 import time
 import warnings
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
@@ -23,7 +24,7 @@ from mlflow import MlflowClient
 from mlflow.entities import DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 
-from storage import files, local
+from storage import columns, files, local
 from storage.datasets import Dataset
 from storage.errors import InputError
 from storage.secrets import redact
@@ -103,10 +104,17 @@ def _redacted(tags: dict[str, str]) -> dict[str, str]:
 def resume_or_start(
     root: str, name: str, identity: str, params: dict[str, Any], tags: dict[str, str], parent: str | None
 ) -> str:
-    """The run of a training with this identity, begun earlier and perhaps interrupted, or a new one."""
-    wanted = f"tags.`reelmill.training` = '{identity}'"
-    for run in client(root).search_runs([_experiment(root)], wanted, max_results=1):
-        return run.info.run_id
+    """The run of a training with this identity, begun earlier and perhaps interrupted, or a new one.
+
+    It has the Prefect run of its parent, if it has one: the one that works on it now.
+    """
+    c = client(root)
+    above = c.get_run(parent).data.tags if parent else {}
+    tags = {**tags, **{name: value for name, value in above.items() if name.startswith("prefect.")}}
+    if known := training(root, identity):
+        tag(root, known[0], tags)
+        c.update_run(known[0], status="RUNNING")
+        return known[0]
     return start(root, name, params, {**tags, "reelmill.training": identity}, parent)
 
 
@@ -165,6 +173,36 @@ def log_dataset(root: str, run: str, dataset: Dataset, context: str, parts: int)
     meta = made(source, name=dataset.name, digest=dataset.version)
     tags = [InputTag("mlflow.data.context", context), InputTag("parts", str(parts))]
     client(root).log_inputs(run, [DatasetInput(meta._to_mlflow_entity(), tags)])
+
+
+def log_columns(root: str, run: str, used: dict[str, str], parts: list[str], context: str) -> None:
+    """Ties the versions of columns that a run reads to it, each by its digest over the parts that it reads."""
+    made: Any = mlflow.data.meta_dataset.MetaDataset
+    inputs = []
+    for column, version in sorted(used.items()):
+        folder = files.join(root, "columns", column, version)
+        source = mlflow.data.dataset_source_registry.resolve_dataset_source(folder)
+        meta = made(source, name=column, digest=columns.digest(root, column, version, parts))
+        facts = {"mlflow.data.context": context, "version": version, "parts": str(len(parts))}
+        inputs.append(DatasetInput(meta._to_mlflow_entity(), [InputTag(key, value) for key, value in facts.items()]))
+    if inputs:
+        client(root).log_inputs(run, inputs)
+
+
+@contextlib.contextmanager
+def watched(root: str, run: str) -> Iterator[None]:
+    """Logs what of the machine is in use, processors, memory, disk and GPUs, every ten seconds of the block."""
+    from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+    client(root)
+    logging.getLogger("mlflow.system_metrics").setLevel(logging.WARNING)
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or _embedded(root)
+    monitor = SystemMetricsMonitor(run, resume_logging=True, tracking_uri=uri)
+    monitor.start()
+    try:
+        yield
+    finally:
+        monitor.finish()
 
 
 def log_files(root: str, run: str, paths: list[Path], folder: str) -> None:
@@ -241,10 +279,10 @@ class ModelVersion:
         return self.tags["checkpoint"]
 
 
-def champion(root: str, name: str) -> ModelVersion | None:
-    """The version that carries the alias ``champion``, if there is one."""
+def champion(root: str, name: str, alias: str = CHAMPION) -> ModelVersion | None:
+    """The version that carries the alias ``champion``, or another one, if there is one."""
     try:
-        found = client(root).get_model_version_by_alias(name, CHAMPION)
+        found = client(root).get_model_version_by_alias(name, alias)
     except MlflowException as error:
         if error.error_code not in NO_ALIAS:  # a server that fails has not said that there is none
             raise
@@ -275,6 +313,37 @@ def promote(root: str, name: str, version: int) -> Callable[[], None]:
     return back
 
 
+def registered(root: str) -> list[ModelVersion]:
+    """Every version of every model, in order of name and version."""
+    c = client(root)
+    names = sorted(model.name for model in _all(c.search_registered_models))
+    found = [version for name in names for version in _all(functools.partial(_versions_of, c, name))]
+    made = [ModelVersion(v.name, int(v.version), v.run_id or "", dict(v.tags)) for v in found]
+    return sorted(made, key=lambda one: (one.name, one.version))
+
+
+def _versions_of(c: MlflowClient, name: str, page_token: str | None = None) -> Any:
+    return c.search_model_versions(f"name = '{name}'", page_token=page_token)
+
+
+def _all(search: Callable[..., Any]) -> list[Any]:
+    """What a search has on all its pages."""
+    page = search()
+    found = list(page)
+    while page.token:
+        page = search(page_token=page.token)
+        found += page
+    return found
+
+
+def training(root: str, identity: str) -> tuple[str, dict[str, str]] | None:
+    """The run, and its tags, of the training that made the checkpoints of this name; None where nothing tells."""
+    wanted = f"tags.`reelmill.training` = '{identity}'"
+    for run in client(root).search_runs([_experiment(root)], wanted, max_results=1):
+        return run.info.run_id, dict(run.data.tags)
+    return None
+
+
 def reigns(root: str, name: str) -> list[int]:
     """The versions that have been champion, the last to become it first."""
     since = {version: tags[SINCE] for version, tags in versions(root, name).items() if SINCE in tags}
@@ -285,6 +354,25 @@ def versions(root: str, name: str) -> dict[int, dict[str, str]]:
     """The tags of every version of a model, the oldest first."""
     found = client(root).search_model_versions(f"name = '{name}'")
     return dict(sorted((int(v.version), dict(v.tags)) for v in found))
+
+
+def add_to_tag(root: str, name: str, version: int, tag_name: str, value: str) -> None:
+    """Adds a value to those, with commas between them, that a tag of a version has; it is there once."""
+    c = client(root)
+    had = c.get_model_version(name, str(version)).tags.get(tag_name, "")
+    if value not in had.split(","):
+        c.set_model_version_tag(name, str(version), tag_name, f"{had},{value}".strip(","))
+
+
+def remove_pictures(root: str, dataset: str) -> None:
+    """Removes the pictures with frames of videos from the runs on a dataset version, given as name@version."""
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+    for run in _all(functools.partial(client(root).search_runs, [_experiment(root)], f"tags.dataset = '{dataset}'")):
+        repository = get_artifact_repository(run.info.artifact_uri)
+        for found in repository.list_artifacts("figures"):
+            if found.path.rpartition("/")[2].startswith("timeline_"):
+                repository.delete_artifacts(found.path)
 
 
 def rolled_back(root: str, name: str, version: int) -> str | None:

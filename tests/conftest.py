@@ -72,6 +72,24 @@ def archive(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="session")
+def traced(tmp_path_factory):
+    """A folder with `archive/`, `labels.csv` and `root/`, see `tests.traced`; no test changes it."""
+    from storage import local
+    from tests import traced as makes
+
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:  # one for all processes
+        folder = folder.parent
+    folder, made = folder / "traced", folder / "traced.made"
+    with local.locked(str(folder)):
+        if not made.exists():
+            folder.mkdir(exist_ok=True)
+            makes.make(folder, str(folder / "root"))
+            made.touch()
+    return folder
+
+
 @pytest.fixture(scope="module")
 def listener():
     """A port of this machine and the connections that were made to it."""

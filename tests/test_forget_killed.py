@@ -1,0 +1,83 @@
+"""A take-down that is killed before any of its writes is completed by the next one, as if nobody had disturbed it."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+from tests.preparing import CHECKOUT
+
+KILLED = """
+import json, os, shutil, signal, sys
+from flows.__main__ import quiet
+quiet()
+from storage import files, inventory, tombstones
+from tasks import duplicates, forget, select, verify
+
+home, step = sys.argv[1], int(sys.argv[2])
+GONE = "weak/02.mp4"
+
+
+def child(root, limit):
+    # Forgets in a child that is killed before its write number `limit`; how many it began.
+    child = os.fork()
+    if child:
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    count = 0
+
+    def counted(function):
+        def call(*given, **words):
+            nonlocal count
+            count += 1
+            if count == limit:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return function(*given, **words)
+        return call
+
+    for name in ("publish", "replace", "swap", "remove"):
+        setattr(files, name, counted(getattr(files, name)))
+    try:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        forget.forget([GONE], root)
+        open(f"{home}/count", "w").write(str(count))
+        os._exit(0)
+    except BaseException:
+        import traceback
+        traceback.print_exc()
+        os._exit(1)
+
+
+def state(root):
+    # All bytes but accounts, which say how long a step took, and tombstones, which say when.
+    names = [item.name for item in inventory.walk(root) if not item.name.startswith(("ledger/", "forgotten/"))]
+    stones = [(one.id, one.parts, one.versions, one.contents, bool(one.proved)) for one in tombstones.read(root)]
+    accounts = sorted(item.name for item in inventory.walk(root) if item.name.startswith("ledger/"))
+    return {name: files.digest(files.read(f"{root}/{name}")) for name in names}, stones, accounts
+
+
+shutil.copytree(f"{home}/root", f"{home}/calm")
+assert child(f"{home}/calm", 0) == 0
+writes, wanted = int(open(f"{home}/count").read()), state(f"{home}/calm")
+done = []
+for limit in range(1, writes + 1, step):
+    root = f"{home}/{limit}"
+    shutil.copytree(f"{home}/root", root)
+    assert child(root, limit) == -signal.SIGKILL
+    assert child(root, 0) == 0, limit
+    found = state(root)
+    differ = {name for name in {*found[0], *wanted[0]} if found[0].get(name) != wanted[0].get(name)}
+    assert not differ, (limit, differ)
+    assert found[1:] == wanted[1:], (limit, found[1:], wanted[1:])
+    shutil.rmtree(root)
+    done.append(limit)
+print(json.dumps([writes, done]))
+"""
+
+
+def test_a_take_down_killed_at_any_write_is_completed_by_the_next(traced, tmp_path, step=9):
+    shutil.copytree(traced / "root", tmp_path / "root", ignore=shutil.ignore_patterns("mlflow"))
+    command = [sys.executable, "-c", KILLED, str(tmp_path), str(step)]
+    done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr[-3000:]
+    writes, points = json.loads(done.stdout.splitlines()[-1])
+    assert writes > 40 and len(points) >= 5

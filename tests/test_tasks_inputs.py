@@ -1,0 +1,82 @@
+"""What a training's run in MLflow says of its inputs: every dataset and column by its digest, machine, Prefect run."""
+
+import shutil
+import time
+from dataclasses import replace
+
+import pytest
+
+from storage import columns, datasets, files
+from tasks import pretrain, tracking
+from tests import traced
+
+
+@pytest.fixture
+def ran(traced, tmp_path, monkeypatch):
+    """A run of `tracked_fit` whose training takes a second, and what it trained on."""
+    shutil.copytree(traced / "root", tmp_path / "root")
+    root, monkeypatched = str(tmp_path / "root"), []
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.2")
+
+    def fit(spec, title, **_):
+        monkeypatched.append(spec)
+        time.sleep(1)
+        return traced_checkpoint(root), {}
+
+    monkeypatch.setattr(pretrain, "fit", fit)
+    data = datasets.load(root, "a")
+    spec = pretrain.spec_for(root, data, "detection", traced_recipe())
+    above = {"prefect.flow_run_id": "f00", "prefect.flow_run_url": "http://127.0.0.1:4200/runs/flow-run/f00"}
+    parent = tracking.start(root, "retrain a", {}, above)
+    made = pretrain.tracked_fit(root, spec, "pretrain-detection", data, traced_recipe(), parent)
+    return root, data, spec, tracking.client(root).get_run(made["run"])
+
+
+def traced_checkpoint(root):
+    from storage import checkpoints
+
+    (run,) = [name for name in files.names(files.join(root, "checkpoints")) if name.startswith("pretrain")]
+    return checkpoints.find(root, run)
+
+
+def traced_recipe():
+    return replace(traced.RECIPE, seed=3)
+
+
+def test_every_dataset_and_column_is_an_input_by_its_digest(ran):
+    root, data, spec, run = ran
+    ids = [part["id"] for part in spec.parts]
+    inputs = {one.dataset.name: one for one in run.inputs.dataset_inputs}
+    assert inputs["a"].dataset.digest == data.version
+    for name, version in (("pseudo_labels", spec.labels), ("selection", spec.selection)):
+        said = {tag.key: tag.value for tag in inputs[name].tags}
+        assert inputs[name].dataset.digest == columns.digest(root, name, version, ids)
+        assert said == {"mlflow.data.context": "training", "version": version, "parts": str(len(ids))}
+    assert set(inputs) == {"a", "pseudo_labels", "selection"}
+
+
+def test_the_machine_and_the_prefect_run_are_with_it(ran):
+    _, _, _, run = ran
+    assert {"system/cpu_utilization_percentage", "system/system_memory_usage_megabytes"} <= run.data.metrics.keys()
+    assert run.data.tags["prefect.flow_run_url"].endswith("/flow-run/f00") and run.info.status == "FINISHED"
+
+
+def test_a_digest_of_a_column_is_of_its_values_over_its_parts(traced, tmp_path):
+    shutil.copytree(traced / "root", tmp_path / "root")
+    root = str(tmp_path / "root")
+    data = datasets.load(root, "a")
+    (version,) = columns.versions(root, "predictions")
+    ids = [part.id for part in data.parts]
+    one = columns.digest(root, "predictions", version, ids)
+    assert (
+        one
+        == columns.digest(root, "predictions", version, ids[::-1])
+        != columns.digest(root, "predictions", version, ids[1:])
+    )
+    table = columns.read(root, "predictions", version, data.parts[0])
+    url = columns.url(root, "predictions", version, data.parts[0].id)
+    files.remove(url)
+    assert columns.digest(root, "predictions", version, ids) == columns.digest(root, "predictions", version, ids[1:])
+    changed = table.set_column(1, "times", [[[0.0]] * len(table)])
+    columns.write(root, "predictions", version, data.parts[0], changed, {})
+    assert columns.digest(root, "predictions", version, ids) != one
