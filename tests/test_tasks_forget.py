@@ -160,6 +160,8 @@ def test_it_does_not_come_back_under_any_name_and_the_rest_goes_on(root, request
     data, done = preparing.prepare(root, str(archive), str(home / "labels.csv"), units=4)
     assert data.parts == after.parts, "planned anew, the parts have the names that the take-down gave them"
     assert done.decoded == 0
+    fresh = without_them(tmp_path, archive, home / "labels.csv")
+    assert fresh == {(part.id, part.digest) for part in data.parts}, "the bytes of an archive that never had them"
     rows = [entry for entry in ledger.read(root, "list", "a") if entry.reason == "forgotten"]
     ids = sorted(stone.id for stone in tombstones.read(root))
     assert {entry.verdict for entry in rows} == {"dropped"} and len(rows) == 4
@@ -173,6 +175,17 @@ def test_it_does_not_come_back_under_any_name_and_the_rest_goes_on(root, request
     assert predict.predict.fn(root, "a", "detector", [])["predicted"] == 0
     assert tracking.champion(root, "detector").version == champion.version
     assert not names(datasets.load(root, "a")) & before, "trainings on the same parts are other trainings now"
+
+
+def without_them(tmp_path, archive, labels):
+    """The parts of an archive that never had the sources that are taken down, in a root of its own."""
+    shutil.copytree(archive, tmp_path / "never")
+    for name in (GONE, COPY, "dense/00.mp4", "elsewhere/renamed.mp4"):
+        (tmp_path / "never" / name).unlink()
+    rows = [row for row in labels.read_text().splitlines(True) if not row.startswith((GONE, "dense/00.mp4"))]
+    (tmp_path / "labels.csv").write_text("".join(rows))
+    data, _ = preparing.prepare(str(tmp_path / "fresh"), str(tmp_path / "never"), str(tmp_path / "labels.csv"), units=4)
+    return {(part.id, part.digest) for part in data.parts}
 
 
 def test_a_dry_run_changes_nothing(root):
