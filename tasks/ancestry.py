@@ -8,6 +8,7 @@ from storage import checkpoints, datasets, files, tombstones
 from storage.checkpoints import Checkpoint
 from storage.datasets import SELECTION
 from storage.errors import Damaged, InputError
+from storage.parts import find
 from tasks.columns import tracked
 
 if TYPE_CHECKING:
@@ -110,9 +111,7 @@ def selected(root: str, training: Training, keys: dict[str, list[str]]) -> dict[
 
 def _selected(root: str, training: Training, part: str, keys: list[str]) -> list[str]:
     """Those of a part's clips that a training had; all of them where its selection is gone."""
-    from storage import parts
-
-    known = parts.find(root, part)
+    known = find(root, part)
     version = training.columns.get(SELECTION)
     if known is None or version is None:
         return keys
