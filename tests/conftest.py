@@ -17,7 +17,17 @@ from storage import local  # noqa: E402
 from tests import servers  # noqa: E402
 from tests.servers import CREDENTIALS  # noqa: E402
 
-LONG = ("flow_demo", "faults_silence", "serve", "tasks_train", "secrets", "kill_fuzz", "tasks_logged", "tasks_drill")
+LONG = (
+    "served_runs",
+    "flow_demo",
+    "faults_silence",
+    "serve",
+    "tasks_train",
+    "secrets",
+    "kill_fuzz",
+    "tasks_logged",
+    "tasks_drill",
+)
 LONG += ("tasks_champions", "ablate", "tasks_systems", "tasks_prepare", "tasks_ensemble", "tasks_fine_column")
 LONG += ("faults_cluster", "faults_full_disk", "storage_contract", "faults_clock", "tasks_listing", "architecture")
 
