@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -120,8 +121,9 @@ class Running:
         for rank in ranks:
             with suppress(psutil.NoSuchProcess):
                 rank.send_signal(signal.SIGUSR1)
+        until = time.monotonic() + LAST_WORDS
         with suppress(queue.Empty):
-            while (line := self._said.get(timeout=LAST_WORDS)) is not None:
+            while (left := until - time.monotonic()) > 0 and (line := self._said.get(timeout=left)) is not None:
                 self.tail.append(line)
 
     def _ranks(self) -> list[psutil.Process]:
@@ -133,9 +135,11 @@ class Running:
         """Kills what still runs: a rank that is stopped hears nothing else."""
         with suppress(psutil.NoSuchProcess):
             agent = psutil.Process(self.process.pid)
-            for process in [agent, *agent.children(recursive=True)]:
+            found = [agent, *agent.children(recursive=True)]
+            for process in found:
                 with suppress(psutil.NoSuchProcess):
                     process.kill()
+            psutil.wait_procs(found, timeout=LAST_WORDS)
         self.process.wait()
 
     def _failed(self, what: str) -> TrainingFailed:
