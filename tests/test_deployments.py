@@ -32,14 +32,15 @@ from prefect.server.events.schemas.automations import AutomationCore as ServerAu
 from prefect.server.events.schemas.automations import EventTrigger as ServerTrigger
 from prefect.server.events.schemas.events import ReceivedEvent
 from prefect.server.utilities.user_templates import render_user_template_sync
+from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.settings.models.flows import FlowsSettings
 from prefect.utilities.callables import parameter_schema
 from prefect.workers.process import ProcessVariables
 from pydantic import BaseModel
 
 from models.gate import Rules
+from tasks import forget, serve
 from tasks import gate as gates
-from tasks import serve
 
 CHECKOUT = Path(__file__).parent.parent
 FLOWS = ("prepare", "retrain", "infer", "audit", "demo")
@@ -161,7 +162,7 @@ def test_a_deployment_says_what_it_is(deployment):
     assert len(deployment["description"]) > 40
     assert deployment["enforce_parameter_schema"] is True
     assert deployment["work_pool"]["name"] == serve.POOL
-    assert bool(deployment.get("schedules")) != bool(deployment.get("triggers"))
+    assert deployment.get("schedules") or deployment.get("triggers")
 
 
 @each
@@ -263,15 +264,15 @@ def emitted(monkeypatch, decision: str) -> ReceivedEvent:
     return ReceivedEvent(id=uuid4(), occurred=datetime.now(UTC), received=datetime.now(UTC), event=name, **rest)
 
 
-def watching() -> ServerTrigger:
-    """The trigger as the server has it after a deployment."""
-    found = DeploymentEventTrigger.model_validate(trigger())
+def watching(name: str = "infer/on-promotion") -> ServerTrigger:
+    """The trigger of a deployment as the server has it afterwards."""
+    found = DeploymentEventTrigger.model_validate(trigger(name))
     found.set_deployment_id(uuid4())
     return ServerTrigger.model_validate(found.as_automation().trigger.model_dump(mode="json"))
 
 
-def trigger() -> dict[str, Any]:
-    (found,) = called("infer/on-promotion")["triggers"]
+def trigger(name: str = "infer/on-promotion") -> dict[str, Any]:
+    (found,) = called(name)["triggers"]
     return found
 
 
@@ -290,6 +291,23 @@ def test_a_promotion_starts_inference_with_its_own_root_dataset_and_model(monkey
 
 def test_a_refusal_starts_nothing(monkeypatch):
     assert not watching().covers(emitted(monkeypatch, "refused"))
+
+
+def test_a_take_down_starts_a_retraining_of_each_model_that_was_trained_on_it(monkeypatch):
+    emit = MagicMock()
+    monkeypatch.setattr("prefect.events.emit_event", emit)
+    scope = SimpleNamespace(stones=[SimpleNamespace(models=["detector/3", "detector/4"])], touched={})
+    with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:4200/api"}):
+        forget._tell("/data/films", forget.Takedown(scope), [SimpleNamespace(name="films", version="v2")])
+    (name,), rest = emit.call_args
+    event = ReceivedEvent(id=uuid4(), occurred=datetime.now(UTC), received=datetime.now(UTC), event=name, **rest)
+    assert emit.call_count == 1 and watching("retrain/nightly").covers(event) and not watching().covers(event)
+    rendered = {
+        name: render_user_template_sync(template, {"event": event})
+        for name, template in trigger("retrain/nightly")["parameters"].items()
+    }
+    assert rendered == {"root": "/data/films", "dataset": "films", "model": "detector"}
+    assert flow_of(called("retrain/nightly")).validate_parameters(rendered).items() >= rendered.items()
 
 
 def test_the_trigger_becomes_an_automation_that_fires_at_once():
