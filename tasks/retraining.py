@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from prefect import task
@@ -17,6 +17,7 @@ from storage.datasets import Dataset
 from tasks import drift, report, tracking, videos
 from tasks.evaluate import held_out
 from tasks.recipe import Recipe
+from tasks.spec import Placement
 
 FORMAT = 1  # of what is kept of an outcome
 ANEW = "--no-resume trains it anew"
@@ -44,7 +45,7 @@ def identity(
 ) -> str:
     """The digest of all that decides what a retraining comes to, the champion that it meets left out."""
     chosen = asdict(recipe)
-    for name in ("resume", "ranks"):
+    for name in ("resume", *(known.name for known in fields(Placement))):
         del chosen[name]
     if recipe.inputs == "features":
         wanted = [*dataset.select(split="train", labelled="segments"), *held_out(dataset)]

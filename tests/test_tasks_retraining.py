@@ -27,7 +27,8 @@ def test_what_decides_the_outcome_is_in_its_identity_and_nothing_else():
         (DATA, "m", Recipe(), Rules(), ["none"], ["freeze", "mixup"]),
     ]
     assert len({known, *(retraining.identity("root", *given) for given in others)}) == 7
-    same = (DATA, "m", Recipe(resume=False, ranks=2), Rules(), ["none"], [])
+    placed = Recipe(resume=False, ranks=2, nodes=2, rendezvous="a:1", sharding="fsdp", patience=9.0)
+    same = (DATA, "m", placed, Rules(), ["none"], [])
     assert retraining.identity("elsewhere", *same) == known
 
 
