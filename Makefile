@@ -10,10 +10,11 @@ READY  := $(VENV)/.ready
 export PREFECT_HOME ?= $(CURDIR)/var/prefect
 $(shell mkdir -p "$(PREFECT_HOME)")
 
-.PHONY: help demo test check bench serve lock clean
+.PHONY: help demo test test-all check bench serve lock clean
 help:
 	@echo "make demo [SEED=n]  render an archive and run the whole chain on it, about 6 minutes"
-	@echo "make test           run the test suite"
+	@echo "make test           run the test suite, about 10 minutes"
+	@echo "make test-all       with what takes longest: two nodes, PostgreSQL, kills on object storage; about 20 minutes"
 	@echo "make check          format, lint and type checks"
 	@echo "make bench          measure against named baselines, about 5 minutes; more with: python -m bench learning"
 	@echo "make serve          Prefect server, worker and MLflow on this machine, with the deployments of prefect.yaml"
@@ -33,6 +34,9 @@ demo: $(READY)
 	$(BIN)/reelmill demo --root $(ROOT) --seed $(SEED)
 
 test: $(READY)
+	$(BIN)/python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder -m "not long"
+
+test-all: $(READY)
 	$(BIN)/python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder
 
 check: $(READY)

@@ -5,6 +5,8 @@ import shutil
 import subprocess
 import sys
 
+import pytest
+
 from tests.preparing import CHECKOUT
 
 KILLED = """
@@ -74,6 +76,7 @@ print(json.dumps([writes, done]))
 """
 
 
+@pytest.mark.long
 def test_a_take_down_killed_at_any_write_is_completed_by_the_next(traced, tmp_path, step=9):
     shutil.copytree(traced / "root", tmp_path / "root", ignore=shutil.ignore_patterns("mlflow"))
     command = [sys.executable, "-c", KILLED, str(tmp_path), str(step)]

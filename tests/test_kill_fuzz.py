@@ -10,6 +10,8 @@ import subprocess
 import sys
 import time
 
+import pytest
+
 from storage import datasets, files, inventory, ledger, parts
 from tasks import gc
 
@@ -159,6 +161,7 @@ def test_two_hundred_kills_on_a_local_disk_lose_nothing_and_double_nothing(tmp_p
     assert any(name.endswith(".tmp") for name in litter), "the kills must fall into writes"
 
 
+@pytest.mark.long
 def test_kills_on_object_storage_lose_nothing_and_double_nothing(at, seaweed, tmp_path):
     said, _ = fuzz(at(seaweed), tmp_path, seed=1, units=8, kills=12, size=4_000)
     assert said["kills"] >= 12 and said["half"] >= 3, said

@@ -32,7 +32,7 @@ from tests.forked import forks
 from tests.preparing import CHECKOUT, prepare
 from tests.servers import end_with_us, free_ports, postgres, postgres_programs, prefect_server
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = [pytest.mark.timeout(900), pytest.mark.long]
 IMPORTS = """
 import flows.retrain, tasks.checks, tasks.silence, prefect.engine, prefect.flow_engine, prefect.task_engine
 import mlflow.store.tracking.sqlalchemy_store, mlflow.store.model_registry.sqlalchemy_store

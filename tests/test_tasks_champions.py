@@ -14,6 +14,7 @@ from tasks.train_rank import Spec
 from tests import lamps
 from tests.preparing import prepare
 
+pytestmark = pytest.mark.long
 EXPORTED = ("joined", "tgm")  # which takes long
 HEADS = ("super_events", "tgm", "pdan")
 LOAD = """

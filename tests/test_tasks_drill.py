@@ -9,6 +9,7 @@ from tasks import drill
 from tasks.verify import examine
 
 
+@pytest.mark.long
 def test_nothing_is_lost_on_object_storage(seaweed, at):
     """two writers at once on SeaweedFS, killed at random, end as one in peace."""
     url = at(seaweed)

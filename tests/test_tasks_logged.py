@@ -31,7 +31,7 @@ def saved(root, system, options):
     return checkpoints.save(root, system, 1, model.state_dict(), {}, train_rank._about(spec), True)
 
 
-@pytest.mark.parametrize("system", SYSTEMS)
+@pytest.mark.parametrize("system", [pytest.param("coarse_fine", marks=pytest.mark.long), "super_events", "pdan"])
 def test_a_logged_model_loads_and_scores(root, system):
     checkpoint = saved(root, system, SYSTEMS[system])
     run = tracking.start(root, system, {}, {})

@@ -53,6 +53,7 @@ def test_two_ranks_see_what_one_sees_in_its_order(spec):
     assert len({tuple(start.inputs["start"].tolist()) for start in drawn(spec, 0, 1)}) > 1
 
 
+@pytest.mark.long
 def test_two_ranks_train_both_streams_and_the_fusion(spec, tmp_path):
     (tmp_path / "spec.json").write_text(json.dumps(asdict(spec)))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]

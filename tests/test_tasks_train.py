@@ -156,6 +156,7 @@ def test_a_killed_training_goes_on_as_if_nothing_had_happened(spec, uninterrupte
     assert train.losses(final) == pytest.approx(train.losses(uninterrupted), abs=1e-6)
 
 
+@pytest.mark.long
 def test_two_nodes_train_and_a_finished_training_is_returned_at_once(spec, monkeypatch):
     """On loopback, a rank each; the second finds the training in the store. With `resume` off it is trained anew."""
     cores = train.launch.SIDE_BY_SIDE  # so that a rank has one thread, as in this process
@@ -176,6 +177,7 @@ def test_two_nodes_train_and_a_finished_training_is_returned_at_once(spec, monke
     assert anew.digest == trained(short, "in this process").digest != first.digest
 
 
+@pytest.mark.long
 def test_a_failing_training_shows_the_end_of_its_log(spec):
     with pytest.raises(train.TrainingFailed, match="unknown system 'nonsense'"):
         train.fit(replace(spec, system="nonsense"), "broken")
