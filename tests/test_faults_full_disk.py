@@ -103,9 +103,9 @@ def run(what: str, options: str, archive: Path, tmp_path: Path, means: list[str]
 
 CASES = [
     ("root", "size=200000,nr_inodes=100000", True),
-    ("root", "size=64000000,nr_inodes=24", True),
+    pytest.param("root", "size=64000000,nr_inodes=24", True, marks=pytest.mark.long),
     ("scratch", "size=16000,nr_inodes=100000", True),
-    ("root", "size=200000,nr_inodes=100000", False),
+    pytest.param("root", "size=200000,nr_inodes=100000", False, marks=pytest.mark.long),
 ]
 
 

@@ -85,7 +85,7 @@ def root(traced, tmp_path):
     return str(tmp_path / "root")
 
 
-@pytest.mark.parametrize("store", ["local", "s3"])
+@pytest.mark.parametrize("store", ["local", pytest.param("s3", marks=pytest.mark.long)])
 def test_nothing_is_left_and_all_else_is_as_before(root, store, request, tmp_path, monkeypatch):
     before, tracked = clips_of(root), f"sqlite:///{root}/mlflow/mlflow.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", tracked)

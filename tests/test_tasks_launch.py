@@ -58,6 +58,7 @@ def test_a_program_that_falls_silent_is_ended():
             time.sleep(0.05)
 
 
+@pytest.mark.long
 def test_a_rank_that_is_stopped_ends_its_training(tmp_path, monkeypatch):
     """Two real ranks, of which one gets no more time: the other one says where it waits."""
     vectors = {"system": "tgm", "options": {"size": "TINY", "width": 12}, "features": "v"}

@@ -65,7 +65,7 @@ def in_order(step):
     return [row for rows in zip(*shares, strict=True) for row in rows]
 
 
-@pytest.mark.parametrize(("before", "after"), [(1, 1), (2, 2), (2, 1), (1, 2)])
+@pytest.mark.parametrize(("before", "after"), [(1, 1), pytest.param(2, 2, marks=pytest.mark.long), (2, 1), (1, 2)])
 def test_a_rank_that_is_killed_at_any_step_costs_nothing(spec, ranks, whole, before, after):
     """The loss of every step, and the samples, at the same number of ranks or another."""
     step, rank = random.randrange(EVERY + 1, STEPS), random.randrange(before)
@@ -160,12 +160,14 @@ def both(ranks, careful):
     return [checkpoints.find(careful.root, name) for name in ("ddp", "fsdp")]
 
 
+@pytest.mark.long
 def test_a_sharded_training_has_the_losses_of_copies(both):
     copies, shards = both
     assert train.losses(shards) == pytest.approx(train.losses(copies), abs=1e-5)
     assert len(set(train.losses(copies))) == 6
 
 
+@pytest.mark.long
 def test_both_keep_the_same_tensors(both):
     """By the names of the bare model, whole."""
     copies, shards = (checkpoints.load_weights(one.url) for one in both)
@@ -177,6 +179,7 @@ def test_both_keep_the_same_tensors(both):
     assert copies[moments[0]][moments[1]].shape == shards[moments[0]][moments[1]].shape
 
 
+@pytest.mark.long
 def test_a_sharded_checkpoint_goes_on_in_one_rank_and_the_other_way_round(ranks, careful, monkeypatch):
     """Half of a training on one side, the rest on the other."""
     monkeypatch.setattr(train_rank, "samples_of", lambda _: Noise())
