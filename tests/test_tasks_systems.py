@@ -112,7 +112,10 @@ def features_of(lit, column):
     return column["version"]
 
 
-@pytest.mark.parametrize("system", list(STEPS))
+ALIKE = ("fine_fine", "slowfast_det")  # as coarse_fine, but for what is between the streams
+
+
+@pytest.mark.parametrize("system", [pytest.param(s, marks=[pytest.mark.long] * (s in ALIKE)) for s in STEPS])
 def test_a_system_learns(lit, here, column, system):
     more = {"features": features_of(lit, column)} if models.inputs(system) == "features" else {}
     checkpoint = tuned(lit, system, **more)
