@@ -5,6 +5,8 @@ of a root does (`storage.lease`), on any store. It saves work and keeps no bytes
 whose holder died is taken over, at once on the same machine, else when it was not renewed for `lease.EXPIRY` seconds.
 """
 
+import json
+import os
 import random
 import threading
 import time
@@ -15,6 +17,7 @@ from typing import Any
 
 from storage import lease
 from storage.errors import StoreError
+from storage.local import beside
 from storage.stores import ask, is_local, join, locate
 
 FOLDER = "claims"
@@ -84,9 +87,11 @@ def who(holder: dict[str, Any], age: float) -> str:
 
 def _put(url: str, me: dict[str, Any]) -> None:
     fs, path = locate(url)
-    if is_local(fs):
-        fs.makedirs(path.rpartition("/")[0], exist_ok=True)
-    lease.put(url, me)
+    if not is_local(fs):
+        lease.put(url, me)
+        return
+    with beside(json.dumps(me).encode(), path) as whole:  # so that nobody reads the half of it
+        os.replace(whole, path)
 
 
 def _beat(url: str, me: dict[str, Any], ended: threading.Event) -> None:

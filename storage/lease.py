@@ -152,7 +152,7 @@ def living(folder: str, own: str) -> list[tuple[dict[str, Any], float]]:
     found = []
     for entry in ask(fs, "ls", path, detail=False, refresh=True):
         url = join(folder, str(entry).rstrip("/").rsplit("/", 1)[-1])
-        if url == own:
+        if url == own or url.rpartition("/")[2].startswith("."):  # a file that is being written
             continue
         try:
             age = now - _modified(url)

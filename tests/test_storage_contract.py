@@ -133,9 +133,12 @@ print(won)
 """
 
 
-@pytest.mark.parametrize("kind", ["local", *REMOTE])
+@pytest.mark.parametrize("kind", ["local", *(kind for kind in REMOTE if kind != "moto")])
 def test_no_update_of_racing_processes_is_lost(kind, root):
-    """Where the store ignores conditions, the children of the one writer share its lease."""
+    """Where the store ignores conditions, the children of the one writer share its lease.
+
+    moto is left out: it looks at a condition and puts in two steps, with other threads between them.
+    """
     add = [sys.executable, "-c", ADD, root, "12"]
     writers = [subprocess.Popen([*add, name], stdout=subprocess.PIPE, text=True) for name in ("one", "two")]
     won = [int(writer.communicate()[0]) for writer in writers]
