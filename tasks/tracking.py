@@ -172,7 +172,7 @@ def log_dataset(root: str, run: str, dataset: Dataset, context: str, parts: int)
     made: Any = mlflow.data.meta_dataset.MetaDataset
     meta = made(source, name=dataset.name, digest=dataset.version)
     tags = [InputTag("mlflow.data.context", context), InputTag("parts", str(parts))]
-    client(root).log_inputs(run, [DatasetInput(meta._to_mlflow_entity(), tags)])
+    _log_inputs(root, run, [DatasetInput(meta._to_mlflow_entity(), tags)])
 
 
 def log_columns(root: str, run: str, used: dict[str, str], parts: list[str], context: str) -> None:
@@ -186,7 +186,18 @@ def log_columns(root: str, run: str, used: dict[str, str], parts: list[str], con
         facts = {"mlflow.data.context": context, "version": version, "parts": str(len(parts))}
         inputs.append(DatasetInput(meta._to_mlflow_entity(), [InputTag(key, value) for key, value in facts.items()]))
     if inputs:
-        client(root).log_inputs(run, inputs)
+        _log_inputs(root, run, inputs)
+
+
+def _log_inputs(root: str, run: str, inputs: list[DatasetInput]) -> None:
+    """MLflow looks for a dataset and makes it in two steps: of runs that name a new one at once, one finds it made."""
+    for again in (True, True, False):
+        try:
+            client(root).log_inputs(run, inputs)
+            return
+        except MlflowException as error:
+            if not again or "UNIQUE" not in str(error).upper():
+                raise
 
 
 @contextlib.contextmanager

@@ -2,11 +2,14 @@
 
 import shutil
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from threading import Barrier
 
 import pytest
 
 from storage import columns, datasets, files
+from storage.datasets import Dataset
 from tasks import pretrain, tracking
 from tests import traced
 
@@ -80,3 +83,20 @@ def test_a_digest_of_a_column_is_of_its_values_over_its_parts(traced, tmp_path):
     changed = table.set_column(1, "times", [[[0.0]] * len(table)])
     columns.write(root, "predictions", version, data.parts[0], changed, {})
     assert columns.digest(root, "predictions", version, ids) != one
+
+
+def test_runs_that_name_a_new_input_at_once_all_have_it(tmp_path):
+    """Trainings run side by side, and the first of them make MLflow's rows of what they read."""
+    root = files.open_root(str(tmp_path))
+    runs = [tracking.start(root, f"run {number}", {}, {}) for number in range(4)]
+    for turn in range(6):
+        data, start = Dataset(f"films {turn}", "v1", [], {}), Barrier(len(runs))
+
+        def log(run, data=data, start=start):
+            start.wait()
+            tracking.log_dataset(root, run, data, "training", 1)
+
+        with ThreadPoolExecutor(len(runs)) as pool:
+            list(pool.map(log, runs))
+    for run in runs:
+        assert len(tracking.client(root).get_run(run).inputs.dataset_inputs) == 6
