@@ -14,7 +14,7 @@ from bench.figures import Figure, cpu, seconds
 from storage import checkpoints, columns, datasets, files, ledger, parts, plans, tables
 from storage.ledger import Entry
 from storage.search import Search, pattern
-from tasks import forget, trace, tracking
+from tasks import forget, registry, trace, tracking
 from tasks.train_rank import Spec
 
 CLIPS, PER_PART, PER_SOURCE, SIZE = 100_000, 1000, 4, 2000
@@ -95,4 +95,4 @@ def registered(root: str, dataset: datasets.Dataset) -> None:
     parent = tracking.start(root, "retrain", {}, {})
     run = tracking.resume_or_start(root, "finetune", "finetune-0", {}, {"dataset": f"a@{dataset.version}"}, parent)
     tags = {"checkpoint": made.url, "checkpoint_digest": made.digest, "dataset": f"a@{dataset.version}"}
-    tracking.promote(root, "detector", tracking.register(root, "detector", f"runs:/{run}/model", run, tags))
+    registry.promote(root, "detector", registry.register(root, "detector", f"runs:/{run}/model", run, tags))

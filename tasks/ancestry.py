@@ -12,7 +12,7 @@ from storage.parts import find
 from tasks.columns import tracked
 
 if TYPE_CHECKING:
-    from tasks.tracking import ModelVersion
+    from tasks.registry import ModelVersion
 
 COLUMNS = {"labels": "pseudo_labels", "selection": SELECTION, "features": "features", "fine": "fine"}  # by their field
 
@@ -70,9 +70,9 @@ def models(root: str) -> "list[ModelVersion]":
     """Every registered version; none where nothing is tracked, without loading MLflow."""
     if not tracked(root):
         return []
-    from tasks import tracking
+    from tasks import registry
 
-    return tracking.registered(root)
+    return registry.registered(root)
 
 
 @dataclass(frozen=True)

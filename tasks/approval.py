@@ -16,7 +16,7 @@ from models.gate import Rules
 from storage import claims, files
 from storage.datasets import Dataset
 from storage.errors import InputError
-from tasks import report, tracking
+from tasks import registry, report
 from tasks.gate import as_markdown, conclude, gate
 
 PATIENCE = 7 * 24 * 3600  # seconds that a suspended run waits; then it fails, and `reelmill approve` still works
@@ -49,7 +49,7 @@ def judged(
         report.say(f"  gate         {title}: run {asked} asks already")
         return decision
     decision |= {"asked": flow_run.id}
-    tracking.decide(root, model, decision["version"], decision)
+    registry.decide(root, model, decision["version"], decision)
     form = Approval.with_initial_data(description=as_markdown(model, decision))
     key = f"gate-{decision['version']}-{dataset.version}-{decision['champion_version'] or 0}"
     answer = suspend_flow_run(wait_for_input=form, timeout=PATIENCE, key=key)
@@ -85,8 +85,8 @@ def approve(
     root = files.existing_root(root)
     waiting = {
         number: decision
-        for number in tracking.versions(root, model)
-        if (decision := tracking.decided(root, model, number)) and decision["decision"] == "waiting"
+        for number in registry.versions(root, model)
+        if (decision := registry.decided(root, model, number)) and decision["decision"] == "waiting"
     }
     if version is None and len(waiting) > 1:
         raise InputError(f"versions {', '.join(map(str, waiting))} of {model} wait; name one with --version")
@@ -98,7 +98,7 @@ def approve(
         resume_flow_run(UUID(run), run_input={"approve": not refuse, "by": by, "comment": comment})
         return f"{model} version {number}: run {run} goes on with that"
     with claims.in_turn(root, f"gate-{model}", report.say):
-        champion = tracking.champion(root, model)
+        champion = registry.champion(root, model)
         if (champion.version if champion else None) != decision["champion_version"]:
             raise InputError(
                 f"{model} version {number} was compared with version {decision['champion_version']}, and the champion "

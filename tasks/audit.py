@@ -11,7 +11,7 @@ from prefect.cache_policies import NO_CACHE
 from storage import columns, datasets, files, ledger, plans
 from storage.checkpoints import describe
 from storage.datasets import Dataset
-from tasks import predict, report, tracking
+from tasks import predict, registry, report
 
 SAMPLE = 2000  # vectors that uniformity is measured on
 
@@ -87,7 +87,7 @@ def embedding_health(root: str, dataset: Dataset) -> dict[str, Any]:
 
 def behind(root: str, dataset: Dataset, model: str) -> dict[str, Any]:
     """How many parts lack the champion's predictions."""
-    champion = tracking.champion(root, model)
+    champion = registry.champion(root, model)
     if champion is None:
         return {"champion": None}
     name = predict.version(describe(champion.checkpoint))

@@ -16,7 +16,7 @@ from storage.datasets import Dataset
 from storage.errors import InputError
 from storage.ledger import Report
 from storage.parts import Part
-from tasks import tracking
+from tasks import registry
 from tasks.extract import Embedded, Rows, commit, everywhere
 from tasks.loader import decode
 from tasks.scorer import frame_logits, load, takes
@@ -96,7 +96,7 @@ def features(
 ) -> str:
     """Write a champion's backbone features as a version of the feature column, for super_events, tgm and pdan."""
     root = files.existing_root(root)
-    champion = tracking.champion(root, model)
+    champion = registry.champion(root, model)
     if champion is None:
         raise InputError(f"no model {model!r} has the alias champion; run `reelmill retrain --root {root}` first")
     data, found = datasets.load(root, dataset), checkpoints.describe(champion.checkpoint)

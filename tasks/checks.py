@@ -100,14 +100,14 @@ def ablate(root: str, table: list[str], seeds: list[int], **_: Any) -> None:
 
 def infer(root: str, dataset: str, model: str, splits: list[str], **_: Any) -> None:
     """The dataset exists, a champion too, and the splits are splits of the dataset."""
-    from tasks import tracking
+    from tasks import registry
 
     root = _existing(root)
     data = datasets.load(root, dataset)
     known = {part.split for part in data.parts}
     if strangers := sorted(set(splits) - known):
         raise InputError(f"dataset {dataset} has no split {', '.join(strangers)}; it has {', '.join(sorted(known))}")
-    if tracking.champion(root, model) is None:
+    if registry.champion(root, model) is None:
         raise InputError(f"no model {model!r} has the alias champion; run `reelmill retrain --root {root}` first")
 
 

@@ -15,7 +15,7 @@ from tasks import pool
 from tasks.report import Progress
 
 if TYPE_CHECKING:
-    from tasks.tracking import ModelVersion
+    from tasks.registry import ModelVersion
 
 ROOT = Field(description="Folder or URL that `prepare` has written to.")
 COLUMN = Field(description="Name of the column, e.g. features.")
@@ -130,9 +130,9 @@ def champion(root: str, model: str) -> "ModelVersion | None":
     """The champion of a model, None where there is none or no tracking; a root without models loads no MLflow."""
     if not tracked(root):
         return None
-    from tasks import tracking
+    from tasks import registry
 
-    return tracking.champion(root, model)
+    return registry.champion(root, model)
 
 
 def _uses(root: str, entry: Version, listed: list[Version], known: list[Dataset], model: str) -> list[str]:

@@ -201,12 +201,12 @@ def _models(root: str, down: Takedown) -> None:
     _keep(root, down)
     if not ancestry.tracked(root):
         return
-    from tasks import tracking
+    from tasks import registry, tracking
 
     for stone in down.stones:
         for model in stone.models:
             name, _, version = model.rpartition("/")
-            tracking.add_to_tag(root, name, int(version), tombstones.TAG, stone.id)
+            registry.add_to_tag(root, name, int(version), tombstones.TAG, stone.id)
         for version in stone.versions:
             tracking.remove_pictures(root, version)
 

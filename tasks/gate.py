@@ -13,7 +13,7 @@ from models.gate import Rules, objections, paired_bootstrap
 from models.metrics import FrameScores
 from storage import checkpoints, claims, files
 from storage.datasets import Dataset
-from tasks import report, tracking
+from tasks import registry, report, tracking
 from tasks.evaluate import Evaluation, evaluate_checkpoint
 from tasks.overlap import trained_on
 
@@ -33,7 +33,7 @@ def judge(
     compared; the challenger is refused and the reason says so. Held-out videos that the champion was trained on, in a
     version where they were not held out, count for neither; those that show what training clips show never did.
     """
-    champion = tracking.champion(root, model)
+    champion = registry.champion(root, model)
     found: dict[str, Any] = {
         "candidate": title,
         "dataset": f"{dataset.name}@{dataset.version}",
@@ -116,10 +116,10 @@ def gate(
         "pretraining": title,
     }
     with claims.in_turn(root, f"gate-{model}", lambda who: report.say(f"  gate         {title}: waits, {who}")):
-        version = tracking.register(root, model, candidate["model_uri"], candidate["run"], tags)
-        champion = tracking.champion(root, model)
+        version = registry.register(root, model, candidate["model_uri"], candidate["run"], tags)
+        champion = registry.champion(root, model)
         reigning = champion.version if champion else None
-        earlier = tracking.decided(root, model, version)
+        earlier = registry.decided(root, model, version)
         if earlier and earlier["dataset"] == tags["dataset"]:
             stands = earlier["decision"] != "waiting" or (approval and earlier["champion_version"] == reigning)
             if stands:
@@ -127,7 +127,7 @@ def gate(
                 return earlier
         decision = judge(root, dataset, model, evaluation, title, rules, seed)
         decision |= {"version": version, "run": candidate["run"]}
-        if away := tracking.rolled_back(root, model, version):
+        if away := registry.rolled_back(root, model, version):
             decision |= {"decision": "refused", "why": f"it was rolled back: {away}"}
         if approval and decision["decision"] == "promoted" and reigning != version:
             decision |= {"decision": "waiting", "why": f"it would be promoted ({decision['why']}) once a person agrees"}
@@ -140,9 +140,9 @@ def conclude(root: str, model: str, decision: dict[str, Any], tell: bool = True)
     version = decision["version"]
     with transaction() as move:
         if decision["decision"] == "promoted":
-            back = tracking.promote(root, model, version)
+            back = registry.promote(root, model, version)
             move.stage(version, on_rollback_hooks=[lambda _: back()])
-        tracking.decide(root, model, version, decision)
+        registry.decide(root, model, version, decision)
         _log(root, model, decision)
         if tell:
             payload = {name: decision[name] for name in ("version", "decision", "why")} | {"gate": decision}

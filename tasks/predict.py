@@ -1,13 +1,10 @@
 """Batch inference: a checkpoint over committed parts, into a predictions column and a table of segments."""
 
-import io
 from functools import partial
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
@@ -17,7 +14,7 @@ from storage.checkpoints import Checkpoint
 from storage.errors import InputError
 from storage.ledger import Report
 from storage.parts import Part
-from tasks import tracking
+from tasks import registry, segments
 from tasks.scorer import takes
 from tasks.stage import cover
 from tasks.videos import beside, in_turn
@@ -25,47 +22,12 @@ from tasks.videos import version as complete
 from tasks.views import scored
 
 COLUMN = "predictions"
-THRESHOLD = 0.5
-SHORTEST = 0.25  # seconds; a shorter run of frames is not a segment
-SEGMENTS = pa.schema(
-    [
-        ("key", pa.string()),
-        ("source", pa.string()),
-        ("class", pa.string()),
-        ("start", pa.float64()),
-        ("end", pa.float64()),
-        ("score", pa.float32()),
-    ]
-)
 
 
 def version(checkpoint: Checkpoint) -> str:
     """The version of the predictions column: the weights and how they are run."""
-    how = {"overlap": "half", "average": "logits", "threshold": THRESHOLD, "shortest": SHORTEST}
+    how = {"overlap": "half", "average": "logits", "threshold": segments.THRESHOLD, "shortest": segments.SHORTEST}
     return f"{checkpoint.digest[:12]}-{files.digest_of(how)[:4]}"
-
-
-def segments(scores: np.ndarray, times: np.ndarray, classes: list[str], threshold: float = THRESHOLD) -> list[dict]:
-    """Runs of frames at or above the threshold as (class, start, end, mean score), in seconds on ``times``' clock.
-
-    A segment reaches to the start of the first frame after it.
-    """
-    if not len(times):
-        return []
-    step = float(np.median(np.diff(times))) if len(times) > 1 else 0.0
-    found = []
-    for k, name in enumerate(classes):
-        edges = np.flatnonzero(np.diff(np.concatenate([[False], scores[:, k] >= threshold, [False]]).astype(int)))
-        for first, last in edges.reshape(-1, 2):
-            end = float(times[last]) if last < len(times) else float(times[-1]) + step
-            if end - float(times[first]) >= SHORTEST:
-                score = float(scores[first:last, k].mean())
-                found.append({"class": name, "start": float(times[first]), "end": end, "score": score})
-    return sorted(found, key=lambda s: (s["start"], s["class"]))
-
-
-def _segments_url(root: str, name: str, part: str) -> str:
-    return files.join(root, "segments", name, f"{part}.parquet")
 
 
 def predict_part(
@@ -89,7 +51,7 @@ def predict_part(
     runs = [
         {"key": key, "source": row["source"], **segment}
         for row, (key, clock, scores) in zip(index, _clips(table), strict=True)
-        for segment in segments(scores, clock, about["classes"])
+        for segment in segments.find(scores, clock, about["classes"])
     ]
     made = {
         "checkpoint": checkpoint,
@@ -97,8 +59,8 @@ def predict_part(
         "classes": about["classes"],
         "clock": "source seconds",
     }
-    packed = tables.pack(pa.Table.from_pylist(runs, schema=SEGMENTS), made)
-    files.publish_bytes(packed, _segments_url(root, name, part.id), same=False)
+    packed = tables.pack(pa.Table.from_pylist(runs, schema=segments.SCHEMA), made)
+    files.publish_bytes(packed, segments.url(root, name, part.id), same=False)
     columns.write(root, COLUMN, name, part, table, made, index)
     decoded = 0 if takes(about) == "features" else len(todo)
     return Report(items=len(todo), kept=len(todo), decoded=decoded)
@@ -134,17 +96,6 @@ def _clips(table: pa.Table) -> list[tuple[str, np.ndarray, np.ndarray]]:
     return found
 
 
-def count_segments(root: str, name: str, parts: list[Part], selection: str | None = None) -> int:
-    """How many segments were found in the clips that are kept."""
-    found = 0
-    for part in parts:
-        keys = pq.read_table(io.BytesIO(files.read(_segments_url(root, name, part.id))), columns=["key"])["key"]
-        used = datasets.kept(root, selection, part)
-        chosen = [key for key, use in zip(part.table(["key"])["key"].to_pylist(), used, strict=True) if use]
-        found += pc.sum(pc.is_in(keys, pa.array(chosen, pa.string()))).as_py() or 0
-    return found
-
-
 def predict_parts(
     root: str, parts: list[Part], checkpoint: Checkpoint, title: str = "predict", before: Before | None = None
 ) -> tuple[str, Report]:
@@ -169,7 +120,7 @@ def predict_parts(
 def predict(root: str, dataset: str, model: str, splits: list[str]) -> dict[str, Any]:
     """Runs the champion of a model over the parts of some splits, only where its predictions are missing."""
     data = datasets.load(root, dataset)
-    champion = tracking.champion(root, model)
+    champion = registry.champion(root, model)
     if champion is None:
         raise InputError(f"no model {model!r} has the alias champion; run `reelmill retrain` first")
     parts = [part for part in data.parts if not splits or part.split in splits]
@@ -182,7 +133,7 @@ def predict(root: str, dataset: str, model: str, splits: list[str]) -> dict[str,
         "clips": sum(part.samples for part in parts),
         "clips_selected": sum(sum(data.kept(root, part)) for part in parts),
         "predicted": done.items,
-        "segments": count_segments(root, name, parts, data.selection),
+        "segments": segments.count(root, name, parts, data.selection),
         "predictions_path": files.join(root, "columns", COLUMN, name),
         "segments_path": files.join(root, "segments", name),
     }

@@ -14,7 +14,7 @@ from prefect.states import Cancelled, Completed, State
 from models.gate import Rules
 from storage import claims, datasets, files
 from storage.datasets import Dataset
-from tasks import drift, report, tracking, videos
+from tasks import drift, registry, report, tracking, videos
 from tasks.evaluate import held_out
 from tasks.recipe import Recipe
 from tasks.spec import Placement
@@ -61,12 +61,12 @@ def outcome(root: str, model: str, url: str) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     files.check_schema(root, kept)
-    if kept["format"] != FORMAT or tracking.champion(root, model) is None:
+    if kept["format"] != FORMAT or registry.champion(root, model) is None:
         return None
-    known, found = tracking.versions(root, model), kept["found"]
+    known, found = registry.versions(root, model), kept["found"]
     for decision in found["gates"].values():
         version = decision["version"]
-        now = tracking.decided(root, model, version) if version in known else None
+        now = registry.decided(root, model, version) if version in known else None
         if not now or (now["decision"], now["dataset"]) != (decision["decision"], decision["dataset"]):
             return None
     return found
@@ -125,7 +125,7 @@ def begin(root: str, dataset: Dataset, model: str, recipe: Recipe) -> str:
     else:
         run = tracking.start(root, title, params, tags)
     tracking.log_dataset(root, run, dataset, "training", len(dataset.parts))
-    champion = tracking.champion(root, model)
+    champion = registry.champion(root, model)
     metrics, tags = drift.show(root, dataset, champion.tags.get("dataset", "") if champion else "")
     tracking.log_metrics(root, run, metrics)
     tracking.tag(root, run, tags)

@@ -7,7 +7,7 @@ from pydantic import Field
 
 from storage import files
 from storage.errors import InputError
-from tasks import tracking
+from tasks import registry
 from tasks.gate import PROMOTED, announce
 
 
@@ -19,23 +19,23 @@ def rollback(
 ) -> str:
     """Move the alias champion back. What was rolled back is not promoted again until it is rolled back to."""
     root = files.existing_root(root)
-    now = tracking.champion(root, model)
+    now = registry.champion(root, model)
     if now is None:
         raise InputError(f"no model {model!r} has the alias champion, so there is nothing to roll back")
     earlier = [
         version
-        for version in tracking.reigns(root, model)
-        if version != now.version and not tracking.rolled_back(root, model, version)
+        for version in registry.reigns(root, model)
+        if version != now.version and not registry.rolled_back(root, model, version)
     ]
     if to is None and not earlier:
         raise InputError(f"{model} version {now.version} is the first champion; name a version with --to")
     goal = earlier[0] if to is None else to
-    known = tracking.versions(root, model)
+    known = registry.versions(root, model)
     if goal not in known:
         raise InputError(f"{model} has no version {goal}; it has {', '.join(map(str, known))}")
     if goal == now.version:
         raise InputError(f"{model} version {goal} is the champion")
-    tracking.roll_back(root, model, now.version, goal, why)
+    registry.roll_back(root, model, now.version, goal, why)
     dataset = known[goal].get("dataset", "").partition("@")[0]
     if get_current_settings().api.url:  # without a server nobody listens, and one would be started to be told
         announce(

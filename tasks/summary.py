@@ -13,7 +13,7 @@ from prefect.runtime import flow_run
 from storage import datasets, files
 from storage.datasets import Dataset
 from storage.ledger import Report
-from tasks import report, tracking
+from tasks import registry, report, tracking
 from tasks.footprint import MEASURES, shown
 
 
@@ -107,7 +107,7 @@ def retrained(
     facts = {f"{kind}_{to}": values[name] for kind, values in scores.items() for name, to in named.items()}
     tracking.log_metrics(root, run, facts)
     tracking.end(root, run)
-    champion = tracking.champion(root, model)
+    champion = registry.champion(root, model)
     found = {
         "dataset": f"{dataset.name}@{dataset.version}",
         "metrics": scores,

@@ -20,7 +20,7 @@ from tasks import ancestry
 from tasks.ancestry import Training
 
 if TYPE_CHECKING:
-    from tasks.tracking import ModelVersion
+    from tasks.registry import ModelVersion
 
 SHOWN = 4  # names that a line of the tree has
 MODEL = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>.+)|/(?P<version>\d+))")
@@ -80,9 +80,9 @@ def named_model(root: str, word: str) -> "ModelVersion":
         like = difflib.get_close_matches(name, names, cutoff=0.4) or names
         raise InputError(f"no model {name!r}; " + (f"there are {_some(like)}" if like else "none is registered"))
     if version is None:
-        from tasks import tracking
+        from tasks import registry
 
-        holder = tracking.champion(root, name, found["alias"])
+        holder = registry.champion(root, name, found["alias"])
         if holder is None:
             raise InputError(f"{name} has no alias {found['alias']!r}; it has versions {_some(map(str, of_name))}")
         return holder
@@ -93,10 +93,10 @@ def named_model(root: str, word: str) -> "ModelVersion":
 
 def of_model(root: str, word: str) -> tuple[pa.Table, list[str]]:
     """The clips that a model version was trained on, a row for each training that had it, and a short tree."""
-    from tasks import tracking
+    from tasks import registry, tracking
 
     model = named_model(root, word)
-    best = tracking.champion(root, model.name)
+    best = registry.champion(root, model.name)
     title = f"{model.name} version {model.version}" + (", champion" if best and best.version == model.version else "")
     lines = [f"{title} · {model.tags.get('system', 'unknown system')} · checkpoint {model.checkpoint}"]
     lines.append(f"  run        {model.run} · {tracking.run_url(root, model.run)}")

@@ -1,11 +1,12 @@
-"""Everything Reelmill says to MLflow: runs, metrics, datasets, figures, models and the registry's aliases.
+"""What Reelmill says to MLflow of its runs: parameters, metrics, datasets, figures and models.
+
+The versions of models are in tasks/registry.py.
 
 The only file that imports mlflow. Calls name the run they are for, so that trainings side by side do not mix.
 """
 
 import contextlib
 import functools
-import json
 import logging
 import os
 import threading
@@ -13,7 +14,6 @@ import time
 import warnings
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -34,10 +34,6 @@ warnings.filterwarnings("ignore", message="The specified dataset source can be i
 warnings.filterwarnings("ignore", message="No complete tensor found in the group")
 
 EXPERIMENT = "reelmill"
-CHAMPION = "champion"
-# Tags of a version: when it got the alias; when and why a person took it; the gate's decision in full and in a word.
-SINCE, ROLLED_BACK, DECISION = "champion_since", "rolled_back", ("gate", "gate_decision")
-NO_ALIAS = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # MLflow's answers where there is none
 EXPORTING = threading.Lock()  # torch.export keeps one stack of modes for all threads
 EVERY = 10.0  # seconds that metrics wait for more
 BATCH = 500  # metrics a call; one call per metric is 25 times slower
@@ -90,14 +86,14 @@ def start(root: str, name: str, params: dict[str, Any], tags: dict[str, str], pa
     c = client(root)
     if parent:
         tags = {**tags, "mlflow.parentRunId": parent}
-    run = c.create_run(_experiment(root), run_name=redact(name), tags=_redacted(tags))
+    run = c.create_run(_experiment(root), run_name=redact(name), tags=redacted(tags))
     # Redacted before it is cut: half a secret has no form to know it by.
     shown = [Param(redact(key), redact(str(value))[:500]) for key, value in params.items()]
     c.log_batch(run.info.run_id, params=shown)
     return run.info.run_id
 
 
-def _redacted(tags: dict[str, str]) -> dict[str, str]:
+def redacted(tags: dict[str, str]) -> dict[str, str]:
     return {redact(key): redact(value) for key, value in tags.items()}
 
 
@@ -161,32 +157,31 @@ def log_metrics(root: str, run: str, values: dict[str, float]) -> None:
 
 
 def tag(root: str, run: str, tags: dict[str, str]) -> None:
-    client(root).log_batch(run, tags=[RunTag(key, value) for key, value in _redacted(tags).items()])
+    client(root).log_batch(run, tags=[RunTag(key, value) for key, value in redacted(tags).items()])
 
 
 def log_dataset(root: str, run: str, dataset: Dataset, context: str, parts: int) -> None:
     """Ties a frozen dataset, by the digest that is its version, to a run."""
-    source = mlflow.data.dataset_source_registry.resolve_dataset_source(
-        files.join(root, "datasets", dataset.name, f"{dataset.version}.json")
-    )
-    made: Any = mlflow.data.meta_dataset.MetaDataset
-    meta = made(source, name=dataset.name, digest=dataset.version)
-    tags = [InputTag("mlflow.data.context", context), InputTag("parts", str(parts))]
-    _log_inputs(root, run, [DatasetInput(meta._to_mlflow_entity(), tags)])
+    place = files.join(root, "datasets", dataset.name, f"{dataset.version}.json")
+    facts = {"mlflow.data.context": context, "parts": str(parts)}
+    _log_inputs(root, run, [_input(place, dataset.name, dataset.version, facts)])
 
 
 def log_columns(root: str, run: str, used: dict[str, str], parts: list[str], context: str) -> None:
     """Ties the versions of columns that a run reads to it, each by its digest over the parts that it reads."""
-    made: Any = mlflow.data.meta_dataset.MetaDataset
     inputs = []
     for column, version in sorted(used.items()):
-        folder = files.join(root, "columns", column, version)
-        source = mlflow.data.dataset_source_registry.resolve_dataset_source(folder)
-        meta = made(source, name=column, digest=columns.digest(root, column, version, parts))
         facts = {"mlflow.data.context": context, "version": version, "parts": str(len(parts))}
-        inputs.append(DatasetInput(meta._to_mlflow_entity(), [InputTag(key, value) for key, value in facts.items()]))
+        digest = columns.digest(root, column, version, parts)
+        inputs.append(_input(files.join(root, "columns", column, version), column, digest, facts))
     if inputs:
         _log_inputs(root, run, inputs)
+
+
+def _input(place: str, name: str, digest: str, facts: dict[str, str]) -> DatasetInput:
+    made: Any = mlflow.data.meta_dataset.MetaDataset
+    meta = made(mlflow.data.dataset_source_registry.resolve_dataset_source(place), name=name, digest=digest)
+    return DatasetInput(meta._to_mlflow_entity(), [InputTag(key, value) for key, value in facts.items()])
 
 
 def _log_inputs(root: str, run: str, inputs: list[DatasetInput]) -> None:
@@ -258,86 +253,14 @@ def log_model(root: str, run: str, model: Any, example: Any, tags: dict[str, str
             serialization_format="pt2",
             # Named, not inferred: inferring starts a process that loads the model again.
             pip_requirements=[f"{name}=={metadata.version(name)}" for name in ("torch", "numpy")],
-            tags=_redacted(tags),
+            tags=redacted(tags),
             run_id=run,
             validate_serving_input=False,  # it traces all again, for a minute of two streams, and could only warn
         )
     return logged.model_uri
 
 
-def register(root: str, name: str, uri: str, run: str, tags: dict[str, str]) -> int:
-    """Registers a model as the next version under a name; one that is registered already keeps its version."""
-    c = client(root)
-    with contextlib.suppress(MlflowException):
-        c.create_registered_model(name, description="Reelmill detector; see the tags of each version")
-    for version, known in versions(root, name).items():
-        if known.get("checkpoint_digest") == tags["checkpoint_digest"]:
-            return version
-    return int(c.create_model_version(name, source=uri, run_id=run, tags=_redacted(tags)).version)
-
-
-@dataclass(frozen=True)
-class ModelVersion:
-    """A registered version as the other tasks need it."""
-
-    name: str
-    version: int
-    run: str
-    tags: dict[str, str]
-
-    @property
-    def checkpoint(self) -> str:
-        return self.tags["checkpoint"]
-
-
-def champion(root: str, name: str, alias: str = CHAMPION) -> ModelVersion | None:
-    """The version that carries the alias ``champion``, or another one, if there is one."""
-    try:
-        found = client(root).get_model_version_by_alias(name, alias)
-    except MlflowException as error:
-        if error.error_code not in NO_ALIAS:  # a server that fails has not said that there is none
-            raise
-        return None
-    return ModelVersion(name, int(found.version), found.run_id or "", dict(found.tags))
-
-
-def promote(root: str, name: str, version: int) -> Callable[[], None]:
-    """Moves the alias ``champion`` to a version; returns what takes that and the gate's decision on it back."""
-    c = client(root)
-    before, tags = champion(root, name), versions(root, name)[version]
-    moves = before is None or before.version != version
-    if moves:
-        c.set_model_version_tag(name, str(version), SINCE, datetime.now(UTC).isoformat(timespec="microseconds"))
-        c.set_registered_model_alias(name, CHAMPION, str(version))
-
-    def back() -> None:
-        if before is None:
-            c.delete_registered_model_alias(name, CHAMPION)
-        elif moves:
-            c.set_registered_model_alias(name, CHAMPION, str(before.version))
-        for tag_name in (SINCE, *DECISION):
-            if tag_name in tags:
-                c.set_model_version_tag(name, str(version), tag_name, tags[tag_name])
-            else:
-                c.delete_model_version_tag(name, str(version), tag_name)
-
-    return back
-
-
-def registered(root: str) -> list[ModelVersion]:
-    """Every version of every model, in order of name and version."""
-    c = client(root)
-    names = sorted(model.name for model in _all(c.search_registered_models))
-    found = [version for name in names for version in _all(functools.partial(_versions_of, c, name))]
-    made = [ModelVersion(v.name, int(v.version), v.run_id or "", dict(v.tags)) for v in found]
-    return sorted(made, key=lambda one: (one.name, one.version))
-
-
-def _versions_of(c: MlflowClient, name: str, page_token: str | None = None) -> Any:
-    return c.search_model_versions(f"name = '{name}'", page_token=page_token)
-
-
-def _all(search: Callable[..., Any]) -> list[Any]:
+def every(search: Callable[..., Any]) -> list[Any]:
     """What a search has on all its pages."""
     page = search()
     found = list(page)
@@ -355,63 +278,15 @@ def training(root: str, identity: str) -> tuple[str, dict[str, str]] | None:
     return None
 
 
-def reigns(root: str, name: str) -> list[int]:
-    """The versions that have been champion, the last to become it first."""
-    since = {version: tags[SINCE] for version, tags in versions(root, name).items() if SINCE in tags}
-    return sorted(since, key=lambda version: (since[version], version), reverse=True)
-
-
-def versions(root: str, name: str) -> dict[int, dict[str, str]]:
-    """The tags of every version of a model, the oldest first."""
-    found = client(root).search_model_versions(f"name = '{name}'")
-    return dict(sorted((int(v.version), dict(v.tags)) for v in found))
-
-
-def add_to_tag(root: str, name: str, version: int, tag_name: str, value: str) -> None:
-    """Adds a value to those, with commas between them, that a tag of a version has; it is there once."""
-    c = client(root)
-    had = c.get_model_version(name, str(version)).tags.get(tag_name, "")
-    if value not in had.split(","):
-        c.set_model_version_tag(name, str(version), tag_name, f"{had},{value}".strip(","))
-
-
 def remove_pictures(root: str, dataset: str) -> None:
     """Removes the pictures with frames of videos from the runs on a dataset version, given as name@version."""
     from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
-    for run in _all(functools.partial(client(root).search_runs, [_experiment(root)], f"tags.dataset = '{dataset}'")):
+    for run in every(functools.partial(client(root).search_runs, [_experiment(root)], f"tags.dataset = '{dataset}'")):
         repository = get_artifact_repository(run.info.artifact_uri)
         for found in repository.list_artifacts("figures"):
             if found.path.rpartition("/")[2].startswith("timeline_"):
                 repository.delete_artifacts(found.path)
-
-
-def rolled_back(root: str, name: str, version: int) -> str | None:
-    """When and why a person took the alias from a version, if one did and nobody gave it back."""
-    return client(root).get_model_version(name, str(version)).tags.get(ROLLED_BACK)
-
-
-def roll_back(root: str, name: str, version: int, to: int, why: str) -> None:
-    """Moves the alias from a version to another by a person's word, and keeps that word."""
-    c = client(root)
-    now = datetime.now(UTC).isoformat(timespec="seconds")
-    c.set_model_version_tag(name, str(version), ROLLED_BACK, redact(f"{now} {why}".strip()))
-    if rolled_back(root, name, to):
-        c.delete_model_version_tag(name, str(to), ROLLED_BACK)
-    promote(root, name, to)
-
-
-def decide(root: str, name: str, version: int, decision: dict[str, Any]) -> None:
-    """Keeps the gate's decision, with every number, on the version that it was about."""
-    c = client(root)
-    for tag_name, value in zip(DECISION, (redact(json.dumps(decision)), decision["decision"]), strict=True):
-        c.set_model_version_tag(name, str(version), tag_name, value)
-
-
-def decided(root: str, name: str, version: int) -> dict[str, Any] | None:
-    """The gate's decision on a version, if it was judged before."""
-    kept = client(root).get_model_version(name, str(version)).tags.get(DECISION[0])
-    return json.loads(kept) if kept else None
 
 
 def run_url(root: str, run: str) -> str:

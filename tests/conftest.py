@@ -5,6 +5,7 @@ import shutil
 import socket
 import threading
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 
 from flows.__main__ import quiet
@@ -65,39 +66,37 @@ def mlflow_tables(tmp_path_factory):
         yield
 
 
+def made_once(tmp_path_factory, name: str, make: Callable[[Path], None]) -> Path:
+    """A folder that the first of the test processes to ask for it fills, for all of them."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    folder, made = folder / name, folder / f"{name}.made"
+    with local.locked(str(folder)):
+        if not made.exists():
+            folder.mkdir(exist_ok=True)
+            make(folder)
+            made.touch()
+    return folder
+
+
 @pytest.fixture(scope="session")
 def archive(tmp_path_factory):
     """A folder with `archive/` (16 weak, 6 dense, broken and real videos) and `labels.csv`; no test changes it."""
     from storage import synthetic
     from tasks import pool
 
-    folder = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:  # one for all processes
-        folder = folder.parent
-    folder, made = folder / "rendered", folder / "rendered.made"
-    with local.locked(str(folder)):
-        if not made.exists():
-            synthetic.render_archive(folder, 0, 16, 6, run=pool.processes)
-            made.touch()
-    return folder
+    return made_once(
+        tmp_path_factory, "rendered", lambda at: synthetic.render_archive(at, 0, 16, 6, run=pool.processes)
+    )
 
 
 @pytest.fixture(scope="session")
 def traced(tmp_path_factory):
     """A folder with `archive/`, `labels.csv` and `root/`, see `tests.traced`; no test changes it."""
-    from storage import local
     from tests import traced as makes
 
-    folder = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:  # one for all processes
-        folder = folder.parent
-    folder, made = folder / "traced", folder / "traced.made"
-    with local.locked(str(folder)):
-        if not made.exists():
-            folder.mkdir(exist_ok=True)
-            makes.make(folder, str(folder / "root"))
-            made.touch()
-    return folder
+    return made_once(tmp_path_factory, "traced", lambda at: makes.make(at, str(at / "root")))
 
 
 @pytest.fixture(scope="module")

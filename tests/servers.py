@@ -14,10 +14,11 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from storage import local
 
@@ -160,3 +161,13 @@ def rclone(folder: Path) -> Iterator[str]:
     endpoint = f"http://127.0.0.1:{port}"
     with serving([*command, str(folder / "data")], endpoint, folder / "log"):
         yield endpoint
+
+
+def until(what: str, found: Callable[[], Any], seconds: float = 240.0) -> Any:
+    """What ``found`` returns as soon as it is truthy."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if value := found():
+            return value
+        time.sleep(0.2)
+    raise AssertionError(f"{what}: not within {seconds} s")

@@ -248,9 +248,10 @@ def test_settings_are_known_to_the_libraries(deployment):
 
 def emitted(monkeypatch, decision: str) -> ReceivedEvent:
     """What the gate emits, as the server receives it."""
-    tracking, emit = MagicMock(), MagicMock()
-    tracking.decided.return_value = tracking.rolled_back.return_value = None
-    monkeypatch.setattr(gates, "tracking", tracking)
+    registry, emit = MagicMock(), MagicMock()
+    registry.decided.return_value = registry.rolled_back.return_value = None
+    monkeypatch.setattr(gates, "registry", registry)
+    monkeypatch.setattr(gates, "tracking", MagicMock())
     monkeypatch.setattr(gates, "report", MagicMock())
     monkeypatch.setattr(gates, "emit_event", emit)
     monkeypatch.setattr(

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from storage import datasets
-from tasks import tracking
+from tasks import registry, tracking
 from tests.servers import prefect_tables
 
 pytestmark = pytest.mark.timeout(900)  # on a busy machine
@@ -119,7 +119,7 @@ def test_features_are_real_embeddings(ran):
 
 def test_mlflow_holds_the_runs_and_a_model_that_runs_without_us(ran):
     root, _, summary = ran
-    version = tracking.champion(str(root), "detector-5")
+    version = registry.champion(str(root), "detector-5")
     assert version.version == summary["champion"]
     run = tracking.export(str(root), version.run)
     assert run["metrics"]["every_frame_map"] and run["params"]["objective"] == "dense"
@@ -140,4 +140,4 @@ def test_large_files_that_were_touched_are_read_whole_and_not_decoded(said):
 
 def test_a_training_whose_inputs_did_not_change_is_reused(said, ran):
     assert said[1]["retrain"].count("already trained") == 2
-    assert tracking.champion(str(said[0]), "detector-5").version == ran[2]["champion"]
+    assert registry.champion(str(said[0]), "detector-5").version == ran[2]["champion"]

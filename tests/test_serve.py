@@ -5,8 +5,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -25,7 +23,7 @@ from storage.errors import InputError
 from tasks import serve, shard, tracking
 from tasks.gate import PROMOTED
 from tasks.listing import plan_archive
-from tests.servers import prefect_tables
+from tests.servers import prefect_tables, until
 
 CHECKOUT = Path(__file__).parent.parent
 
@@ -34,16 +32,6 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
-
-
-def until(what: str, found: Callable[[], Any], seconds: float) -> Any:
-    """What `found` returns as soon as it is truthy."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if value := found():
-            return value
-        time.sleep(0.2)
-    raise AssertionError(f"{what}: not within {seconds} s")
 
 
 def carrying(name: str, value: object) -> list[psutil.Process]:

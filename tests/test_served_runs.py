@@ -26,11 +26,11 @@ from prefect.exceptions import ObjectNotFound
 from prefect.states import Pending, Scheduled
 
 from storage import checkpoints, files
-from tasks import serve, slots, tracking
+from tasks import registry, serve, slots, tracking
 from tests import lamps
 from tests.forked import forks
 from tests.preparing import CHECKOUT, prepare
-from tests.servers import end_with_us, free_ports, postgres, postgres_programs, prefect_server
+from tests.servers import end_with_us, free_ports, postgres, postgres_programs, prefect_server, until
 
 pytestmark = [pytest.mark.timeout(900), pytest.mark.long]
 IMPORTS = """
@@ -72,16 +72,6 @@ serve.GPUS = Path(sys.argv[1])
 serve.register()
 """
 WORDS = ["--dataset", "a", "--pretraining", "none", "--finetune-steps", "2"]
-
-
-def until(what, found, seconds=240.0):
-    """What ``found`` returns as soon as it is truthy."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if value := found():
-            return value
-        time.sleep(0.2)
-    raise AssertionError(f"{what}: not within {seconds} s")
 
 
 @pytest.fixture(scope="module")
@@ -200,9 +190,9 @@ def test_a_run_that_waits_for_a_person_ends_its_process_and_another_one_goes_on(
 
     first = process()
     assert "already trained" in first and state(served, flow_run.id).name == "Suspended", first
-    assert tracking.champion(root, "asked") is None
-    (waiting,) = tracking.versions(root, "asked")
-    assert tracking.decided(root, "asked", waiting)["asked"] == str(flow_run.id)
+    assert registry.champion(root, "asked") is None
+    (waiting,) = registry.versions(root, "asked")
+    assert registry.decided(root, "asked", waiting)["asked"] == str(flow_run.id)
     wrong = served.client.request("POST", f"/flow_runs/{flow_run.id}/resume", json={"run_input": {"approve": True}})
     assert wrong.json()["status"] == "REJECT" and state(served, flow_run.id).name == "Suspended", "nobody signed"
     words = ["approve", "--root", root, "--model", "asked", "--by", "ann", "--comment", "seen"]
@@ -212,7 +202,7 @@ def test_a_run_that_waits_for_a_person_ends_its_process_and_another_one_goes_on(
     again = process()
     assert state(served, flow_run.id).is_completed(), again
     assert "already trained" in again and "approved by ann: seen" in again
-    assert tracking.champion(root, "asked").version == waiting
+    assert registry.champion(root, "asked").version == waiting
     found = tracking.client(root).search_runs(
         [tracking._experiment(root)], f"tags.`prefect.flow_run_id` = '{flow_run.id}'"
     )

@@ -1,11 +1,11 @@
 """A person's word on a challenger, without a server: what waits, who may answer, and what comes of it."""
 
 import pytest
-from test_tasks_gate import DATA, candidate, judged, registry, root  # noqa: F401  fixtures
+from test_tasks_gate import DATA, candidate, judged, root  # noqa: F401  fixtures
 
 from storage.datasets import Dataset
 from storage.errors import InputError
-from tasks import approval, gate, tracking
+from tasks import approval, gate, registry, tracking
 
 LATER = Dataset("d", "v2", [], {})
 
@@ -18,7 +18,7 @@ def waiting(root):  # noqa: F811
 
 
 def champion(root):  # noqa: F811
-    return tracking.champion(root.url, "m").version
+    return registry.champion(root.url, "m").version
 
 
 def test_a_winner_waits_and_the_champion_stays(waiting):
@@ -40,7 +40,7 @@ def test_approved_it_is_champion_and_the_word_is_kept(waiting):
     root, decision = waiting  # noqa: F811
     said = approval.approve(root.url, "ann", "m", comment="looks right")
     assert said == "m version 2 is promoted" and champion(root) == 2
-    kept = tracking.decided(root.url, "m", 2)
+    kept = registry.decided(root.url, "m", 2)
     assert kept["approval"].items() >= {"approved": True, "by": "ann", "comment": "looks right"}.items()
     assert kept["why"].startswith("approved by ann: looks right") and kept["ci_low"] == decision["ci_low"]
     metrics = tracking.export(root.url, decision["run"])["metrics"]
@@ -52,7 +52,7 @@ def test_approved_it_is_champion_and_the_word_is_kept(waiting):
 def test_refused_it_stays_refused(waiting):
     root, _ = waiting  # noqa: F811
     assert approval.approve(root.url, "ann", "m", version=2, refuse=True) == "m version 2 is refused"
-    assert champion(root) == 1 and tracking.decided(root.url, "m", 2)["decision"] == "refused"
+    assert champion(root) == 1 and registry.decided(root.url, "m", 2)["decision"] == "refused"
     again = judged(root, candidate(root, 1, 3.0), approval=True)
     assert again["decision"] == "refused" and "refused by ann" in again["why"]
 

@@ -9,7 +9,19 @@ import torch
 
 from models.gate import Rules
 from storage import checkpoints, columns, datasets, files, parts
-from tasks import backbone, ensemble, evaluate, finetune, gate, predict, scorer, tracking, train_rank
+from tasks import (
+    backbone,
+    ensemble,
+    evaluate,
+    finetune,
+    gate,
+    predict,
+    registry,
+    scorer,
+    segments,
+    tracking,
+    train_rank,
+)
 from tasks.train_rank import Spec
 from tests import lamps
 from tests.preparing import prepare
@@ -38,7 +50,7 @@ def promoted(root, dataset, tuned, name):
     checkpoint, run = tuned["checkpoint"], tuned["run"]
     if name not in EXPORTED:
         tags = {"checkpoint": checkpoint.url, "checkpoint_digest": checkpoint.digest}
-        tracking.promote(root, name, tracking.register(root, name, f"runs:/{run}/model", run, tags))
+        registry.promote(root, name, registry.register(root, name, f"runs:/{run}/model", run, tags))
         return checkpoint
     evaluation = evaluate.evaluate_checkpoint(root, dataset, checkpoint, name)
     uri = finetune._log_model(root, run, checkpoint)
@@ -83,7 +95,7 @@ def test_the_champion_infers_every_clip_and_its_segments(lit, name):
             part.rows(), predict.read_predictions(root, done["version"], part), strict=True
         ):
             assert key == row["key"] and scores.shape == (row["frames"], 3) and len(times) == row["frames"]
-        assert files.exists(predict._segments_url(root, done["version"], part.id))
+        assert files.exists(segments.url(root, done["version"], part.id))
     assert predict.predict.fn(root, "a", name, [])["predicted"] == 0
 
 

@@ -149,14 +149,14 @@ def test_the_champions_predictions_are_kept(tmp_path, monkeypatch):
     import torch
 
     from storage import checkpoints
-    from tasks import predict, tracking
+    from tasks import predict, registry
 
     root = str(tmp_path / "root")
     make(files.open_root(root))
     checkpoint = checkpoints.save(root, "run", 1, {"w": torch.ones(2)}, {}, {}, True)
     champion = SimpleNamespace(checkpoint=checkpoint.url, version=3)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
-    monkeypatch.setattr(tracking, "champion", lambda *_: champion)
+    monkeypatch.setattr(registry, "champion", lambda *_: champion)
     name = predict.version(checkpoint)
     for number, version in enumerate((name, "older")):
         change = lambda rows, number=number: [{**row, "score": float(number)} for row in rows]  # noqa: E731

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from flows.__main__ import main
 from storage import columns, datasets, files, inventory, ledger, lineage, plans, tombstones
 from storage.errors import InputError
-from tasks import adopt, finetune, forget, predict, pretrain, trace, tracking, train, verify
+from tasks import adopt, finetune, forget, predict, pretrain, registry, trace, tracking, train, verify
 from tests import preparing, traced
 
 GONE, COPY = "weak/02.mp4", "weak/copy of 02.mp4"
@@ -128,7 +128,7 @@ def test_nothing_is_left_and_all_else_is_as_before(root, store, request, tmp_pat
     assert stone.versions[f"a@{old.version}"] == data.version
     for name in files.names(files.join(root, "forgotten")):
         assert GONE.encode() not in files.read(files.join(root, "forgotten", name))
-    assert tracking.versions(root, "detector")[1][tombstones.TAG] == stone.id
+    assert registry.versions(root, "detector")[1][tombstones.TAG] == stone.id
     assert f"run `reelmill retrain --root {root} --dataset a`" in said.output
     with pytest.raises(InputError, match="no source and no clip"):
         trace.of_source(root, GONE)
@@ -147,7 +147,7 @@ def test_it_does_not_come_back_under_any_name_and_the_rest_goes_on(root, request
     home, archive = request.getfixturevalue("traced"), tmp_path / "archive"
     shutil.copytree(home / "archive", archive)
     first, _ = preparing.prepare(root, str(archive), str(home / "labels.csv"), units=4)
-    champion = tracking.champion(root, "detector")
+    champion = registry.champion(root, "detector")
     names = lambda data: {  # noqa: E731
         train.run_name(pretrain.spec_for(root, data, "detection", traced.RECIPE), "p"),
         train.run_name(finetune.spec_for(root, data, None, traced.RECIPE), "f"),
@@ -173,7 +173,7 @@ def test_it_does_not_come_back_under_any_name_and_the_rest_goes_on(root, request
     assert run(GONE, "dense/00.mp4", "--root", root).exit_code == 0, "the ledger names nobody"
     datasets.freeze(root, "a", after.parts, after.about, after.selection)
     assert predict.predict.fn(root, "a", "detector", [])["predicted"] == 0
-    assert tracking.champion(root, "detector").version == champion.version
+    assert registry.champion(root, "detector").version == champion.version
     assert not names(datasets.load(root, "a")) & before, "trainings on the same parts are other trainings now"
 
 
@@ -211,7 +211,7 @@ def test_what_is_still_there_is_named_and_fails(root, name):
 
 
 def test_by_indexes_no_tar_of_others_is_read_and_pictures_of_held_out_videos_go(root, tmp_path, monkeypatch):
-    champion = tracking.champion(root, "detector")
+    champion = registry.champion(root, "detector")
     for name in ("timeline_0.png", "losses.png"):
         (tmp_path / name).write_bytes(b"PNG")
         files.replace(b"PNG", files.join(root, "figures/a/detection-0", name))
@@ -226,7 +226,7 @@ def test_by_indexes_no_tar_of_others_is_read_and_pictures_of_held_out_videos_go(
     assert files.names(files.join(root, "figures/a/detection-0")) == ["losses.png"]
     kept = [one.path for one in tracking.client(root).list_artifacts(champion.run, "figures")]
     assert kept == ["figures/losses.png"]
-    assert tombstones.TAG not in tracking.versions(root, "detector")[1], "it was measured on it, not trained"
+    assert tombstones.TAG not in registry.versions(root, "detector")[1], "it was measured on it, not trained"
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 """The gate on a real registry: who becomes champion, who does not, and what is kept of the decision."""
 
-import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,7 +11,7 @@ from models.metrics import FrameScores
 from storage import checkpoints, files
 from storage.datasets import Dataset
 from storage.errors import InputError
-from tasks import gate, tracking
+from tasks import gate, registry, tracking
 from tasks.evaluate import Evaluation
 from tasks.rollback import rollback
 
@@ -20,20 +19,10 @@ DATA = Dataset("d", "v1", [], {})
 RULES = Rules()
 
 
-@pytest.fixture(scope="session")
-def registry(tmp_path_factory):
-    """An empty database of MLflow, to be copied: making its tables takes longer than a test."""
-    folder = tmp_path_factory.mktemp("registry")
-    tracking.client(str(folder))
-    return folder / "mlflow" / "mlflow.db"
-
-
 @pytest.fixture
-def root(tmp_path, monkeypatch, registry):
+def root(tmp_path, monkeypatch):
     """A root whose evaluations are looked up by the digest of the weights; events are collected."""
     url = files.open_root(str(tmp_path))
-    (tmp_path / "mlflow").mkdir()
-    shutil.copy(registry, tmp_path / "mlflow")
     known: dict[str, Evaluation] = {}
     events: list[tuple[str, dict]] = []
     monkeypatch.setattr(gate, "evaluate_checkpoint", lambda root, data, checkpoint, title: known[checkpoint.digest])
@@ -73,27 +62,27 @@ def judged(
 def test_the_first_model_is_promoted(root):
     decision = judged(root, candidate(root, 0, 1.0))
     assert decision["decision"] == "promoted" and decision["why"] == "there was no champion"
-    assert tracking.champion(root.url, "m").version == decision["version"]
+    assert registry.champion(root.url, "m").version == decision["version"]
 
 
 def test_a_better_challenger_is_promoted(root):
     judged(root, candidate(root, 0, 0.5))
     decision = judged(root, candidate(root, 1, 3.0))
     assert decision["decision"] == "promoted" and decision["ci_low"] > 0
-    assert tracking.champion(root.url, "m").version == decision["version"]
+    assert registry.champion(root.url, "m").version == decision["version"]
 
 
 def test_a_worse_challenger_is_refused(root):
     first = judged(root, candidate(root, 0, 3.0))
     decision = judged(root, candidate(root, 1, 0.5))
     assert decision["decision"] == "refused" and decision["ci_high"] < 0
-    assert tracking.champion(root.url, "m").version == first["version"]
+    assert registry.champion(root.url, "m").version == first["version"]
 
 
 def test_an_equal_challenger_is_refused(root):
     first = judged(root, candidate(root, 0, 1.0))
     assert judged(root, candidate(root, 7, 1.0))["decision"] == "refused"
-    assert tracking.champion(root.url, "m").version == first["version"]
+    assert registry.champion(root.url, "m").version == first["version"]
 
 
 def test_a_decision_stands(root):
@@ -115,7 +104,7 @@ def test_a_champion_of_other_videos_cannot_be_compared(root):
     first = judged(root, candidate(root, 0, 1.0))
     decision = judged(root, candidate(root, 1, 3.0, videos=29))
     assert decision["decision"] == "refused" and "not comparable" in decision["why"]
-    assert tracking.champion(root.url, "m").version == first["version"]
+    assert registry.champion(root.url, "m").version == first["version"]
 
 
 def test_a_better_challenger_that_loses_a_class_is_refused_by_its_name(root):
@@ -125,7 +114,7 @@ def test_a_better_challenger_that_loses_a_class_is_refused_by_its_name(root):
     assert decision["decision"] == "refused" and decision["ci_low"] > 0 and "surely worse on sit (-" in decision["why"]
     assert "run" not in decision["why"] and {row["class"] for row in decision["classes"]} == {"run", "jump", "sit"}
     assert "| sit |" in gate.as_markdown("m", decision)
-    assert tracking.champion(root.url, "m").version == first["version"]
+    assert registry.champion(root.url, "m").version == first["version"]
     allowed = judged(root, lame, data=Dataset("d", "v2", [], {}), rules=Rules(class_drop=1.0))
     assert allowed["decision"] == "promoted"
 
@@ -138,8 +127,8 @@ def test_a_better_challenger_that_is_too_slow_is_refused(root):
     assert decision["champion_latency_ms"] == 10 and decision["rules"]["slower"] == 3
 
 
-@pytest.mark.parametrize("broken", ["decide", "log_metrics"])
-def test_the_alias_goes_back_where_the_decision_cannot_be_told(root, monkeypatch, broken):
+@pytest.mark.parametrize(("room", "broken"), [(registry, "decide"), (tracking, "log_metrics")])
+def test_the_alias_goes_back_where_the_decision_cannot_be_told(root, monkeypatch, room, broken):
     first = judged(root, candidate(root, 0, 0.5))
     better = candidate(root, 1, 3.0)
 
@@ -147,23 +136,23 @@ def test_the_alias_goes_back_where_the_decision_cannot_be_told(root, monkeypatch
         raise ConnectionError("no server")
 
     with monkeypatch.context() as patch:
-        patch.setattr(tracking, broken, lost)
+        patch.setattr(room, broken, lost)
         with pytest.raises(ConnectionError):
             judged(root, better)
-    assert tracking.champion(root.url, "m").version == first["version"] and len(root.events) == 1
+    assert registry.champion(root.url, "m").version == first["version"] and len(root.events) == 1
     decision = judged(root, better)
-    assert decision["decision"] == "promoted" and tracking.champion(root.url, "m").version == decision["version"]
+    assert decision["decision"] == "promoted" and registry.champion(root.url, "m").version == decision["version"]
 
 
 def test_a_champion_that_is_judged_anew_keeps_its_reign_where_that_cannot_be_told(root, monkeypatch):
     first, second = (judged(root, candidate(root, seed, 0.5 + seed)) for seed in range(2))
-    tags = tracking.versions(root.url, "m")[second["version"]]
+    tags = registry.versions(root.url, "m")[second["version"]]
     with monkeypatch.context() as patch:
         patch.setattr(gate, "emit_event", lambda *_, **__: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             judged(root, candidate(root, 1, 1.5), data=Dataset("d", "v2", [], {}))
-    assert tracking.versions(root.url, "m")[second["version"]] == tags
-    assert tracking.reigns(root.url, "m") == [second["version"], first["version"]]
+    assert registry.versions(root.url, "m")[second["version"]] == tags
+    assert registry.reigns(root.url, "m") == [second["version"], first["version"]]
 
 
 def test_a_champion_is_rolled_back_and_stays_so(root):
@@ -188,7 +177,7 @@ def test_every_number_is_kept_and_announced(root):
     judged(root, candidate(root, 0, 0.5))
     found = candidate(root, 1, 3.0)
     decision = judged(root, found)
-    assert tracking.decided(root.url, "m", decision["version"]) == decision
+    assert registry.decided(root.url, "m", decision["version"]) == decision
     metrics = tracking.export(root.url, found["run"])["metrics"]
     assert metrics["gate_ci_low"] == decision["ci_low"] and metrics["gate_promoted"] == 1
     assert [event for event, _ in root.events] == [gate.PROMOTED] * 2
@@ -230,7 +219,7 @@ def test_videos_that_the_champion_was_trained_on_count_for_neither(root, monkeyp
 def test_registering_twice_keeps_the_version(root):
     found = candidate(root, 0, 1.0)
     tags = {"checkpoint": found["checkpoint"].url, "checkpoint_digest": found["checkpoint"].digest}
-    versions = {tracking.register(root.url, "m", found["model_uri"], found["run"], tags) for _ in range(3)}
+    versions = {registry.register(root.url, "m", found["model_uri"], found["run"], tags) for _ in range(3)}
     assert versions == {1}
 
 
@@ -252,7 +241,7 @@ def test_a_server_that_fails_has_not_said_that_there_is_no_champion(monkeypatch,
 
     monkeypatch.setattr(tracking, "client", lambda root: SimpleNamespace(get_model_version_by_alias=answer))
     if none:
-        assert tracking.champion("r", "m") is None
+        assert registry.champion("r", "m") is None
     else:
         with pytest.raises(MlflowException):
-            tracking.champion("r", "m")
+            registry.champion("r", "m")

@@ -10,7 +10,7 @@ from test_tasks_prepare import prepare
 import models
 from storage import checkpoints, columns, files
 from storage.errors import InputError
-from tasks import evaluate, predict, scorer, train_rank
+from tasks import evaluate, predict, scorer, segments, train_rank
 from tasks.pretrain import classes_of
 from tasks.train_rank import Spec
 
@@ -60,7 +60,7 @@ def test_scores_at_source_rate_follow_the_times():
 def test_segments_are_runs_above_the_threshold():
     times = np.arange(10) / 10
     scores = np.array([0, 0.6, 0.8, 0.7, 0, 0, 0.9, 0, 0.5, 0.5])[:, None]
-    found = predict.segments(scores, times, ["a"])
+    found = segments.find(scores, times, ["a"])
     assert [(s["start"], s["end"]) for s in found] == [(pytest.approx(0.1), pytest.approx(0.4))]
     assert found[0]["score"] == pytest.approx(0.7)
 

@@ -15,7 +15,7 @@ from flows.__main__ import main
 from storage import catalogue, columns, datasets, files, inventory, ledger, near, parts, stores, tables
 from storage.ledger import Entry
 from tasks import gc, volumes
-from tasks.tracking import ModelVersion
+from tasks.registry import ModelVersion
 from tasks.verify import examine
 
 

@@ -3,12 +3,12 @@
 from dataclasses import replace
 
 import pytest
-from test_tasks_gate import DATA, candidate, judged, registry, root  # noqa: F401  fixtures
+from test_tasks_gate import DATA, candidate, judged, root  # noqa: F401  fixtures
 
 from models.gate import Rules
 from storage import files
 from storage.datasets import Dataset
-from tasks import retraining, tracking
+from tasks import registry, retraining
 from tasks.recipe import Recipe
 from tasks.retraining import Retraining
 from tasks.rollback import rollback
@@ -62,7 +62,7 @@ def test_a_registry_that_knows_nothing_of_it_or_another_decision_makes_it_be_don
     this.kept(found)
     assert retraining.outcome(str(tmp_path_factory.mktemp("new")), "m", this.url) is None
     version = found["gates"]["detection"]["version"]
-    tracking.decide(root.url, "m", version, found["gates"]["detection"] | {"dataset": "d@v0"})
+    registry.decide(root.url, "m", version, found["gates"]["detection"] | {"dataset": "d@v0"})
     assert retraining.outcome(root.url, "m", this.url) is None
 
 

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 
 from flows.__main__ import main
 from storage import checkpoints, columns, datasets, files, lineage, parts
-from tasks import trace, tracking
+from tasks import registry, trace, tracking
 
 
 def run(*words):
@@ -34,7 +34,7 @@ def forward(root):
 
 
 def test_every_prediction_row_leads_back_to_its_source_and_forward_to_itself(root, forward):
-    champion = tracking.champion(root, "detector")
+    champion = registry.champion(root, "detector")
     (version,) = columns.versions(root, "predictions")
     backward = rows_of(trace.of_model(root, "models:/detector@champion"))
     trained = {row["key"]: row for row in backward}

@@ -13,6 +13,7 @@ from tasks import (
     predict,
     pretrain,
     recipe,
+    registry,
     score,
     select,
     thresholds,
@@ -64,7 +65,7 @@ def again(folder: Path, root: str) -> Dataset:
     tuned, run = trained(root, spec, "finetune-detection", dataset, parent)
     tags = {"checkpoint": tuned.url, "checkpoint_digest": tuned.digest, "system": "x3d"}
     tags["dataset"] = f"a@{dataset.version}"
-    version = tracking.register(root, "detector", f"runs:/{run}/model", run, tags)
-    tracking.promote(root, "detector", version)
+    version = registry.register(root, "detector", f"runs:/{run}/model", run, tags)
+    registry.promote(root, "detector", version)
     predict.predict.fn(root, "a", "detector", [])
     return dataset
