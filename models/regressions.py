@@ -10,7 +10,6 @@ K classes, V videos; differences are challenger minus champion, in AP (0 ... 1).
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
 
 from models.metrics import Array
 
@@ -39,6 +38,8 @@ def changes(
     """
     if allowed < 0:
         raise ValueError(f"a class may fall by {allowed}: give 0 or more")
+    from scipy import stats  # which takes a second to load
+
     delta = challenger - champion
     p_worse = np.ones(len(delta))
     tested = np.flatnonzero(videos >= MIN_VIDEOS)
@@ -52,6 +53,8 @@ def changes(
 
 def single(delta: Array, without: Array, videos: Array) -> Array:
     """The one-sided p-value [K] of each difference being below 0, unadjusted; 1 for one that no video changes."""
+    from scipy import stats
+
     V = without.shape[1]
     spread = np.sqrt((V - 1) / V * ((without - without.mean(1, keepdims=True)) ** 2).sum(1))
     certain = spread < 1e-12

@@ -175,7 +175,8 @@ def test_a_server_that_is_stopped_before_the_run_starts_begins_nothing(prefect, 
     assert not (tmp_path / "root" / "parts").exists()
 
 
-@pytest.mark.parametrize("number", [signal.SIGSTOP, pytest.param(signal.SIGKILL, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("number", [signal.SIGSTOP, signal.SIGKILL])
 def test_a_server_that_never_comes_back_holds_no_run_whose_work_is_done(prefect, few, tmp_path, number):
     """Everything is committed, one line says so and what Prefect was not told, and the code is 0."""
     root = tmp_path / "root"
