@@ -88,7 +88,7 @@ def retrain(
     ] = 0.0,
     compile: Annotated[bool, Field(description="Train through torch.compile; slow to start.")] = False,
     ranks: Annotated[int, Field(description="Processes per training, on each node.", ge=1)] = 1,
-    nodes: Annotated[int, Field(description="Machines per training; the others run `reelmill join`.", ge=1)] = 1,
+    nodes: Annotated[int, Field(description="Machines; others run `reelmill join`, or are Dask's GPUs.", ge=1)] = 1,
     rendezvous: Annotated[str, Field(description="HOST:PORT where the nodes meet; the host is one of them.")] = "",
     sharding: Annotated[
         Literal["none", "fsdp"], Field(description="Each rank has the whole model, or a shard of every tensor.")

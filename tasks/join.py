@@ -11,12 +11,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from typing import Annotated
 
 from pydantic import Field
 
 from storage import files
-from tasks import launch
+from tasks import launch, pool
 from tasks.launch import TrainingFailed
 from tasks.report import say
 from tasks.spec import Placement, Spec
@@ -32,7 +33,10 @@ def folder(root: str) -> str:
 
 @contextmanager
 def announced(spec: Spec, name: str, placement: Placement) -> Iterator[None]:
-    """Tells other machines of a training of several nodes while the block lasts; one of a single node needs none."""
+    """Tells other machines of a training of several nodes while the block lasts; one of a single node needs none.
+
+    Where a Dask cluster has workers with a GPU, its scheduler places the other nodes; else they join by themselves.
+    """
     if placement.nodes == 1:
         yield
         return
@@ -40,7 +44,16 @@ def announced(spec: Spec, name: str, placement: Placement) -> Iterator[None]:
     with ONE:
         files.replace_json({"spec": asdict(spec), "placement": asdict(placement)}, url)
         try:
-            yield
+            with pool.placed(partial(take_part, spec.root, f"{name}.json"), placement.nodes - 1) as workers:
+                if workers:
+                    say(f"  {name}: {len(workers)} of {placement.nodes} nodes are workers of the Dask cluster")
+                try:
+                    yield
+                except TrainingFailed:
+                    for worker in workers:
+                        if worker.status == "error":
+                            say(f"  {name}: on a worker: {worker.exception()}")
+                    raise
         finally:
             files.remove(url)
 

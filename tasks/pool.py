@@ -15,7 +15,10 @@ from itertools import islice
 from multiprocessing import get_context
 from typing import Any, TypeVar
 
+from storage.errors import InputError
+
 PATIENCE = "30s"  # for a scheduler to answer
+GPU = "GPU"  # the resource of a worker: dask worker --resources "GPU=1"
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -76,17 +79,23 @@ def _outcome(future: Future) -> Any:
     return error if error is not None else future.result()
 
 
+def _connected(address: str) -> Any:
+    from dask.distributed import Client
+
+    try:
+        return Client(address, set_as_default=False, timeout=PATIENCE)
+    except OSError as error:
+        raise ClusterLost(f"no Dask scheduler answers at {address} ({error})") from error
+
+
 def _on_cluster(
     address: str, function: Callable[[Item], Result], items: list[Item]
 ) -> Iterator[tuple[Item, Result | Exception]]:
-    from dask.distributed import CancelledError, Client
+    from dask.distributed import CancelledError
     from dask.distributed import as_completed as done
     from distributed.comm import CommClosedError
 
-    try:
-        client = Client(address, set_as_default=False, timeout=PATIENCE)
-    except OSError as error:
-        raise ClusterLost(f"no Dask scheduler answers at {address} ({error})") from error
+    client = _connected(address)
     try:
         first = items[: _most.get()]
         futures, others = client.map(function, first, pure=False), iter(items[len(first) :])
@@ -103,6 +112,31 @@ def _on_cluster(
         raise ClusterLost(
             f"the Dask scheduler at {address} is gone; what was committed stays, run again for the rest"
         ) from error
+    finally:
+        client.close(timeout=10)
+
+
+@contextmanager
+def placed(function: Callable[[], None], count: int) -> Iterator[list[Any]]:
+    """Has ``count`` workers of the cluster that offer the resource GPU run a function, one each, while the block lasts.
+
+    Yields their futures: none where there is no cluster, or none of its workers offers a GPU. Raises `InputError`
+    where some do and they are too few.
+    """
+    address = os.environ.get("DASK_SCHEDULER_ADDRESS")
+    if not address or not count:
+        yield []
+        return
+    client = _connected(address)
+    try:
+        known = client.scheduler_info(n_workers=-1)["workers"]
+        able = [worker for worker, facts in known.items() if facts["resources"].get(GPU)]
+        if able and len(able) < count:
+            raise InputError(f"{count} more machines are wanted; {len(able)} workers of {address} have a GPU")
+        futures = [client.submit(function, workers=[w], resources={GPU: 1}, pure=False) for w in able[:count]]
+        yield futures
+        for future in futures:  # they end when the others do
+            future.exception(timeout=PATIENCE)
     finally:
         client.close(timeout=10)
 

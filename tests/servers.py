@@ -1,4 +1,4 @@
-"""Servers on loopback that end with whoever started them: S3 of two kinds, Prefect, PostgreSQL."""
+"""Servers on loopback that end with whoever started them: S3 of two kinds, Prefect, PostgreSQL, Dask."""
 
 import ctypes
 import json
@@ -171,3 +171,22 @@ def until(what: str, found: Callable[[], Any], seconds: float = 240.0) -> Any:
             return value
         time.sleep(0.2)
     raise AssertionError(f"{what}: not within {seconds} s")
+
+
+@contextmanager
+def dask_cluster(count: int, *more: str) -> Iterator[tuple[str, subprocess.Popen, list[subprocess.Popen]]]:
+    """The address of a Dask scheduler, its process, and those of workers of one thread each."""
+    port = free_ports(1)
+    address = f"tcp://127.0.0.1:{port}"
+    options: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    options |= {"cwd": Path(__file__).parent.parent, "preexec_fn": end_with_us}
+    where = ["--host", "127.0.0.1", "--port", str(port), "--no-dashboard"]
+    scheduler = subprocess.Popen([sys.executable, "-m", "distributed.cli.dask_scheduler", *where], **options)
+    command = [sys.executable, "-m", "distributed.cli.dask_worker", address, "--nthreads", "1", "--no-dashboard"]
+    workers = [subprocess.Popen([*command, "--no-nanny", *more], **options) for _ in range(count)]
+    try:
+        yield address, scheduler, workers
+    finally:
+        for process in (scheduler, *workers):
+            process.kill()
+            process.wait()

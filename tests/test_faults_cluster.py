@@ -1,8 +1,6 @@
 """A Dask worker or the scheduler dies in the middle of a stage: nothing is lost, and nobody waits for ever."""
 
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections import Counter
@@ -11,8 +9,8 @@ import pytest
 
 from storage import files, parts
 from tasks import pool
-from tests.preparing import CHECKOUT, bytes_of, prepare
-from tests.servers import end_with_us, free_ports
+from tests.preparing import bytes_of, prepare
+from tests.servers import dask_cluster, free_ports
 
 
 @pytest.fixture(scope="module")
@@ -31,18 +29,8 @@ def calm(films, tmp_path_factory):
 @pytest.fixture(scope="module")
 def processes():
     """The address of a scheduler, and the processes: it and two workers of one thread each."""
-    port = free_ports(1)
-    address = f"tcp://127.0.0.1:{port}"
-    options = {"cwd": CHECKOUT, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "preexec_fn": end_with_us}
-    scheduler_module, worker_module = "distributed.cli.dask_scheduler", "distributed.cli.dask_worker"
-    where = ["--host", "127.0.0.1", "--port", str(port), "--no-dashboard"]
-    scheduler = subprocess.Popen([sys.executable, "-m", scheduler_module, *where], **options)
-    command = [sys.executable, "-m", worker_module, address, "--nthreads", "1", "--no-dashboard", "--no-nanny"]
-    workers = [subprocess.Popen(command, **options) for _ in range(2)]
-    yield address, scheduler, workers
-    for process in (scheduler, *workers):
-        process.kill()
-        process.wait()
+    with dask_cluster(2) as found:
+        yield found
 
 
 @pytest.fixture

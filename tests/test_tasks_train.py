@@ -7,16 +7,18 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from dask.distributed import Client
 from test_tasks_prepare import prepare
 
 from storage import checkpoints, files
-from storage.errors import Damaged
+from storage.errors import Damaged, InputError
 from storage.parts import Part
 from tasks import batches as batches_
 from tasks import join, label, loader, train, train_rank, train_step
@@ -156,25 +158,55 @@ def test_a_killed_training_goes_on_as_if_nothing_had_happened(spec, uninterrupte
     assert train.losses(final) == pytest.approx(train.losses(uninterrupted), abs=1e-6)
 
 
+@contextmanager
+def by_hand(root: str):
+    """Another machine that was told to join."""
+    second = threading.Thread(target=join.join, args=[root, 1])
+    second.start()
+    yield
+    second.join(120)
+    assert not second.is_alive()
+
+
+@contextmanager
+def by_dask(root: str):
+    """A cluster with a worker that has a GPU, as it says."""
+    with servers.dask_cluster(1, "--resources", "GPU=1") as (address, *_), pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DASK_SCHEDULER_ADDRESS", address)
+        servers.until("a worker", lambda: workers_of(address))
+        with (
+            pytest.raises(InputError, match="2 more machines are wanted; 1 workers"),
+            train.launch.pool.placed(print, 2),
+        ):
+            pass
+        yield
+
+
+def workers_of(address: str) -> int:
+    with Client(address, set_as_default=False) as client:
+        return len(client.scheduler_info()["workers"])
+
+
 @pytest.mark.long
-def test_two_nodes_train_and_a_finished_training_is_returned_at_once(spec, monkeypatch):
+@pytest.mark.parametrize("other", [by_hand, by_dask])
+def test_two_nodes_train_and_a_finished_training_is_returned_at_once(spec, monkeypatch, capfd, other):
     """On loopback, a rank each; the second finds the training in the store. With `resume` off it is trained anew."""
     cores = train.launch.SIDE_BY_SIDE  # so that a rank has one thread, as in this process
     monkeypatch.setattr(train.launch.pool, "workers", lambda: cores)
-    short = replace(spec, steps=3, checkpoint_every=3)
+    short = replace(spec, steps=3, checkpoint_every=3, seed=5 if other is by_dask else spec.seed)
     seen: dict[int, float] = {}
-    second = threading.Thread(target=join.join, args=[spec.root, 1])
-    second.start()
     placement = Placement(nodes=2, rendezvous=f"127.0.0.1:{servers.free_ports(1)}")
-    first, figures = train.fit(short, "fit", placement=placement, log=lambda values, step: seen.update({step: values}))
-    second.join(120)
-    assert not second.is_alive() and files.names(join.folder(spec.root)) == []
+    log = lambda values, step: seen.update({step: values})  # noqa: E731
+    with other(spec.root):
+        first, figures = train.fit(short, "fit", placement=placement, log=log)
+    assert files.names(join.folder(spec.root)) == []
+    assert ("1 of 2 nodes are workers of the Dask cluster" in capfd.readouterr().out) == (other is by_dask)
     assert first.final and sorted(seen) == [1, 2, 3] and 0 <= figures["wait_share"] <= 1
     again, figures = train.fit(short, "fit")
     assert again.url == first.url and figures == {"reused": 1.0}
     anew, figures = train.fit(short, "fit", resume=False)
     assert anew.url == first.url and figures["train_seconds"] > 0
-    assert anew.digest == trained(short, "in this process").digest != first.digest
+    assert anew.digest == trained(short, f"in this process, {other.__name__}").digest != first.digest
 
 
 @pytest.mark.long
