@@ -4,8 +4,11 @@ import os
 import subprocess
 import sys
 import time
+import uuid
 
 import pytest
+from fsspec import AbstractFileSystem
+from fsspec.implementations.memory import MemoryFileSystem
 
 from storage import conditions, files, lease
 from storage.errors import InputError, StoreError
@@ -138,3 +141,13 @@ def test_a_lease_is_renewed_while_its_holder_lives(place, monkeypatch):
 def test_an_object_below_no_root_is_refused_where_conditions_are_ignored(place):
     with pytest.raises(StoreError, match="below no Reelmill root"):
         files.publish_bytes(b"x", f"{place('rclone')}/object")
+
+
+def test_a_store_that_tells_no_times_cannot_hold_a_lease(monkeypatch):
+    """fsspec's own answer of file systems that have none."""
+    monkeypatch.setattr(MemoryFileSystem, "modified", AbstractFileSystem.modified)
+    root = f"memory://timeless-{uuid.uuid4()}"
+    own = f"{root}/writers/one.json"
+    files.replace(b"{}", own)
+    with pytest.raises(StoreError, match=r"one\.json: this store tells no times, so writers cannot take turns"):
+        lease.living(f"{root}/writers", own)
