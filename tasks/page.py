@@ -58,7 +58,9 @@ def told(root: str, flow: str, dataset: str, model: str = "", run: str = "") -> 
                 (folder / "page.html").write_text(made.html)
                 tracking.log_files(root, run, [folder / "page.html"], "report")
     except Exception as error:  # whatever it is, the run's work is done
-        report.say(f"  page         could not be made ({type(error).__name__}: {error}); the run is complete without it")
+        report.say(
+            f"  page         could not be made ({type(error).__name__}: {error}); the run is complete without it"
+        )
         return ""
     report.say(f"  page         {url}")
     return redact(url)
@@ -111,14 +113,18 @@ def _template() -> Any:
         loader=FileSystemLoader(HERE), autoescape=True, trim_blocks=True, lstrip_blocks=True,
         finalize=lambda value: redact(value) if isinstance(value, str) and not isinstance(value, Markup) else value,
     )  # fmt: skip
-    made.filters |= {"percent": _percent, "clock": report.clock, "thousands": lambda value: f"{value:,}"}
+    made.filters |= {"percent": _percent, "seconds": _seconds, "thousands": lambda value: f"{value:,}"}
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     made.globals |= {"script": Markup(script), "style": Markup(style), "digest": digest}
     return made.get_template("page.html.j2")
 
 
 def _percent(value: float | None, sign: bool = False) -> str:
-    return "–" if value is None else f"{value:+.1f}" if sign else f"{value:.1f}"
+    return "–" if value is None else f"{value:+.1f}".replace("-", "−") if sign else f"{value:.1f}"
+
+
+def _seconds(value: float) -> str:
+    return f"{value:.1f} s" if value < 60 else report.clock(value)
 
 
 @dataclass
@@ -142,7 +148,9 @@ class Models:
 def _models(root: str, data: datasets.Dataset, known: Standing) -> Models:
     sections = ("classes", "curves", "timelines", "unsure")
     if known.champion is None:
-        where = f"No version of {known.name} is champion yet" if known.versions else f"No model {known.name} is registered"
+        where = (
+            f"No version of {known.name} is champion yet" if known.versions else f"No model {known.name} is registered"
+        )
         return Models(None, dict.fromkeys(sections, f"{where}; reelmill retrain trains and judges one."))
     checkpoint = page_models.checkpoint_of(root, known, known.champion)
     if checkpoint is None:
@@ -188,18 +196,31 @@ def _links(root: str, run: str) -> list[tuple[str, str]]:
 
 
 def _totals(
-    data: datasets.Dataset, clips: page_archive.Clips, steps: list[page_archive.Step], facts: Models, known: Standing, bad: int
+    data: datasets.Dataset,
+    clips: page_archive.Clips,
+    steps: list[page_archive.Step],
+    facts: Models,
+    known: Standing,
+    bad: int,
 ) -> list[tuple[str, str, str]]:
     """(what, number, remark) of the figures that stand first."""
     hours = clips.seconds / 3600
     size = in_units(sum(part.bytes for part in data.parts))
     share = f"{100 * clips.predicted / clips.selected:.0f} %" if clips.selected else "–"
-    gain = "" if facts.mean is None or facts.mean_before is None else f"{facts.mean - facts.mean_before:+.1f} to version {facts.before}"
+    gain = (
+        ""
+        if facts.mean is None or facts.mean_before is None
+        else f"{facts.mean - facts.mean_before:+.1f} over version {facts.before}"
+    )
     return [
         ("Files listed", f"{steps[0].count:,}", f"{steps[1].count:,} kept"),
         ("Quarantined", f"{bad:,}", f"{100 * bad / max(1, steps[0].count):.2g} % of the files"),
         ("Clips", f"{clips.all:,}", f"{clips.selected:,} selected"),
-        ("Video", f"{hours:.1f} h" if hours >= 1 else f"{clips.seconds / 60:.1f} min", f"{size} in {len(data.parts)} parts"),
+        (
+            "Video",
+            f"{hours:.1f} h" if hours >= 1 else f"{clips.seconds / 60:.1f} min",
+            f"{size} in {len(data.parts)} parts",
+        ),
         ("Classes", f"{len(clips.classes):,}", f"{clips.labelled:,} clips labelled"),
         ("Champion", f"v{known.champion}" if known.champion else "none", known.name),
         ("mAP", "–" if facts.mean is None else f"{facts.mean:.1f}", gain or "on held-out videos"),

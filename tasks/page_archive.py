@@ -2,6 +2,7 @@
 
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -10,20 +11,21 @@ from markupsafe import Markup
 
 from storage import columns, datasets, files, ledger, plans, tables
 from storage.datasets import Dataset
-from storage.errors import InputError, StoreError
+from storage.errors import StoreError
 from storage.limits import REASONS
 from storage.parts import Part
 from tasks import drift, page_pictures
 from tasks.predict import COLUMN
 
 ROWS = 200  # of a table on a page, at most
+ACCOUNT = ["item", "verdict", "reason", "detail"]  # columns of a ledger
 BAD = 24  # quarantined items that are shown
 READ = 4 << 20  # bytes of a quarantined file on a remote store that are fetched for a picture, at most; locally any
 
 
 @dataclass(frozen=True)
 class Step:
-    """A step on the way of an archive's items: how many are left after it, and what it let go, by verdict and reason."""
+    """A step on the way of an archive's items: how many are left after it; (verdict, reason, count) of the others."""
 
     name: str
     count: int
@@ -55,18 +57,18 @@ def accounts(root: str, dataset: Dataset) -> list[tuple[str, list[str]]]:
 def verdicts(root: str, step: str, names: list[str]) -> Counter[tuple[str, str]]:
     """How many items of some ledgers have each (verdict, reason)."""
     found: Counter[tuple[str, str]] = Counter()
-    for table in files.at_once(lambda name: _ledger(root, step, name, ["verdict", "reason"]), names):
+    for table in files.at_once(partial(_ledger, root, step), names):
         for row in table.group_by(["verdict", "reason"]).aggregate([([], "count_all")]).to_pylist():
             found[row["verdict"], row["reason"]] += row["count_all"]
     return found
 
 
-def _ledger(root: str, step: str, name: str, wanted: list[str]) -> pa.Table:
-    """Columns of a ledger; no rows where it is gone."""
+def _ledger(root: str, step: str, name: str) -> pa.Table:
+    """What a page needs of a ledger; no rows where it is gone."""
     try:
-        return tables.read(ledger.url(root, step, name), wanted)
+        return tables.read(ledger.url(root, step, name), ACCOUNT)
     except FileNotFoundError:
-        return pa.schema([ledger.SCHEMA.field(one) for one in wanted]).empty_table()
+        return pa.schema([ledger.SCHEMA.field(one) for one in ACCOUNT]).empty_table()
 
 
 def _lost(counts: Counter[tuple[str, str]]) -> list[tuple[str, str, int]]:
@@ -105,9 +107,13 @@ def funnel(root: str, dataset: Dataset, clips: Clips, champion: str) -> list[Ste
     dropped: list[tuple[str, str, int]] = []
     if dataset.selection:
         dropped = _lost(verdicts(root, "select", [f"{part.id}-{dataset.selection}" for part in dataset.parts]))
-    steps.append(Step("Selected", clips.selected, "clips", dropped, "" if dataset.selection else "no thresholds are set"))
+    steps.append(
+        Step("Selected", clips.selected, "clips", dropped, "" if dataset.selection else "no thresholds are set")
+    )
     without = clips.selected - clips.labelled
-    steps.append(Step("Labelled", clips.labelled, "clips", [("without", "no label was given", without)] if without else []))
+    steps.append(
+        Step("Labelled", clips.labelled, "clips", [("without", "no label was given", without)] if without else [])
+    )
     missing = clips.selected - clips.predicted
     why = f"no predictions of {champion}" if champion else "no model is champion yet"
     steps.append(Step("Predicted", clips.predicted, "clips", [("missing", why, missing)] if missing else []))
@@ -129,8 +135,7 @@ def quarantined(root: str, dataset: Dataset) -> tuple[list[Bad], int]:
     """The first quarantined items, as many of each reason as there is room for, and how many there are."""
     found: dict[str, list[tuple[str, dict[str, Any]]]] = {}
     for step, names in accounts(root, dataset):
-        wanted = ["item", "verdict", "reason", "detail"]
-        for name, table in zip(names, files.at_once(lambda one, at=step: _ledger(root, at, one, wanted), names), strict=True):
+        for name, table in zip(names, files.at_once(partial(_ledger, root, step), names), strict=True):
             for row in table.filter(pc.equal(table["verdict"], "quarantined")).to_pylist():
                 found.setdefault(row["reason"], []).append((name if step == "shard" else "", row))
     total = sum(map(len, found.values()))
@@ -175,7 +180,9 @@ def moved(root: str, dataset: Dataset, others: list[str]) -> Moved:
             except (FileNotFoundError, StoreError):
                 continue
     if tried:
-        return Moved("", None, f"What there was before ({tried[0]}) is gone from the store, so nothing can be compared.")
+        return Moved(
+            "", None, f"What there was before ({tried[0]}) is gone from the store, so nothing can be compared."
+        )
     return Moved("", None, "This is the first version of the dataset; there is nothing to compare it with.")
 
 
@@ -194,11 +201,3 @@ def history(root: str, dataset: Dataset) -> list[dict[str, Any]]:
                 detail = f"{have} of {len(dataset.parts)} parts"
                 rows.append({"kind": "column", "name": column, "version": version, "detail": detail})
     return rows
-
-
-def exists(root: str, name: str, version: str) -> bool:
-    """Whether a version of a dataset is still listed."""
-    try:
-        return bool(datasets.load(root, name, version))
-    except InputError:
-        return False

@@ -1,4 +1,4 @@
-"""What a page says of models: the gate's decisions, classes with intervals, curves, timelines, clips it is unsure of."""
+"""What a page says of a model: classes with intervals, curves, timelines, and the clips that it is unsure of."""
 
 import heapq
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ from tasks.predict import COLUMN, read_predictions, version
 DRAWS, CONFIDENCE = 500, 0.95  # of the bootstrap over videos
 CELLS = 40_000_000  # frames by classes that are resampled, at most: some seconds
 SHOWN, STEPS, TICKS = 4, 200, 6  # videos under a filmstrip, places of its cursor, labels of its clock
-STRIP = 24  # frames of a strip
+STRIP = 20  # frames of a strip
 UNSURE, PARTS, LOOK = 12, 64, 4  # clips shown, parts that are read to find them, frames of each
 DECISIONS = 8  # versions of a model whose decisions are shown
 CLASSES = 48  # curves, and rows of a timeline, at most
@@ -235,7 +235,9 @@ def _timeline(video: ScoredVideo, classes: list[str], clips: list[Clip], wrong: 
     for k in sorted(range(len(classes)), key=lambda k: (k not in labels, -filled[:, k].max(), k))[:CLASSES]:
         spans = [(float(s), float(e)) for s, e, c in zip(starts, ends, labels, strict=True) if c == k]
         data = {"scores": np.round(100 * filled[:, k]).astype(int).tolist(), "spans": spans}
-        rows.append({"name": classes[k], "data": data, "picture": page_pictures.track(grid, filled[:, k], spans, duration)})
+        rows.append(
+            {"name": classes[k], "data": data, "picture": page_pictures.track(grid, filled[:, k], spans, duration)}
+        )
     ticks = [(100 * i / (TICKS - 1), duration * i / (TICKS - 1)) for i in range(TICKS)]
     try:
         frames, missing = page_pictures.frames(clips, STRIP), ""

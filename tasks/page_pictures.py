@@ -41,7 +41,9 @@ def jpeg(frame: np.ndarray) -> Markup:
 
 def frames(clips: list[Clip], count: int) -> list[tuple[float, Markup]]:
     """(second of the source, picture) of about ``count`` frames, spread evenly over the clips of a video."""
-    chosen = clips if len(clips) <= count else [clips[i] for i in np.linspace(0, len(clips) - 1, count).round().astype(int)]
+    chosen = (
+        clips if len(clips) <= count else [clips[i] for i in np.linspace(0, len(clips) - 1, count).round().astype(int)]
+    )
     seconds = sum(row["end"] - row["start"] for _, row in chosen)
     found: list[tuple[float, np.ndarray]] = []
     for part, row in chosen:
