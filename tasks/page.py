@@ -85,9 +85,9 @@ class Page:
 
 
 def render(root: str, flow: str, dataset: str, model: str, run: str = "") -> Page:
-    """The page of a dataset and, where ``model`` is given, of that model."""
+    """The page of a dataset and of a model; where none is given, of one that was trained on the dataset."""
     data = datasets.load(root, dataset)
-    known = page_models.standing(root, model) if model else page_models.standing(root, "detector")
+    known = page_models.standing(root, model or _shown(root, dataset))
     facts = _models(root, data, known)
     clips = page_archive.counted(root, data, facts.column)
     name = f"version {known.champion} of {known.name}" if known.champion else ""
@@ -104,6 +104,13 @@ def render(root: str, flow: str, dataset: str, model: str, run: str = "") -> Pag
     }  # fmt: skip
     of = data.version if flow in ("prepare", "state") or not known.champion else f"{data.version}-v{known.champion}"
     return Page(_template().render(values), of)
+
+
+def _shown(root: str, dataset: str) -> str:
+    """The model of a run that has none: the last to be trained on the dataset, or else the usual name."""
+    known = ancestry.models(root)
+    names = [one.name for one in known if one.tags.get("dataset", "").partition("@")[0] == dataset]
+    return "detector" if not names or "detector" in names else names[-1]
 
 
 def _template() -> Any:

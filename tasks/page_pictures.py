@@ -21,7 +21,7 @@ HEIGHT = 120  # pixels of a frame on the page
 POINTS = 160  # of a curve, at most
 INK = {"#010101": "currentColor", "#010102": "var(--score)", "#010103": "var(--truth)", "#010104": "var(--before)"}
 TEXT, SCORE, TRUTH, BEFORE = INK  # colours of the figure that the page's style decides on
-SVG = {"svg.fonttype": "none", "svg.hashsalt": "reelmill", "font.size": 8, "axes.edgecolor": TEXT}
+SVG: Any = {"svg.fonttype": "none", "svg.hashsalt": "reelmill", "font.size": 8, "axes.edgecolor": TEXT}
 
 
 def small(frame: np.ndarray, height: int = HEIGHT) -> np.ndarray:
@@ -88,7 +88,7 @@ def svg(figure: Figure, stretch: bool = False) -> Markup:
 def curve(now: tuple[np.ndarray, np.ndarray], before: tuple[np.ndarray, np.ndarray] | None) -> Markup:
     """Precision against recall, (recall, precision) each; the model before in a colour that stands back."""
     with rc_context(SVG):
-        figure = Figure(figsize=(2.3, 1.75), layout="constrained")
+        figure = Figure(figsize=(1.8, 1.45), layout="constrained")
         axes = figure.subplots()
         for points, colour, width in ((before, BEFORE, 1.2), (now, SCORE, 1.8)):
             if points is not None:

@@ -66,6 +66,7 @@ def plant(root):
     data = datasets.load(root, "a")
     for name in (f"figures/a/volumes-{data.version}.png", "figures/a/detection-0/timeline_0.png", "figures/b/x.png"):
         files.replace(b"\x89PNG", files.join(root, name))
+    files.replace(b"a frame and no name", files.join(root, "reports/state-b-0.html"))
     leaks = [{"video": "dense/04.mp4", "training_video": GONE, "training_clip": row["key"]}, {"video": "dense/05.mp4"}]
     files.replace_json({"leaks": leaks, "metrics": {}}, files.join(root, "figures/a/detection-0/evaluation.json"))
     files.replace(f"cutting {GONE} now\nall is well\n".encode(), files.join(root, "logs/worker.log"))
@@ -114,6 +115,7 @@ def test_nothing_is_left_and_all_else_is_as_before(root, store, request, tmp_pat
     data = datasets.load(root, "a")
     assert [version for version, _ in lineage.versions(root)] == [data] and data.version != old.version
     assert files.names(files.join(root, "figures/a")) == ["detection-0"], "the sheet may show it"
+    assert files.names(files.join(root, "reports")) == [], "a page may show it"
     assert files.names(files.join(root, "figures/a/detection-0")) == ["evaluation.json", "timeline_0.png"]
     assert files.read_json(files.join(root, "figures/a/detection-0/evaluation.json"))["leaks"] == [
         {"video": "dense/05.mp4"}
