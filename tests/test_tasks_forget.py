@@ -218,6 +218,8 @@ def test_by_indexes_no_tar_of_others_is_read_and_pictures_of_held_out_videos_go(
         (tmp_path / name).write_bytes(b"PNG")
         files.replace(b"PNG", files.join(root, "figures/a/detection-0", name))
     tracking.log_files(root, champion.run, [tmp_path / "timeline_0.png", tmp_path / "losses.png"], "figures")
+    (tmp_path / "page.html").write_bytes(b"frames")
+    tracking.log_files(root, champion.run, [tmp_path / "page.html"], "report")
     asked, read = [], files.read
     found = forget.proof.look
     monkeypatch.setattr(files, "read", lambda url, *ends: asked.append(url) or read(url, *ends))
@@ -228,6 +230,7 @@ def test_by_indexes_no_tar_of_others_is_read_and_pictures_of_held_out_videos_go(
     assert files.names(files.join(root, "figures/a/detection-0")) == ["losses.png"]
     kept = [one.path for one in tracking.client(root).list_artifacts(champion.run, "figures")]
     assert kept == ["figures/losses.png"]
+    assert not tracking.client(root).list_artifacts(champion.run, "report")
     assert tombstones.TAG not in registry.versions(root, "detector")[1], "it was measured on it, not trained"
 
 
