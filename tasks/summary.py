@@ -126,7 +126,7 @@ def retrained(
     rows |= {f"{kind}: cost": shown(v) for kind, v in scores.items()}
     rows |= {f"gate: {kind}": f"{d['decision']}, {d['why']}" for kind, d in decisions.items()}
     rows |= {"champion": f"{model} version {found['champion']}", "MLflow": found["mlflow_url"]}
-    text = _page(f"Retraining on {dataset.name}", rows) + page.link(found["report"])
+    text = _page(f"Retraining on {dataset.name}", rows) + page.link(str(found["report"]))
     report.markdown("retrain", text, "what retrain did")
     return found
 
