@@ -169,7 +169,7 @@ class Moved:
 
 def moved(root: str, dataset: Dataset, others: list[str]) -> Moved:
     """The drift against the version before, or else against one that a champion was trained on (name@version)."""
-    known = [f"{dataset.name}@{dataset.about.get('before')}", *others]
+    known = [f"{dataset.name}@{dataset.about.get('before') or ''}", *others]
     mine = f"{dataset.name}@{dataset.version}"
     tried = [one for one in dict.fromkeys(known) if one.partition("@")[2] and one != mine]
     for one in tried:

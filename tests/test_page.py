@@ -5,6 +5,7 @@ Screenshots are kept under each test's ``tmp_path``.
 
 import csv
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ import pytest
 from models.metrics import FrameScores
 from storage import datasets, files
 from storage.inventory import Item
-from tasks import page, page_models, registry, tracking
+from tasks import page, page_archive, page_models, registry, tracking
 from tasks.evaluate import evaluate_checkpoint
 from tasks.page_models import Measured
 from tasks.references import References
@@ -247,6 +248,19 @@ def test_media_that_are_gone_leave_a_page_without_frames(opened, traced, tmp_pat
     assert "cannot be read" in view.inner_text() and view.locator("img").count() == 0
     view.locator("input").press("End")
     assert "truth" in view.locator("output").inner_text()
+
+
+def test_drift_is_against_the_version_before(traced):
+    root = str(traced / "root")
+    now = datasets.load(root, "a")
+    older = [name.removesuffix(".json") for name in files.names(files.join(root, "datasets", "a"), ".json")]
+    (before,) = set(older) - {now.version, "latest"}
+    assert "first version" in page_archive.moved(root, now, [f"a@{now.version}", "", "b@"]).why
+    for about, others in (({"before": before}, []), ({"before": ""}, [f"a@{before}"])):
+        moved = page_archive.moved(root, replace(now, about=about), others)
+        assert moved.before == f"a@{before}" and moved.found.common == now.clips and moved.found.rows
+    gone = page_archive.moved(root, replace(now, about={"before": "0" * 16}), [])
+    assert gone.found is None and "gone" in gone.why and "0" * 16 in gone.why
 
 
 def test_a_page_goes_with_its_version(traced):
