@@ -10,7 +10,7 @@ READY  := $(VENV)/.ready
 export PREFECT_HOME ?= $(CURDIR)/var/prefect
 $(shell mkdir -p "$(PREFECT_HOME)")
 
-.PHONY: help demo test test-all check bench serve lock clean
+.PHONY: help demo test test-all browser check bench serve lock clean
 help:
 	@echo "make demo [SEED=n]  render an archive and run the whole chain on it, about 6 minutes"
 	@echo "make test           run the test suite, about 10 minutes"
@@ -33,10 +33,16 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)
 	$(BIN)/reelmill demo --root $(ROOT) --seed $(SEED)
 
-test: $(READY)
+# The tests of the report page open it in Debian's Chromium; where there is none to be had they skip, and say so.
+browser:
+	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null \
+	  || { echo "installing chromium"; $$(test "$$(id -u)" = 0 || echo sudo) sh -c 'apt-get update -q && apt-get install -yq chromium'; } \
+	  || echo "no chromium can be installed: the tests of the report page in a browser are skipped"
+
+test: $(READY) browser
 	$(BIN)/python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder -m "not long"
 
-test-all: $(READY)
+test-all: $(READY) browser
 	$(BIN)/python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder
 
 check: $(READY)

@@ -23,6 +23,7 @@ COMMANDS = {  # name: (what runs, its check before anything starts, one line of 
     "ablate": ("flows.ablate:ablate", "tasks.checks:ablate", "Ablation tables of the thesis on rendered archives."),
     "infer": ("flows.infer:infer", "tasks.checks:infer", "Run the champion where its predictions are missing."),
     "audit": ("flows.audit:audit", "tasks.checks:audit", "What is stale, dropped, drifting or behind."),
+    "page": ("tasks.page:page", None, "One HTML file with what a root says of a dataset and its model."),
     "rollback": ("tasks.rollback:rollback", None, "Give the alias champion back to an earlier version."),
     "approve": ("tasks.approval:approve", None, "Promote or refuse a challenger that waits for a person's word."),
     "select": ("tasks.select:choose", None, "Apply thresholds to the stored scores; decodes nothing again."),

@@ -110,6 +110,8 @@ def selections(root: str, items: Iterable[Item], gone: Gone) -> set[str]:
 def _shows(name: str, old: set[tuple[str, str]], held_out: bool) -> bool:
     """Whether an object is a picture with frames of a dataset version that is concerned: whose they are, none tells."""
     folder, _, rest = name.partition("/")
+    if folder == "reports":  # a page names files and shows frames; it can be made again
+        return True
     dataset, last = rest.partition("/")[0], rest.rpartition("/")[2]
     if folder != "figures" or dataset not in {one for one, _ in old}:
         return False

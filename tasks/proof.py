@@ -10,8 +10,8 @@ from tasks.report import progress
 
 OURS = (  # folders that Reelmill writes
     "ablation", "adopted", "archives", "catalogues", "checkpoints", "columns", "datasets", "figures", "inflight",
-    "ledger", "logs", "mlflow", "near", "parts", "plans", "requeued", "retired", "segments", "tables", "writers",
-    "summary.json",
+    "ledger", "logs", "mlflow", "near", "parts", "plans", "reports", "requeued", "retired", "segments", "tables",
+    "writers", "summary.json",
 )  # fmt: skip
 WORDS = {"name": "its name", "digest": "a digest of it", "bytes": "bytes of it"}
 

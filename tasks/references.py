@@ -15,6 +15,7 @@ TAR = re.compile(ID + r"(-[0-9a-f]{16})?\.tar")
 ABOUT_A_PART = re.compile(ID + r"\.parquet")  # an index, a column, segments, a ledger
 SELECTED = re.compile(ID + r"-(?P<version>select-[0-9a-f]+)\.parquet")
 RECORD = re.compile(ID + r"(-[0-9a-f]{16})?\.(json|parquet)")  # of a shard; with the labels given for it
+PAGE = re.compile(r".+-(?P<version>[0-9a-f]{16})(-v\d+)?\.html")
 LISTS = ("datasets", "plans", "retired")
 VOLUMES = "volume_labels"  # the column of parts that were made from other parts
 
@@ -146,6 +147,9 @@ class References:
         if folder == "catalogues" and rest.count("/") == 1 and name.endswith(".parquet"):
             known = (rest.partition("/")[0], name.removesuffix(".parquet")) in self.versions
             return "" if known else "catalogue of no dataset version"
+        if folder == "reports" and (found := PAGE.fullmatch(rest)):
+            known = found["version"] in {version for _, version in self.versions}
+            return "" if known else "page of no dataset version"
         if rest.startswith("adopt/") if folder == "ledger" else folder == "adopted":
             found = RECORD.fullmatch(name)
             return f"{folder} of a shard in no dataset" if found and found["id"] not in self.adopted else ""

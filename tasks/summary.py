@@ -13,7 +13,7 @@ from prefect.runtime import flow_run
 from storage import datasets, files
 from storage.datasets import Dataset
 from storage.ledger import Report
-from tasks import registry, report, tracking
+from tasks import page, registry, report, tracking
 from tasks.footprint import MEASURES, shown
 
 
@@ -69,7 +69,9 @@ def prepared(
         why = f"the {found['videos']} files listed are those of {dataset.name}@{dataset.version}, and have all columns"
         report.say(f"  prepared     nothing to do: {why}")
         found |= {"nothing_to_do": why}
-    report.markdown("prepare", _page(f"Dataset {dataset.name} {dataset.version}", found), "what prepare did")
+    found |= {"report": page.told(root, "prepare", dataset.name)}
+    text = _page(f"Dataset {dataset.name} {dataset.version}", found) + page.link(found["report"])
+    report.markdown("prepare", text, "what prepare did")
     return found
 
 
@@ -117,13 +119,15 @@ def retrained(
         "figures": {c["kind"]: c["figures"] for c in candidates},
         "mlflow_run": run,
         "mlflow_url": tracking.run_url(root, run),
+        "report": page.told(root, "retrain", dataset.name, model, run),
         "task_runs": task_runs(),
     }
     rows: dict[str, Any] = {f"{kind}: mAP": f"{100 * v['every_frame_map']:.1f}" for kind, v in scores.items()}
     rows |= {f"{kind}: cost": shown(v) for kind, v in scores.items()}
     rows |= {f"gate: {kind}": f"{d['decision']}, {d['why']}" for kind, d in decisions.items()}
     rows |= {"champion": f"{model} version {found['champion']}", "MLflow": found["mlflow_url"]}
-    report.markdown("retrain", _page(f"Retraining on {dataset.name}", rows), "what retrain did")
+    text = _page(f"Retraining on {dataset.name}", rows) + page.link(str(found["report"]))
+    report.markdown("retrain", text, "what retrain did")
     return found
 
 
@@ -137,7 +141,8 @@ def inferred(root: str, dataset: str, model: str, found: dict[str, Any]) -> dict
         why = f"every clip of {dataset} has the predictions of {model} version {found['champion']}"
         report.say(f"  inferred     nothing to do: {why}")
         found = found | {"nothing_to_do": why}
-    report.markdown("infer", _page(f"{model} over {dataset}", found), "what infer did")
+    found = found | {"report": page.told(root, "infer", dataset, model)}
+    report.markdown("infer", _page(f"{model} over {dataset}", found) + page.link(found["report"]), "what infer did")
     return found | {"task_runs": task_runs()}
 
 

@@ -279,13 +279,13 @@ def training(root: str, identity: str) -> tuple[str, dict[str, str]] | None:
 
 
 def remove_pictures(root: str, dataset: str) -> None:
-    """Removes the pictures with frames of videos from the runs on a dataset version, given as name@version."""
+    """Removes pictures with frames of videos, and pages, from the runs on a dataset version, given as name@version."""
     from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
     for run in every(functools.partial(client(root).search_runs, [_experiment(root)], f"tags.dataset = '{dataset}'")):
         repository = get_artifact_repository(run.info.artifact_uri)
-        for found in repository.list_artifacts("figures"):
-            if found.path.rpartition("/")[2].startswith("timeline_"):
+        for found in [*repository.list_artifacts("figures"), *repository.list_artifacts("report")]:
+            if found.path.rpartition("/")[2].startswith(("timeline_", "page")):
                 repository.delete_artifacts(found.path)
 
 

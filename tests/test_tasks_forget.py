@@ -66,6 +66,7 @@ def plant(root):
     data = datasets.load(root, "a")
     for name in (f"figures/a/volumes-{data.version}.png", "figures/a/detection-0/timeline_0.png", "figures/b/x.png"):
         files.replace(b"\x89PNG", files.join(root, name))
+    files.replace(b"a frame and no name", files.join(root, "reports/state-b-0.html"))
     leaks = [{"video": "dense/04.mp4", "training_video": GONE, "training_clip": row["key"]}, {"video": "dense/05.mp4"}]
     files.replace_json({"leaks": leaks, "metrics": {}}, files.join(root, "figures/a/detection-0/evaluation.json"))
     files.replace(f"cutting {GONE} now\nall is well\n".encode(), files.join(root, "logs/worker.log"))
@@ -114,6 +115,7 @@ def test_nothing_is_left_and_all_else_is_as_before(root, store, request, tmp_pat
     data = datasets.load(root, "a")
     assert [version for version, _ in lineage.versions(root)] == [data] and data.version != old.version
     assert files.names(files.join(root, "figures/a")) == ["detection-0"], "the sheet may show it"
+    assert files.names(files.join(root, "reports")) == [], "a page may show it"
     assert files.names(files.join(root, "figures/a/detection-0")) == ["evaluation.json", "timeline_0.png"]
     assert files.read_json(files.join(root, "figures/a/detection-0/evaluation.json"))["leaks"] == [
         {"video": "dense/05.mp4"}
@@ -216,6 +218,8 @@ def test_by_indexes_no_tar_of_others_is_read_and_pictures_of_held_out_videos_go(
         (tmp_path / name).write_bytes(b"PNG")
         files.replace(b"PNG", files.join(root, "figures/a/detection-0", name))
     tracking.log_files(root, champion.run, [tmp_path / "timeline_0.png", tmp_path / "losses.png"], "figures")
+    (tmp_path / "page.html").write_bytes(b"frames")
+    tracking.log_files(root, champion.run, [tmp_path / "page.html"], "report")
     asked, read = [], files.read
     found = forget.proof.look
     monkeypatch.setattr(files, "read", lambda url, *ends: asked.append(url) or read(url, *ends))
@@ -226,6 +230,7 @@ def test_by_indexes_no_tar_of_others_is_read_and_pictures_of_held_out_videos_go(
     assert files.names(files.join(root, "figures/a/detection-0")) == ["losses.png"]
     kept = [one.path for one in tracking.client(root).list_artifacts(champion.run, "figures")]
     assert kept == ["figures/losses.png"]
+    assert not tracking.client(root).list_artifacts(champion.run, "report")
     assert tombstones.TAG not in registry.versions(root, "detector")[1], "it was measured on it, not trained"
 
 
