@@ -7,6 +7,7 @@ from pydantic import Field
 
 from tasks.checks import opened
 from tasks.forms import explained
+from tasks.pool import on
 from tasks.predict import predict
 from tasks.summary import inferred
 
@@ -25,8 +26,12 @@ def infer(
     max_hours: Annotated[
         float | None, Field(description="Begin no part once so many hours are over; the next run goes on.", gt=0)
     ] = None,
+    dask: Annotated[
+        str | None, Field(description="Address of a Dask scheduler; none: DASK_SCHEDULER_ADDRESS, or this process.")
+    ] = None,
 ) -> dict[str, Any]:
     """Predict every frame of every clip that lacks the champion's predictions, and find segments in them."""
     root = opened(root)
-    found = predict(root, dataset, model, splits, order, max_hours)
+    with on(dask):
+        found = predict(root, dataset, model, splits, order, max_hours)
     return inferred(root, dataset, model, found)

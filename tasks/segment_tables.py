@@ -61,7 +61,8 @@ def joined(pieces: pa.Table, thresholds: Calibration) -> pa.Table:
     path, kind, key = (pieces[name].combine_chunks().dictionary_encode() for name in ("path", "class", "key"))
     start, end, score, peak, frames = (pieces[name].to_numpy() for name in ("start", "end", "score", "peak", "frames"))
     paths, kinds, keys = (column.indices.to_numpy() for column in (path, kind, key))
-    step, gap = (end - start)[:-1] / frames[:-1], start[1:] - end[:-1]
+    step, gap = (end - start) / frames, start[1:] - end[:-1]
+    step = np.maximum(step[1:], step[:-1])  # a clip of one frame says nothing
     meets = (paths[1:] == paths[:-1]) & (kinds[1:] == kinds[:-1]) & (keys[1:] != keys[:-1])
     meets &= (gap <= 1.5 * step) & (gap >= -0.5 * step)
     first = np.flatnonzero(np.concatenate([[True], ~meets]))
