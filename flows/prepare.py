@@ -13,6 +13,7 @@ from tasks.label import label
 from tasks.listing import between, list_archive
 from tasks.pool import at_most
 from tasks.score import score
+from tasks.segment_tables import refresh
 from tasks.select import select
 from tasks.shard import Cutting, Splitting, recipe, shard
 from tasks.shot_sheet import shot_sheet
@@ -95,5 +96,6 @@ def prepare(
         if "shots" in cut:
             shot_sheet(root, dataset, span)
         sheets = volumes(root, dataset, pseudo_labels, augmentation, materialise, seed)
+        refresh(root, dataset)
         counts = [listed, sharded, scored, selected, extracted]
         return prepared(root, dataset, before, counts, features, pseudo_labels, sheets)

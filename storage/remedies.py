@@ -171,11 +171,6 @@ def _given(root: str, column: str, version: str) -> bool:
     return True  # nothing says that it was not
 
 
-def _segments(known: Remedies, finding: Finding) -> Remedy:
-    column = columns.url(known.root, PREDICTIONS, finding.url.split("/")[-2], _stem(finding))
-    return Remedy(finding, INFER, (column, finding.url))
-
-
 def _checkpoint(known: Remedies, finding: Finding) -> Remedy:
     folder = finding.url.rpartition("/")[0]
     if folder.split("/")[-2:] == known.champion.rstrip("/").split("/")[-2:]:  # whatever name the root goes by
@@ -234,7 +229,7 @@ RULES: dict[str, Callable[[Remedies, Finding], Remedy]] = {
     "parts": _part,
     "ledger": _ledger,
     "columns": _column,
-    "segments": _segments,
+    "segments": _derived(INFER),
     "checkpoints": _checkpoint,
     "datasets": _dataset,
     "plans": _plan,

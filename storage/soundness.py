@@ -15,7 +15,7 @@ AGAIN = {  # what makes an object of this kind again once it is removed
     "ledger": "remove it and the index of its part; `reelmill prepare` writes both again",
     "plans": "remove it and its pointer; `reelmill prepare` lists the archive again",
     "columns": "remove it; the next run computes it again",
-    "segments": "remove it and the predictions column of its part; `reelmill infer` computes both again",
+    "segments": "remove it; `reelmill infer` makes it again",
     "catalogues": "remove it; it is made again when it is asked for",
     "adopted": "remove it; `reelmill adopt` looks at the shard again",
     "checkpoints": "remove the folder; the next training goes on from the step before",

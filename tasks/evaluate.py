@@ -14,6 +14,7 @@ from storage.checkpoints import Checkpoint
 from storage.datasets import Dataset, kept
 from storage.errors import InputError
 from storage.parts import Part
+from tasks.calibration import Calibration, calibrate
 from tasks.duplicates import across, read_pairs
 from tasks.footprint import footprint
 from tasks.predict import predict_parts, read_predictions
@@ -39,6 +40,7 @@ class Evaluation:
     digest: str  # of the weights
     frames: FrameScores = field(repr=False)
     videos: list[ScoredVideo] = field(repr=False)
+    thresholds: Calibration = field(default_factory=Calibration)  # of segments
 
 
 def held_out(dataset: Dataset) -> list[Part]:
@@ -177,8 +179,10 @@ def evaluate_checkpoint(root: str, dataset: Dataset, checkpoint: Checkpoint, tit
         {"class": name, "ap": float(every.per_class[k]), "frames": int(every.positives[k])}
         for k, name in enumerate(classes)
     ]
-    excluded = [classes[k] for k in every.excluded]
-    return Evaluation(metrics, per_class, excluded, leaked, checked, version, checkpoint.digest, of_every, videos)
+    excluded, thresholds = [classes[k] for k in every.excluded], calibrate(videos, classes)
+    return Evaluation(
+        metrics, per_class, excluded, leaked, checked, version, checkpoint.digest, of_every, videos, thresholds
+    )
 
 
 def summary_rows(evaluation: Evaluation) -> list[dict[str, Any]]:
@@ -193,7 +197,7 @@ def summary_rows(evaluation: Evaluation) -> list[dict[str, Any]]:
 def as_plain(evaluation: Evaluation) -> dict[str, Any]:
     """What is kept of an evaluation as JSON."""
     names = ("metrics", "per_class", "excluded", "leaks", "checked", "version")
-    return {name: getattr(evaluation, name) for name in names}
+    return {name: getattr(evaluation, name) for name in names} | {"thresholds": evaluation.thresholds.plain()}
 
 
 def draw(evaluation: Evaluation, classes: list[str], folder: Path, parts: list[Part]) -> list[Path]:

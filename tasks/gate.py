@@ -13,7 +13,7 @@ from models.gate import Rules, objections, paired_bootstrap
 from models.metrics import FrameScores
 from storage import checkpoints, claims, files
 from storage.datasets import Dataset
-from tasks import registry, report, tracking
+from tasks import calibration, registry, report, tracking
 from tasks.evaluate import Evaluation, evaluate_checkpoint
 from tasks.overlap import trained_on
 
@@ -114,6 +114,7 @@ def gate(
         "system": checkpoint.about["system"],
         "dataset": f"{dataset.name}@{dataset.version}",
         "pretraining": title,
+        calibration.TAG: calibration.save(checkpoint.url, evaluation.thresholds),
     }
     with claims.in_turn(root, f"gate-{model}", lambda who: report.say(f"  gate         {title}: waits, {who}")):
         version = registry.register(root, model, candidate["model_uri"], candidate["run"], tags)

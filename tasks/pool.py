@@ -1,7 +1,7 @@
 """Where the data plane runs: the same function over many items, in this process or on a Dask cluster.
 
 The embedded default is a thread pool: the work of a thread is done by its decoder child or inside torch, both of
-which leave the interpreter free. ``DASK_SCHEDULER_ADDRESS`` sends the same calls to a cluster instead.
+which leave the interpreter free. ``DASK_SCHEDULER_ADDRESS``, or `on`, sends the same calls to a cluster instead.
 """
 
 import os
@@ -40,6 +40,19 @@ def at_most(items: int | None) -> Iterator[None]:
         _most.reset(token)
 
 
+_scheduler: ContextVar[str | None] = ContextVar("scheduler", default=None)
+
+
+@contextmanager
+def on(address: str | None) -> Iterator[None]:
+    """While the block runs, work goes to the Dask scheduler at this address (None: as the environment says)."""
+    token = _scheduler.set(address)
+    try:
+        yield
+    finally:
+        _scheduler.reset(token)
+
+
 def workers() -> int:
     """How many cores this process may use."""
     return min(len(os.sched_getaffinity(0)), _most.get() or sys.maxsize)
@@ -49,7 +62,7 @@ def run(
     function: Callable[[Item], Result], items: list[Item], *, width: int | None = None
 ) -> Iterator[tuple[Item, Result | Exception]]:
     """Yields (item, result or the exception it raised) in order of completion."""
-    address = os.environ.get("DASK_SCHEDULER_ADDRESS")
+    address = _scheduler.get() or os.environ.get("DASK_SCHEDULER_ADDRESS")
     if address:
         yield from _on_cluster(address, function, items)
         return

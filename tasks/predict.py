@@ -1,5 +1,8 @@
 """Batch inference: a checkpoint over committed parts, into a predictions column and a table of segments."""
 
+import time
+from contextlib import nullcontext
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -8,62 +11,138 @@ import pyarrow as pa
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from storage import carry, checkpoints, columns, datasets, files, tables
+from storage import carry, checkpoints, claims, columns, datasets, files, ledger
 from storage.carry import Before
 from storage.checkpoints import Checkpoint
-from storage.errors import InputError
-from storage.ledger import Report
+from storage.errors import Damaged, Incomplete, InputError
+from storage.ledger import Entry, Report
 from storage.parts import Part
-from tasks import registry, segments
+from tasks import calibration, precedence, registry, segment_tables, segments
+from tasks.calibration import Calibration
+from tasks.precedence import Order
+from tasks.report import say
 from tasks.scorer import takes
-from tasks.stage import cover
+from tasks.segment_tables import Made
+from tasks.stage import Left, cover
 from tasks.videos import beside, in_turn
 from tasks.videos import version as complete
 from tasks.views import scored
 
 COLUMN = "predictions"
+STEP = "infer"  # of the ledger
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What goes for a run of `infer` alone: until when it begins parts, by the clock, and that it shares them."""
+
+    until: float | None = None  # seconds since 1970
+    shared: bool = False
 
 
 def version(checkpoint: Checkpoint) -> str:
     """The version of the predictions column: the weights and how they are run."""
-    how = {"overlap": "half", "average": "logits", "threshold": segments.THRESHOLD, "shortest": segments.SHORTEST}
-    return f"{checkpoint.digest[:12]}-{files.digest_of(how)[:4]}"
+    return f"{checkpoint.digest[:12]}-{files.digest_of({'overlap': 'half', 'average': 'logits'})[:4]}"
 
 
 def predict_part(
-    part: Part, *, root: str, checkpoint: str, before: Before | None = None, others: dict[str, list[Part]] | None = None
+    part: Part,
+    *,
+    root: str,
+    checkpoint: str,
+    before: Before | None = None,
+    others: dict[str, list[Part]] | None = None,
+    thresholds: Calibration | None = None,
+    bounds: Bounds = Bounds(),  # noqa: B008  it never changes
 ) -> Report:
-    """Predicts one part: scores of every source frame, and the segments table beside it, which is written first.
+    """Predicts one part: scores of every source frame, and the segments beside it where there are ``thresholds``.
 
     Clips that a part ``before`` has predictions of are not predicted again. ``others`` are the parts, by the id of
     this one, that hold other clips of the same videos: systems that see whole videos look there.
+    Raises `Left` where the time of the run is over, or another run has the part.
     """
+    if bounds.until is not None and time.time() >= bounds.until:
+        raise Left("the time of this run is over")
     found = checkpoints.describe(checkpoint)
-    about, name = found.about, version(found)
-    index = part.rows()
-    had = carry.known(root, COLUMN, name, index, before)
-    todo = carry.missing(index, had)
-    rows = [
-        {"key": key, "times": times, "scores": scores.astype(np.float16)}
-        for key, times, scores in scored(root, part, todo, found, (others or {}).get(part.id, []))
-    ]
-    table = carry.together(index, had, _as_table(rows, len(about["classes"])) if rows else None)
-    runs = [
-        {"key": key, "source": row["source"], **segment}
-        for row, (key, clock, scores) in zip(index, _clips(table), strict=True)
-        for segment in segments.find(scores, clock, about["classes"])
-    ]
-    made = {
-        "checkpoint": checkpoint,
+    with nullcontext("") if not bounds.shared else claims.claimed(root, f"infer-{version(found)}-{part.id}") as other:
+        if other:
+            raise Left(other)
+        if made(root, found, part, thresholds):  # meanwhile
+            return Report()
+        return _predicted(part, root, found, before, (others or {}).get(part.id, []), thresholds)
+
+
+def _predicted(
+    part: Part,
+    root: str,
+    found: Checkpoint,
+    before: Before | None,
+    others: list[Part],
+    thresholds: Calibration | None,
+) -> Report:
+    name, index, decoded, todo = version(found), part.rows(), 0, []
+    about = {
+        "checkpoint": found.url,
         "model": found.digest,
-        "classes": about["classes"],
+        "classes": found.about["classes"],
         "clock": "source seconds",
     }
-    packed = tables.pack(pa.Table.from_pylist(runs, schema=segments.SCHEMA), made)
-    files.publish_bytes(packed, segments.url(root, name, part.id), same=False)
-    columns.write(root, COLUMN, name, part, table, made, index)
-    decoded = 0 if takes(about) == "features" else len(todo)
+    if not columns.has(root, COLUMN, name, part.id):
+        had = carry.known(root, COLUMN, name, index, before)
+        todo = carry.missing(index, had)
+        decoded = 0 if takes(found.about) == "features" else len(todo)
+        table = carry.together(index, had, _scores(root, part, todo, found, others))
+        columns.write(root, COLUMN, name, part, table, about, index)
+    if thresholds is not None:
+        clips = read_predictions(root, name, part)
+        segments.write(root, segments.version(name, thresholds), part, index, clips, about, thresholds)
     return Report(items=len(todo), kept=len(todo), decoded=decoded)
+
+
+def _scores(
+    root: str, part: Part, todo: list[dict[str, Any]], checkpoint: Checkpoint, others: list[Part]
+) -> pa.Table | None:
+    """The rows of some clips of a part; those whose bytes are damaged are in the ledger, and nothing is committed."""
+    if not todo:
+        return None
+    account = ledger.url(root, STEP, part.id)
+    try:
+        rows = [
+            {"key": key, "times": times, "scores": scores.astype(np.float16)}
+            for key, times, scores in scored(root, part, todo, checkpoint, others)
+        ]
+    except Damaged as error:
+        ledger.write(root, STEP, part.id, _damaged(part, todo, error))
+        raise
+    if files.exists(account):  # of an attempt before the part was mended
+        files.remove(account)
+    return _as_table(rows, len(checkpoint.about["classes"]))
+
+
+def _damaged(part: Part, todo: list[dict[str, Any]], error: Damaged) -> list[Entry]:
+    """What the ledger says of a part with damage: every clip whose bytes are not as they were committed."""
+    entries = []
+    for row in todo:
+        try:
+            next(part.clips([row]))
+        except Damaged as found:
+            entries.append(_entry(row, found))
+    return entries or [_entry(row, error) for row in todo]
+
+
+def _entry(row: dict[str, Any], error: Damaged) -> Entry:
+    name = f"{row['path']}#t={row['start']:g},{row['end']:g}"
+    return Entry(
+        name, "quarantined", "damaged", str(error), row["content_id"], duration=row["duration"], error="Damaged"
+    )
+
+
+def made(root: str, checkpoint: Checkpoint, part: Part, thresholds: Calibration | None) -> bool:
+    """Whether a part has a model's predictions, and the segments in them where there are ``thresholds``."""
+    name = version(checkpoint)
+    if not columns.has(root, COLUMN, name, part.id):
+        return False
+    return thresholds is None or segments.has(root, segments.version(name, thresholds), part.id)
 
 
 def _as_table(rows: list[dict[str, Any]], K: int) -> pa.Table:
@@ -97,35 +176,70 @@ def _clips(table: pa.Table) -> list[tuple[str, np.ndarray, np.ndarray]]:
 
 
 def predict_parts(
-    root: str, parts: list[Part], checkpoint: Checkpoint, title: str = "predict", before: Before | None = None
+    root: str,
+    parts: list[Part],
+    checkpoint: Checkpoint,
+    title: str = "predict",
+    before: Before | None = None,
+    thresholds: Calibration | None = None,
+    bounds: Bounds = Bounds(),  # noqa: B008  it never changes
 ) -> tuple[str, Report]:
     """Predicts the parts that lack this model's predictions; returns the column's version and this run's counts.
 
     All clips of a part are predicted, as all have features: another selection then computes nothing again.
     """
-    name = version(checkpoint)
     others = beside(parts) if takes(checkpoint.about) != "clip" else {}
     if takes(checkpoint.about) == "features":
         complete(root, parts, checkpoint.about["spec"]["features"])
-    done = cover(
-        title,
-        in_turn(parts, others),
-        partial(predict_part, root=root, checkpoint=checkpoint.url, before=before, others=others),
-        lambda part: columns.has(root, COLUMN, name, part.id),
+    work = partial(
+        predict_part,
+        root=root,
+        checkpoint=checkpoint.url,
+        before=before,
+        others=others,
+        thresholds=thresholds,
+        bounds=bounds,
     )
-    return name, done
+    ready = partial(made, root, checkpoint, thresholds=thresholds)
+    done = cover(title, in_turn(parts, others), work, lambda part: ready(part), patient=bounds.shared)
+    return version(checkpoint), done
 
 
 @task(task_run_name="predict · {dataset}", cache_policy=NO_CACHE)
-def predict(root: str, dataset: str, model: str, splits: list[str]) -> dict[str, Any]:
-    """Runs the champion of a model over the parts of some splits, only where its predictions are missing."""
-    data = datasets.load(root, dataset)
+def predict(
+    root: str,
+    dataset: str,
+    model: str,
+    splits: list[str],
+    order: Order = "newest",
+    max_hours: float | None = None,
+) -> dict[str, Any]:
+    """Runs the champion of a model over the parts of some splits, only where its predictions are missing.
+
+    Says what is missing before anything is loaded, and what is left where the time was over or another run has it.
+    """
+    began, data = time.time(), datasets.load(root, dataset)
     champion = registry.champion(root, model)
     if champion is None:
         raise InputError(f"no model {model!r} has the alias champion; run `reelmill retrain` first")
+    checkpoint = checkpoints.describe(champion.checkpoint)
+    thresholds = calibration.load(checkpoint.url, champion.tags.get(calibration.TAG, ""))
     parts = [part for part in data.parts if not splits or part.split in splits]
-    before = carry.replaced(root, data)
-    name, done = predict_parts(root, parts, checkpoints.describe(champion.checkpoint), before=before)
+    todo, done, failure = _lacking(root, parts, checkpoint, thresholds), Report(), None
+    if todo:
+        bounds = Bounds(None if max_hours is None else began + 3600 * max_hours, shared=True)
+        parts = precedence.in_order(root, data, parts, order)
+        try:
+            _, done = predict_parts(root, parts, checkpoint, "predict", carry.replaced(root, data), thresholds, bounds)
+        except (Damaged, Incomplete) as error:
+            failure = error  # once what was found so far is in the tables
+        todo = _lacking(root, parts, checkpoint, thresholds)
+    name = version(checkpoint)
+    tables = segment_tables.write(
+        root, data, Made(model, champion.version, segments.version(name, thresholds), thresholds)
+    )
+    if failure is not None:
+        raise failure
     return {
         "champion": champion.version,
         "version": name,
@@ -133,7 +247,23 @@ def predict(root: str, dataset: str, model: str, splits: list[str]) -> dict[str,
         "clips": sum(part.samples for part in parts),
         "clips_selected": sum(sum(data.kept(root, part)) for part in parts),
         "predicted": done.items,
-        "segments": segments.count(root, name, parts, data.selection),
         "predictions_path": files.join(root, "columns", COLUMN, name),
-        "segments_path": files.join(root, "segments", name),
+        **tables,
+        **_left(todo, max_hours, time.time() - began),
     }
+
+
+def _lacking(root: str, parts: list[Part], checkpoint: Checkpoint, thresholds: Calibration) -> list[Part]:
+    known = files.at_once(lambda part: made(root, checkpoint, part, thresholds), parts)
+    return [part for part, there in zip(parts, known, strict=True) if not there]
+
+
+def _left(todo: list[Part], max_hours: float | None, seconds: float) -> dict[str, Any]:
+    """What a run did not do, in numbers and words."""
+    clips = sum(part.samples for part in todo)
+    if not todo:
+        return {"left": 0}
+    over = max_hours is not None and seconds >= 3600 * max_hours
+    why = f"--max-hours {max_hours:g} are over; the next run goes on" if over else "another run has them"
+    say(f"  predict      {clips} clips in {len(todo)} parts are left: {why}")
+    return {"left": clips, "why_left": why}

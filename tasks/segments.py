@@ -1,45 +1,60 @@
-"""Segments out of scores: when a class begins and ends in a clip, as a table beside its part's predictions."""
+"""Segments out of scores: when a class begins and ends in a clip, as a table beside its part's predictions.
 
-import io
+A class begins where its score reaches a high threshold and goes on while it is above a low one. What of it touches an
+end of its clip may go on in the next one, so it is kept whatever it is: `tasks.segment_tables` joins it.
+"""
+
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from storage import datasets, files
+from storage import datasets, files, tables
 from storage.parts import Part
+from tasks.calibration import SHORTEST, Calibration, runs
 
-THRESHOLD = 0.5
-SHORTEST = 0.25  # seconds; a shorter run of frames is not a segment
+METHOD = 2  # goes up when what is found changes
 SCHEMA = pa.schema(
     [
         ("key", pa.string()),
+        ("path", pa.string()),
         ("source", pa.string()),
         ("class", pa.string()),
         ("start", pa.float64()),
         ("end", pa.float64()),
-        ("score", pa.float32()),
+        ("score", pa.float32()),  # mean
+        ("peak", pa.float32()),
+        ("frames", pa.int32()),
     ]
 )
 
 
-def find(scores: np.ndarray, times: np.ndarray, classes: list[str], threshold: float = THRESHOLD) -> list[dict]:
-    """Runs of frames at or above the threshold as (class, start, end, mean score), in seconds on ``times``' clock.
+def version(predictions: str, calibration: Calibration) -> str:
+    """The version of the segments that a version of the predictions has with these thresholds."""
+    return f"{predictions}-{files.digest_of([METHOD, SHORTEST, calibration.plain()])[:6]}"
 
-    A segment reaches to the start of the first frame after it.
+
+def find(scores: np.ndarray, times: np.ndarray, classes: list[str], calibration: Calibration) -> list[dict[str, Any]]:
+    """Pieces of segments in a clip, by start and class, in seconds on ``times``' clock: scores `[T, K]`, times `[T]`.
+
+    A piece reaches to the start of the first frame after it.
     """
     if not len(times):
         return []
     step = float(np.median(np.diff(times))) if len(times) > 1 else 0.0
+    ends = np.append(times[1:], times[-1] + step)
     found = []
     for k, name in enumerate(classes):
-        edges = np.flatnonzero(np.diff(np.concatenate([[False], scores[:, k] >= threshold, [False]]).astype(int)))
-        for first, last in edges.reshape(-1, 2):
-            end = float(times[last]) if last < len(times) else float(times[-1]) + step
-            if end - float(times[first]) >= SHORTEST:
-                score = float(scores[first:last, k].mean())
-                found.append({"class": name, "start": float(times[first]), "end": end, "score": score})
+        pair = calibration.of(name)
+        for first, last in runs(scores[:, k] >= pair.low):
+            start, end, peak = float(times[first]), float(ends[last - 1]), float(scores[first:last, k].max())
+            inside = first > 0 and last < len(times)
+            if inside and (peak < pair.high or end - start < SHORTEST):
+                continue
+            score = float(scores[first:last, k].mean())
+            piece = {"class": name, "start": start, "end": end, "score": score, "peak": peak}
+            found.append(piece | {"frames": int(last - first)})
     return sorted(found, key=lambda s: (s["start"], s["class"]))
 
 
@@ -48,12 +63,36 @@ def url(root: str, name: str, part: str) -> str:
     return files.join(root, "segments", name, f"{part}.parquet")
 
 
-def count(root: str, name: str, parts: list[Part], selection: str | None = None) -> int:
-    """How many segments were found in the clips that are kept."""
-    found = 0
-    for part in parts:
-        keys = pq.read_table(io.BytesIO(files.read(url(root, name, part.id))), columns=["key"])["key"]
-        used = datasets.kept(root, selection, part)
-        chosen = [key for key, use in zip(part.table(["key"])["key"].to_pylist(), used, strict=True) if use]
-        found += pc.sum(pc.is_in(keys, pa.array(chosen, pa.string()))).as_py() or 0
-    return found
+def has(root: str, name: str, part: str) -> bool:
+    """Whether the segments of a part were found."""
+    return files.exists(url(root, name, part))
+
+
+def write(
+    root: str,
+    name: str,
+    part: Part,
+    rows: list[dict[str, Any]],
+    clips: list[tuple[str, np.ndarray, np.ndarray]],
+    about: dict[str, Any],
+    calibration: Calibration,
+) -> None:
+    """Finds the segments of a part's clips, given with its index rows, and commits them."""
+    found = [
+        {"key": key, "path": row["path"], "source": row["source"], **piece}
+        for row, (key, clock, scores) in zip(rows, clips, strict=True)
+        for piece in find(scores, clock, about["classes"], calibration)
+    ]
+    made = about | {"thresholds": calibration.plain()}
+    packed = tables.pack(pa.Table.from_pylist(found, schema=SCHEMA), made)
+    files.publish_bytes(packed, url(root, name, part.id), same=False)
+
+
+def read(root: str, name: str, part: Part, selection: str | None = None) -> pa.Table:
+    """The pieces of segments in the clips of a part that are kept."""
+    table = tables.read(url(root, name, part.id))
+    if selection is None:
+        return table
+    used = datasets.kept(root, selection, part)
+    chosen = [key for key, use in zip(part.table(["key"])["key"].to_pylist(), used, strict=True) if use]
+    return table.filter(pc.is_in(table["key"], pa.array(chosen, pa.string())))

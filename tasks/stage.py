@@ -15,6 +15,10 @@ WAVES = 3  # a unit that failed for the store's sake is tried this often
 FATAL = (Damaged, InputError)  # a second try cannot help
 
 
+class Left(Exception):
+    """A unit that this run does not do, and why: another run has it, or its time is over. It fails nothing."""
+
+
 def cover(
     name: str,
     units: list[Unit],
@@ -23,36 +27,44 @@ def cover(
     *,
     unit: str = "parts",
     width: int | None = None,
+    patient: bool = False,
 ) -> Report:
     """Does the units that are not committed yet and returns the sum of their reports.
 
     The store decides what is done, before and after: whatever the pool or a scheduler says, the stage fails with
-    `Incomplete`, naming what is missing, unless every unit is committed at the end.
+    `Incomplete`, naming what is missing, unless every unit is committed at the end or was `Left`. What is damaged ends
+    the stage at once, or after all other units where it is ``patient``.
     """
     todo = _missing(units, committed)
     say(f"  {name:<12} {len(todo)} {unit} to do, {len(units) - len(todo)} already there")
     total = Report()
     failures: dict[Unit, Exception] = {}
+    hopeless: dict[Unit, Exception] = {}  # no second try
     with progress(name, len(todo), unit) as state:
         for wave in range(WAVES):
             if wave:
                 time.sleep(2.0**wave)
             failures = {}
             for done, result in pool.run(work, todo, width=width):
-                if isinstance(result, FATAL):
+                if isinstance(result, FATAL) and not patient:
                     raise result
-                if isinstance(result, Exception):
+                if isinstance(result, (*FATAL, Left)):
+                    hopeless[done] = result
+                elif isinstance(result, Exception):
                     failures[done] = result
                 else:
                     total += result
                     state.advance()
-            todo = _missing(todo, committed)
+            todo = [unit for unit in _missing(todo, committed) if unit not in hopeless]
             if not todo:
                 break
+    broken = [error for error in hopeless.values() if isinstance(error, FATAL)]
     if todo:
         causes = "; ".join(sorted({f"{type(e).__name__}: {e}" for e in failures.values()})[:3])
         shown = ", ".join(getattr(u, "id", str(u)) for u in todo[:5])
         raise Incomplete(f"{name}: {len(todo)} of {len(units)} {unit} are not committed ({shown}): {causes}")
+    if broken:
+        raise type(broken[0])(f"{name}: {len(broken)} of {len(units)} {unit}: {'; '.join(map(str, broken[:3]))}")
     return total
 
 

@@ -137,7 +137,7 @@ def inferred(root: str, dataset: str, model: str, found: dict[str, Any]) -> dict
         f"  inferred     {found['predicted']} of {found['clips']} clips, {found['segments']} segments; "
         f"{found['segments_path']}"
     )
-    if not found["predicted"]:
+    if not found["predicted"] and not found["left"]:
         why = f"every clip of {dataset} has the predictions of {model} version {found['champion']}"
         report.say(f"  inferred     nothing to do: {why}")
         found = found | {"nothing_to_do": why}

@@ -11,6 +11,7 @@ import models
 from storage import checkpoints, columns, files
 from storage.errors import InputError
 from tasks import evaluate, predict, scorer, segments, train_rank
+from tasks.calibration import Calibration
 from tasks.pretrain import classes_of
 from tasks.train_rank import Spec
 
@@ -60,9 +61,10 @@ def test_scores_at_source_rate_follow_the_times():
 def test_segments_are_runs_above_the_threshold():
     times = np.arange(10) / 10
     scores = np.array([0, 0.6, 0.8, 0.7, 0, 0, 0.9, 0, 0.5, 0.5])[:, None]
-    found = segments.find(scores, times, ["a"])
-    assert [(s["start"], s["end"]) for s in found] == [(pytest.approx(0.1), pytest.approx(0.4))]
-    assert found[0]["score"] == pytest.approx(0.7)
+    found = segments.find(scores, times, ["a"], Calibration())
+    inside, at_the_end = found
+    assert (inside["start"], inside["end"], inside["score"]) == pytest.approx((0.1, 0.4, 0.7))
+    assert (at_the_end["start"], at_the_end["end"], at_the_end["frames"]) == (pytest.approx(0.8), pytest.approx(1.0), 2)
 
 
 def test_every_source_frame_is_predicted_once(ready):
@@ -84,11 +86,11 @@ def test_a_second_run_computes_nothing(ready):
 
 def test_the_tables_open_in_one_line(ready):
     root, dataset, checkpoint = ready
-    name, _ = predict.predict_parts(root, dataset.parts, checkpoint)
+    name, _ = predict.predict_parts(root, dataset.parts, checkpoint, thresholds=Calibration())
     frames = duckdb.sql(f"select sum(len(times)) from '{root}/columns/predictions/{name}/*.parquet'").fetchall()[0][0]
     assert frames == sum(row["frames"] for part in dataset.parts for row in part.rows())
-    schema = pq.read_schema(f"{root}/segments/{name}/{dataset.parts[0].id}.parquet")
-    assert schema.names == ["key", "source", "class", "start", "end", "score"]
+    found = segments.version(name, Calibration())
+    assert pq.read_schema(f"{root}/segments/{found}/{dataset.parts[0].id}.parquet").names == segments.SCHEMA.names
 
 
 def perfect(root, dataset, classes, name, spoil=0.0):

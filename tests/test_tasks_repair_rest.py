@@ -44,7 +44,7 @@ def _one(root, pattern):
 
 
 HARM = [
-    ("segments/m1/*.parquet", "segments", "`reelmill infer`", ["segments/m1/p1", "columns/predictions/m1/p1"]),
+    ("segments/m1/*.parquet", "segments", "`reelmill infer`", ["segments/m1/p1"]),
     ("adopted/ab12.parquet", "adopted", "`reelmill adopt` of its shard", ["adopted/ab12.parquet"]),
     ("adopted/ab12-cd34.json", "adopted", "`reelmill adopt` of its shard", ["adopted/ab12-cd34"]),
     ("ledger/adopt/ab12.parquet", "ledger", "`reelmill adopt` of its shard", ["ledger/adopt/ab12", "adopted/ab12.p"]),

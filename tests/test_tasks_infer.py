@@ -1,0 +1,171 @@
+"""Inference over an archive: what is missing and no more, a run's share of it, and tables of what is there now."""
+
+import re
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from storage import columns, datasets, files, ledger, plans, tables
+from storage.errors import Damaged, InputError
+from tasks import calibration, precedence, predict, segment_tables
+from tasks.calibration import Calibration, Pair
+from tests.preparing import CHECKOUT
+from tests.test_storage_claims import HOLD
+
+LOOSE = Calibration(others=Pair(0.2, 0.1))  # finds something with a model that knows nothing
+
+
+@pytest.fixture
+def root(traced, tmp_path, monkeypatch):
+    """A prepared root whose champion has predicted nothing yet."""
+    shutil.copytree(traced / "root", tmp_path / "root")
+    for name in ("columns/predictions", "segments", "tables"):
+        shutil.rmtree(tmp_path / "root" / name)
+    monkeypatch.setattr(calibration, "load", lambda *_: LOOSE)
+    return str(tmp_path / "root")
+
+
+def infer(root, **more):
+    return predict.predict.fn(root, "a", "detector", [], **more)
+
+
+def rows(root, found):
+    """How many rows each clip of the dataset has in the predictions."""
+    data = datasets.load(root, "a")
+    counts = [columns.read(root, predict.COLUMN, found["version"], part)["key"].to_pylist() for part in data.parts]
+    return sorted(key for keys in counts for key in keys) == sorted(
+        key for part in data.parts for key in part.table(["key"])["key"].to_pylist()
+    )
+
+
+def test_a_second_run_knows_before_it_begins_that_there_is_nothing_to_do(root, monkeypatch):
+    found = infer(root)
+    assert found["predicted"] == found["clips"] > 0 == found["left"] and found["segments"] > 0 and rows(root, found)
+    before = files.read(found["segments_path"])
+    monkeypatch.setattr(predict, "predict_parts", None)  # nothing is called
+    monkeypatch.setattr(segment_tables, "_gathered", None)
+    again = infer(root)
+    assert again["predicted"] == again["left"] == 0 and again["segments"] == found["segments"]
+    assert files.read(found["segments_path"]) == before
+
+
+def test_other_thresholds_find_other_segments_and_score_nothing_again(root, monkeypatch):
+    found = infer(root)
+    monkeypatch.setattr(calibration, "load", lambda *_: Calibration(others=Pair(1.1, 1.1)))
+    monkeypatch.setattr(predict, "scored", None)
+    again = infer(root)
+    assert again["predicted"] == 0 and again["segments"] == 0 < found["segments"]
+    assert again["version"] == found["version"]
+
+
+def test_a_run_stops_when_its_hours_are_over_and_the_next_goes_on(root, monkeypatch, capsys):
+    began, asked = time.time(), []
+
+    def clock():
+        asked.append(1)
+        return began if len(asked) <= 3 else began + 7200
+
+    monkeypatch.setattr(predict, "time", SimpleNamespace(time=clock))
+    found = infer(root, max_hours=1)
+    assert 0 < found["predicted"] < found["clips"] and found["left"] == found["clips"] - found["predicted"]
+    assert f"{found['left']} clips in" in (said := capsys.readouterr().out) and "--max-hours 1 are over" in said
+    monkeypatch.setattr(predict, "time", time)
+    again = infer(root)
+    assert again["predicted"] == found["left"] and again["left"] == 0 and rows(root, again)
+
+
+def test_what_another_run_has_is_left_to_it(root, capsys):
+    data, checkpoint = datasets.load(root, "a"), predict.registry.champion(root, "detector").checkpoint
+    part = data.parts[0]
+    name = f"infer-{predict.version(predict.checkpoints.describe(checkpoint))}-{part.id}"
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, root, name, "60"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=CHECKOUT
+    ) as other:
+        assert other.stdout.readline() == b"holds\n"
+        found = infer(root)
+        other.kill()
+    assert found["left"] == part.samples == found["clips"] - found["predicted"]
+    assert "another run has them" in capsys.readouterr().out
+    assert tables.about(found["segments_path"])["parts"] == len(data.parts) - 1
+    again = infer(root)  # the other one died: its claim is free
+    assert again["predicted"] == part.samples and rows(root, again) and again["segments"] > found["segments"]
+
+
+def test_the_newest_the_oldest_or_the_most_watched_come_first(root):
+    data = datasets.load(root, "a")
+    when = {}
+    for row in plans.members_of(root, "a", plans.latest(root, "a")).items():
+        when[row[0]] = max(Path(member.source.url).stat().st_mtime_ns for member in row[1])
+    newest = precedence.in_order(root, data, data.parts, "newest")
+    assert [when[part.id] for part in newest] == sorted((when[p.id] for p in data.parts), reverse=True)
+    assert precedence.in_order(root, data, data.parts, "oldest") != newest
+    with pytest.raises(InputError, match="no source has 'views'"):
+        precedence.in_order(root, data, data.parts, "watched")
+    assert precedence._weight({"metadata": '{"views": "12"}'}, "watched") == 12
+    assert precedence.stamped("9:2026-01-02 03:04:05+00:00") == 1767323045 and precedence.stamped('9:"etag"') is None
+
+
+def test_a_source_that_goes_takes_its_rows_along(root):
+    found, data = infer(root), datasets.load(root, "a")
+    gone = data.parts[0]
+    lost = set(gone.table(["path"])["path"].to_pylist())
+    assert lost & set(pq.read_table(found["segments_path"])["path"].to_pylist())
+    rest = datasets.freeze(root, "a", data.parts[1:], data.about, data.selection)
+    segment_tables.refresh(root, rest)
+    left = set(pq.read_table(found["segments_path"])["path"].to_pylist())
+    assert left and not lost & left and tables.about(found["segments_path"])["version"] == rest.version
+
+
+def test_a_damaged_clip_is_in_the_ledger_and_stops_no_other_part(root):
+    data = datasets.load(root, "a")
+    part = max(data.parts, key=lambda part: part.samples)
+    row, other = part.rows()[0], replace(part, index="")
+    tar = Path(other.media)
+    whole = tar.read_bytes()
+    tar.write_bytes(whole[: row["offset"] + 40] + bytes([whole[row["offset"] + 40] ^ 1]) + whole[row["offset"] + 41 :])
+    with pytest.raises(Damaged, match=f"1 of {len(data.parts)} parts: part {part.id}"):
+        infer(root)
+    (entry,) = ledger.read(root, "infer", part.id)
+    assert (entry.verdict, entry.reason, entry.item.partition("#")[0]) == ("quarantined", "damaged", row["path"])
+    about = tables.about(segment_tables.url(root, "a", "detector"))
+    assert about["parts"] == len(data.parts) - 1
+    tar.write_bytes(whole)
+    found = infer(root)
+    assert found["predicted"] == part.samples and rows(root, found) and not files.names(f"{root}/ledger/infer")
+
+
+def test_a_query_for_one_class_and_one_day_reads_little(root, monkeypatch):
+    """And both queries run as README prints them."""
+    rng, N = np.random.default_rng(0), 60_000
+    table = pa.table({
+        "class": rng.choice(["up", "down", "a/b '..\\"], N),
+        "day": rng.choice(np.arange(20_600, 20_800), N).astype("M8[D]"),
+        "path": ["p"] * N, "source": ["s"] * N, "key": ["k"] * N, "start": rng.uniform(size=N), "end": np.ones(N),
+        "score": rng.uniform(size=N), "peak": rng.uniform(size=N),
+    }).cast(segment_tables.SCHEMA).sort_by(segment_tables.ORDER)  # fmt: skip
+    monkeypatch.setattr(segment_tables, "_gathered", lambda *_: table)
+    place = infer(root)["segments_path"]
+    meta = pq.read_metadata(place)
+    day = np.datetime64("2026-11-22")
+    held = [
+        g for g in range(meta.num_row_groups)
+        for a, b in [[meta.row_group(g).column(c).statistics for c in (0, 1)]]
+        if a.min <= "up" <= a.max and (a.min < "up" or a.max > "up" or b.min <= day <= b.max)
+    ]  # fmt: skip
+    assert meta.num_row_groups >= 14 and len(held) <= 3
+    block = re.search(
+        r"Predictions are plain tables:\n\n```python\n(.*?)```", (CHECKOUT / "README.md").read_text(), re.S
+    )
+    lines = [line for line in block[1].splitlines() if line.startswith("duckdb.sql")]
+    shown = [eval(line.replace("ROOT", root).replace("/mine/", "/a/"), {"duckdb": duckdb}).fetchall() for line in lines]
+    assert len(shown) == 2 and {row[0] for row in shown[0]} == {"up"} and len(shown[1]) == 3 * 200
