@@ -23,6 +23,7 @@ COMMANDS = {  # name: (what runs, its check before anything starts, one line of 
     "ablate": ("flows.ablate:ablate", "tasks.checks:ablate", "Ablation tables of the thesis on rendered archives."),
     "infer": ("flows.infer:infer", "tasks.checks:infer", "Run the champion where its predictions are missing."),
     "audit": ("flows.audit:audit", "tasks.checks:audit", "What is stale, dropped, drifting or behind."),
+    "status": ("tasks.status:status", None, "What is there, lost, behind and in hand now, on one page."),
     "rollback": ("tasks.rollback:rollback", None, "Give the alias champion back to an earlier version."),
     "approve": ("tasks.approval:approve", None, "Promote or refuse a challenger that waits for a person's word."),
     "select": ("tasks.select:choose", None, "Apply thresholds to the stored scores; decodes nothing again."),
@@ -99,7 +100,7 @@ def _option(parameter: inspect.Parameter, hint: Any) -> click.Option:
         "default": default,
         "show_default": not required,
     }
-    flag = "--" + parameter.name.replace("_", "-")
+    flag = "--" + parameter.name.rstrip("_").replace("_", "-")  # `as_`: a word that Python keeps to itself
     kinds = [a for a in get_args(hint) if a is not type(None)]
     if get_origin(hint) is not list and get_origin(kinds[0] if kinds else None) is Literal:  # it may be left out
         hint = kinds[0]
@@ -111,7 +112,7 @@ def _option(parameter: inspect.Parameter, hint: Any) -> click.Option:
         words |= {} if required else {"default": ",".join(map(str, default or ()))}
         return click.Option([flag], **words)
     if get_origin(hint) is Literal:
-        return click.Option([flag], type=click.Choice(get_args(hint)), **words)
+        return click.Option([flag, parameter.name], type=click.Choice(get_args(hint)), **words)
     if hint is bool:
         return click.Option([f"{flag}/--no-{flag[2:]}"], **words)
     plain = hint if isinstance(hint, type) else kinds[0]
