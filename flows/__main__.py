@@ -24,6 +24,7 @@ COMMANDS = {  # name: (what runs, its check before anything starts, one line of 
     "infer": ("flows.infer:infer", "tasks.checks:infer", "Run the champion where its predictions are missing."),
     "audit": ("flows.audit:audit", "tasks.checks:audit", "What is stale, dropped, drifting or behind."),
     "status": ("tasks.status:status", None, "What is there, lost, behind and in hand now, on one page."),
+    "plan": ("tasks.plan:PLANS", None, "What a flow would do, why and for how long; changes nothing."),
     "rollback": ("tasks.rollback:rollback", None, "Give the alias champion back to an earlier version."),
     "approve": ("tasks.approval:approve", None, "Promote or refuse a challenger that waits for a person's word."),
     "select": ("tasks.select:choose", None, "Apply thresholds to the stored scores; decodes nothing again."),
@@ -224,24 +225,35 @@ class Commands(click.Group):
         if name not in COMMANDS:
             return None
         quiet()
-        where, check, _ = COMMANDS[name]
+        where, check, line = COMMANDS[name]
         target = _load(where)
-        function = getattr(target, "fn", target)
-        hints = get_type_hints(function, include_extras=True)
-        options: list[click.Parameter] = [
-            _words(parameter, hints[parameter.name])
-            if parameter.name == WORDS.get(name)
-            else _option(parameter, hints[parameter.name])
-            for parameter in inspect.signature(function).parameters.values()
-        ]
-        text = inspect.cleandoc(function.__doc__ or "").partition("\n\nArgs:")[0]
-        return Command(
-            name,
-            params=options,
-            help=text,
-            callback=lambda **given: _run(target, _load(check) if check else None, given),
-            context_settings={"max_content_width": 110},
-        )
+        if isinstance(target, dict):
+            return click.Group(name, help=line, commands=[
+                _command(flow, _load(COMMANDS[flow][0]), None, planned) for flow, planned in target.items()
+            ])  # fmt: skip
+        return _command(name, target, _load(check) if check else None)
+
+
+def _command(
+    name: str, target: Any, check: Callable[..., Any] | None, instead: Callable[..., Any] | None = None
+) -> click.Command:
+    """A command with the options of what it runs; ``instead`` is run with them where that is given."""
+    function = getattr(target, "fn", target)
+    hints = get_type_hints(function, include_extras=True)
+    options: list[click.Parameter] = [
+        _words(parameter, hints[parameter.name])
+        if parameter.name == WORDS.get(name)
+        else _option(parameter, hints[parameter.name])
+        for parameter in inspect.signature(function).parameters.values()
+    ]
+    text = inspect.cleandoc((instead or function).__doc__ or "").partition("\n\nArgs:")[0]
+    return Command(
+        name,
+        params=options,
+        help=text,
+        callback=lambda **given: _run(instead or target, check, given),
+        context_settings={"max_content_width": 110},
+    )
 
 
 @click.command(cls=Commands)

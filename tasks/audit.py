@@ -1,41 +1,18 @@
-"""Look over a root without changing it: what is stale, dropped, drifting or behind."""
+"""Look over a root without changing it: what is stale, dropped, drifting, behind or idle, and what that costs."""
 
+from dataclasses import asdict
 from typing import Any
 
-import numpy as np
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from storage import columns, datasets
-from storage.datasets import Dataset
-from tasks import report
-from tasks.audit_columns import behind
-from tasks.audit_data import drift, freshness, labels, losses
+from storage import datasets
+from tasks import audit_columns, audit_data, gc, report
+from tasks.audit_embeddings import embedding_health
+from tasks.audit_limits import Finding, Limits, announce, findings
+from tasks.audit_store import GRACE, cost, orphaned
 
-SAMPLE = 2000  # vectors that uniformity is measured on
-
-
-def embedding_health(root: str, dataset: Dataset) -> dict[str, Any]:
-    """Coverage of each features version, and uniformity (Wang & Isola 2020): log mean exp(-2 d²), lower is better."""
-    found: dict[str, Any] = {}
-    for name in columns.versions(root, "features"):
-        parts = [part for part in dataset.parts if columns.has(root, "features", name, part.id)]
-        vectors = []
-        for part in parts:
-            table = columns.read(root, "features", name, part, ["embedding"]).combine_chunks()
-            flat = table["embedding"].combine_chunks().flatten()
-            vectors.append(flat.flatten().to_numpy().reshape(-1, flat.type.list_size))
-        if not vectors:
-            continue
-        x = np.concatenate(vectors)
-        x = x[np.linspace(0, len(x) - 1, min(SAMPLE, len(x))).astype(int)]
-        squared = np.maximum(0, 2 - 2 * (x @ x.T))[np.triu_indices(len(x), 1)]
-        found[name] = {
-            "parts": f"{len(parts)} of {len(dataset.parts)}",
-            "frames": sum(len(v) for v in vectors),
-            "uniformity": float(np.log(np.exp(-2 * squared).mean())) if len(squared) else None,
-        }
-    return found
+USUAL = Limits()
 
 
 def said(value: Any) -> str:
@@ -46,29 +23,50 @@ def said(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
-@task(task_run_name="audit · {name}", cache_policy=NO_CACHE)
-def examine(root: str, name: str, model: str) -> dict[str, Any]:
-    """Gathers all of the above, prints it and publishes it as an artifact."""
+def gather(root: str, name: str, model: str, text: bool = False) -> dict[str, Any]:
+    """All that an audit finds, as plain values."""
     dataset = datasets.load(root, name)
-    counts = labels(root, dataset)
-    found = {
-        "freshness": freshness(root, dataset),
-        "losses": losses(root, dataset),
+    counts = audit_data.labels(root, dataset)
+    predictions = audit_columns.behind(root, dataset, model)
+    funnel = audit_data.funnel(root, dataset)
+    listed = audit_columns.survey(root, dataset)
+    idle = gc.find(root, GRACE, model=model)
+    classes = sorted({label for split in counts.values() for label in split})
+    return {
+        "freshness": audit_data.freshness(root, dataset),
+        "growth": audit_data.growth(root, dataset),
+        "losses": {"by_reason": funnel["by_reason"]},
+        "funnel": {name: n for name, n in funnel.items() if name != "by_reason"},
         "labels": counts,
-        "label_drift": drift(counts),
-        "features": embedding_health(root, dataset),
-        "predictions": behind(root, dataset, model),
+        "label_drift": audit_data.drift(counts),
+        "features": embedding_health(root, dataset, classes if text else None),
+        "columns": audit_columns.coverage(dataset, listed, predictions.get("version", "")),
+        "predictions": predictions,
+        "orphaned": orphaned(idle),
+        "cost": cost(root, dataset, idle.references.items),
     }
-    lines = [f"# Audit of {name}", ""]
+
+
+@task(task_run_name="audit · {name}", cache_policy=NO_CACHE)
+def examine(root: str, name: str, model: str, limits: Limits = USUAL, text: bool = False) -> dict[str, Any]:
+    """Gathers what there is to find, prints it, publishes it as an artifact, and emits what is beyond the limits."""
+    found = gather(root, name, model, text)
+    beyond = findings(found, limits)
     for title, value in found.items():
-        lines += [f"## {title.replace('_', ' ')}", ""]
-        rows = value.items() if isinstance(value, dict) else [("", value)]
-        lines += [
-            "| | |",
-            "|---|---|",
-            *(f"| {report.escape(str(k))} | {report.escape(said(v))} |" for k, v in rows),
-            "",
-        ]
         report.say(f"  audit        {title.replace('_', ' ')}: {said(value)}")
-    report.markdown("audit", "\n".join(lines), f"audit of {name}")
-    return found
+    for finding in beyond:
+        report.say(f"  audit        beyond its limit: {finding.name}, {finding.why}")
+    report.markdown("audit", page(name, found, beyond), f"audit of {name}")
+    announce(root, name, model, beyond)
+    return found | {"beyond": [asdict(finding) for finding in beyond]}
+
+
+def page(name: str, found: dict[str, Any], beyond: list[Finding]) -> str:
+    """The findings as a page, what is beyond its limit first."""
+    lines = [f"# Audit of {name}", "", "## Beyond limits" if beyond else "Nothing is beyond its limit.", ""]
+    lines += [f"- **{finding.name}**: {report.escape(finding.why)}" for finding in beyond]
+    for title, value in found.items():
+        rows = value.items() if isinstance(value, dict) else [("", value)]
+        lines += ["", f"## {title.replace('_', ' ')}", "", "| | |", "|---|---|"]
+        lines += [f"| {report.escape(str(k))} | {report.escape(said(v))} |" for k, v in rows]
+    return "\n".join([*lines, ""])

@@ -45,6 +45,7 @@ def cover(
                     failures[done] = result
                 else:
                     total += result
+                    state.items = total.items
                     state.advance()
             todo = _missing(todo, committed)
             if not todo:
