@@ -23,6 +23,8 @@ COMMANDS = {  # name: (what runs, its check before anything starts, one line of 
     "ablate": ("flows.ablate:ablate", "tasks.checks:ablate", "Ablation tables of the thesis on rendered archives."),
     "infer": ("flows.infer:infer", "tasks.checks:infer", "Run the champion where its predictions are missing."),
     "audit": ("flows.audit:audit", "tasks.checks:audit", "What is stale, dropped, drifting or behind."),
+    "status": ("tasks.status:status", None, "What is there, lost, behind and in hand now, on one page."),
+    "plan": ("tasks.plan:PLANS", None, "What a flow would do, why and for how long; changes nothing."),
     "page": ("tasks.page:page", None, "One HTML file with what a root says of a dataset and its model."),
     "rollback": ("tasks.rollback:rollback", None, "Give the alias champion back to an earlier version."),
     "approve": ("tasks.approval:approve", None, "Promote or refuse a challenger that waits for a person's word."),
@@ -100,7 +102,7 @@ def _option(parameter: inspect.Parameter, hint: Any) -> click.Option:
         "default": default,
         "show_default": not required,
     }
-    flag = "--" + parameter.name.replace("_", "-")
+    flag = "--" + parameter.name.rstrip("_").replace("_", "-")  # `as_`: a word that Python keeps to itself
     kinds = [a for a in get_args(hint) if a is not type(None)]
     if get_origin(hint) is not list and get_origin(kinds[0] if kinds else None) is Literal:  # it may be left out
         hint = kinds[0]
@@ -112,7 +114,7 @@ def _option(parameter: inspect.Parameter, hint: Any) -> click.Option:
         words |= {} if required else {"default": ",".join(map(str, default or ()))}
         return click.Option([flag], **words)
     if get_origin(hint) is Literal:
-        return click.Option([flag], type=click.Choice(get_args(hint)), **words)
+        return click.Option([flag, parameter.name], type=click.Choice(get_args(hint)), **words)
     if hint is bool:
         return click.Option([f"{flag}/--no-{flag[2:]}"], **words)
     plain = hint if isinstance(hint, type) else kinds[0]
@@ -224,24 +226,35 @@ class Commands(click.Group):
         if name not in COMMANDS:
             return None
         quiet()
-        where, check, _ = COMMANDS[name]
+        where, check, line = COMMANDS[name]
         target = _load(where)
-        function = getattr(target, "fn", target)
-        hints = get_type_hints(function, include_extras=True)
-        options: list[click.Parameter] = [
-            _words(parameter, hints[parameter.name])
-            if parameter.name == WORDS.get(name)
-            else _option(parameter, hints[parameter.name])
-            for parameter in inspect.signature(function).parameters.values()
-        ]
-        text = inspect.cleandoc(function.__doc__ or "").partition("\n\nArgs:")[0]
-        return Command(
-            name,
-            params=options,
-            help=text,
-            callback=lambda **given: _run(target, _load(check) if check else None, given),
-            context_settings={"max_content_width": 110},
-        )
+        if isinstance(target, dict):
+            return click.Group(name, help=line, commands=[
+                _command(flow, _load(COMMANDS[flow][0]), None, planned) for flow, planned in target.items()
+            ])  # fmt: skip
+        return _command(name, target, _load(check) if check else None)
+
+
+def _command(
+    name: str, target: Any, check: Callable[..., Any] | None, instead: Callable[..., Any] | None = None
+) -> click.Command:
+    """A command with the options of what it runs; ``instead`` is run with them where that is given."""
+    function = getattr(target, "fn", target)
+    hints = get_type_hints(function, include_extras=True)
+    options: list[click.Parameter] = [
+        _words(parameter, hints[parameter.name])
+        if parameter.name == WORDS.get(name)
+        else _option(parameter, hints[parameter.name])
+        for parameter in inspect.signature(function).parameters.values()
+    ]
+    text = inspect.cleandoc((instead or function).__doc__ or "").partition("\n\nArgs:")[0]
+    return Command(
+        name,
+        params=options,
+        help=text,
+        callback=lambda **given: _run(instead or target, check, given),
+        context_settings={"max_content_width": 110},
+    )
 
 
 @click.command(cls=Commands)

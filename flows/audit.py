@@ -1,11 +1,13 @@
-"""ledger, labels, features, predictions → what is stale, dropped, drifting or behind"""
+"""ledger, labels, features, columns, predictions, bytes → what is stale, dropped, drifting, behind or idle"""
 
 from typing import Annotated, Any
 
-from prefect import flow
+from prefect import State, flow
+from prefect.states import Completed
 from pydantic import Field
 
 from tasks.audit import examine
+from tasks.audit_limits import Limits
 from tasks.checks import opened
 from tasks.forms import explained
 
@@ -16,6 +18,21 @@ def audit(
     root: Annotated[str, Field(description="Folder or URL that `prepare` has written to.")],
     dataset: Annotated[str, Field(description="Name of the dataset.")] = "archive",
     model: Annotated[str, Field(description="Name in the model registry.")] = "detector",
-) -> dict[str, Any]:
-    """Look over a root without changing it: freshness, quarantine, label balance, features, predictions."""
-    return examine(opened(root), dataset, model)
+    max_age_hours: Annotated[float, Field(description="Hours that the newest version may be old.", ge=0)] = 48.0,
+    max_quarantined: Annotated[
+        float, Field(description="Share of the listed files that may be quarantined.", ge=0, le=1)
+    ] = 0.05,
+    max_label_drift: Annotated[
+        float, Field(description="Distance of class shares between train and held-out clips.", ge=0, le=1)
+    ] = 0.3,
+    max_behind: Annotated[int, Field(description="Clips that may lack the champion's predictions.", ge=0)] = 0,
+    max_orphaned: Annotated[int, Field(description="Bytes that nobody may refer to.", ge=0)] = 1 << 30,
+    text: Annotated[bool, Field(description="Load the text tower, to measure the features' modality gap.")] = False,
+) -> dict[str, Any] | State[Any]:
+    """Look over a root without changing it; what is beyond its limit is an event that automations may act on."""
+    limits = Limits(max_age_hours, max_quarantined, max_label_drift, max_behind, max_orphaned)
+    found = examine(opened(root), dataset, model, limits, text)
+    if not found["beyond"]:
+        return found
+    why = "; ".join(finding["why"] for finding in found["beyond"])
+    return Completed(name="Findings", message=why, data=found)

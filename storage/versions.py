@@ -40,6 +40,7 @@ class Version:
     rows: int = 0
     covers: dict[str, tuple[int, int]] = field(default_factory=dict)
     about: dict[str, Any] = field(default_factory=dict)
+    put: float = 0.0  # when its last part was written, on the store's clock
 
 
 def survey(root: str, datasets: list[Dataset]) -> list[Version]:
@@ -55,6 +56,7 @@ def survey(root: str, datasets: list[Dataset]) -> list[Version]:
         entry = found.setdefault((pieces[0], pieces[1]), Version(pieces[0], pieces[1]))
         entry.parts.add(pieces[2].removesuffix(".parquet"))
         entry.bytes += item.size
+        entry.put = max(entry.put, item.put)
     samples = {part.id: part.samples for data in datasets for part in data.parts}
     for entry in found.values():
         entry.rows = sum(samples.get(part, 0) for part in entry.parts)

@@ -1,98 +1,18 @@
-"""Look over a root without changing it: what is stale, dropped, drifting or behind."""
+"""Look over a root without changing it: what is stale, dropped, drifting, behind or idle, and what that costs."""
 
-from collections import Counter
-from datetime import UTC, datetime
+from dataclasses import asdict
 from typing import Any
 
-import numpy as np
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from storage import columns, datasets, files, ledger, plans
-from storage.checkpoints import describe
-from storage.datasets import Dataset
-from tasks import predict, registry, report
+from storage import datasets
+from tasks import audit_columns, audit_data, gc, report
+from tasks.audit_embeddings import embedding_health
+from tasks.audit_limits import Finding, Limits, announce, findings
+from tasks.audit_store import GRACE, cost, orphaned
 
-SAMPLE = 2000  # vectors that uniformity is measured on
-
-
-def freshness(root: str, dataset: Dataset) -> dict[str, Any]:
-    """When the dataset's pointer moved last, as far as the store says."""
-    info = files.info(files.join(root, "datasets", dataset.name, "latest.json"))
-    stamp = info.get("mtime") or info.get("LastModified") or info.get("created")
-    when = datetime.fromtimestamp(stamp, UTC) if isinstance(stamp, int | float) else stamp
-    return {"version": dataset.version, "moved": when.isoformat() if when else None, "clips": dataset.clips}
-
-
-def losses(root: str, dataset: Dataset) -> dict[str, dict[str, int]]:
-    """Dropped and quarantined items by step and reason."""
-    found: Counter = Counter()
-    for step, names in _accounts(root, dataset):
-        counts, _ = ledger.total(root, step, names, 0)
-        for verdict in ("dropped", "quarantined"):
-            found.update({f"{verdict}: {reason}": n for reason, n in getattr(counts, verdict).items()})
-    return {"by_reason": dict(found.most_common())}
-
-
-def _accounts(root: str, dataset: Dataset) -> list[tuple[str, list[str]]]:
-    """The steps that brought the dataset's clips in, with the names of their ledgers."""
-    if adopted := dataset.about.get("adopted"):
-        return [("adopt", list(adopted))]
-    drafts = plans.drafts(root, dataset.name, plans.latest(root, dataset.name))
-    return [("list", [dataset.name]), ("shard", [draft.id for draft in drafts])]
-
-
-def labels(root: str, dataset: Dataset) -> dict[str, dict[str, int]]:
-    """Selected clips per class and split; a class of one split alone is what a model cannot learn or be measured on."""
-    found: dict[str, Counter] = {}
-    for part in dataset.parts:
-        counter = found.setdefault(part.split, Counter())
-        for row in dataset.rows(root, part):
-            counter.update({label["label"] for label in row["labels"]})
-    return {split: dict(sorted(counter.items())) for split, counter in found.items()}
-
-
-def drift(counts: dict[str, dict[str, int]]) -> float | None:
-    """Total variation distance between the class shares of train and held-out clips, 0 (alike) to 1."""
-    train, held = counts.get("train", {}), counts.get("heldout", {})
-    if not train or not held:
-        return None
-    names = train.keys() | held.keys()
-    shares = [(train.get(n, 0) / sum(train.values()), held.get(n, 0) / sum(held.values())) for n in names]
-    return sum(abs(a - b) for a, b in shares) / 2
-
-
-def embedding_health(root: str, dataset: Dataset) -> dict[str, Any]:
-    """Coverage of each features version, and uniformity (Wang & Isola 2020): log mean exp(-2 d²), lower is better."""
-    found: dict[str, Any] = {}
-    for name in columns.versions(root, "features"):
-        parts = [part for part in dataset.parts if columns.has(root, "features", name, part.id)]
-        vectors = []
-        for part in parts:
-            table = columns.read(root, "features", name, part, ["embedding"]).combine_chunks()
-            flat = table["embedding"].combine_chunks().flatten()
-            vectors.append(flat.flatten().to_numpy().reshape(-1, flat.type.list_size))
-        if not vectors:
-            continue
-        x = np.concatenate(vectors)
-        x = x[np.linspace(0, len(x) - 1, min(SAMPLE, len(x))).astype(int)]
-        squared = np.maximum(0, 2 - 2 * (x @ x.T))[np.triu_indices(len(x), 1)]
-        found[name] = {
-            "parts": f"{len(parts)} of {len(dataset.parts)}",
-            "frames": sum(len(v) for v in vectors),
-            "uniformity": float(np.log(np.exp(-2 * squared).mean())) if len(squared) else None,
-        }
-    return found
-
-
-def behind(root: str, dataset: Dataset, model: str) -> dict[str, Any]:
-    """How many parts lack the champion's predictions."""
-    champion = registry.champion(root, model)
-    if champion is None:
-        return {"champion": None}
-    name = predict.version(describe(champion.checkpoint))
-    missing = sum(not columns.has(root, predict.COLUMN, name, part.id) for part in dataset.parts)
-    return {"champion": champion.version, "parts_without_predictions": missing, "parts": len(dataset.parts)}
+USUAL = Limits()
 
 
 def said(value: Any) -> str:
@@ -103,29 +23,50 @@ def said(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
-@task(task_run_name="audit · {name}", cache_policy=NO_CACHE)
-def examine(root: str, name: str, model: str) -> dict[str, Any]:
-    """Gathers all of the above, prints it and publishes it as an artifact."""
+def gather(root: str, name: str, model: str, text: bool = False) -> dict[str, Any]:
+    """All that an audit finds, as plain values."""
     dataset = datasets.load(root, name)
-    counts = labels(root, dataset)
-    found = {
-        "freshness": freshness(root, dataset),
-        "losses": losses(root, dataset),
+    counts = audit_data.labels(root, dataset)
+    predictions = audit_columns.behind(root, dataset, model)
+    funnel = audit_data.funnel(root, dataset)
+    listed = audit_columns.survey(root, dataset)
+    idle = gc.find(root, GRACE, model=model)
+    classes = sorted({label for split in counts.values() for label in split})
+    return {
+        "freshness": audit_data.freshness(root, dataset),
+        "growth": audit_data.growth(root, dataset),
+        "losses": {"by_reason": funnel["by_reason"]},
+        "funnel": {name: n for name, n in funnel.items() if name != "by_reason"},
         "labels": counts,
-        "label_drift": drift(counts),
-        "features": embedding_health(root, dataset),
-        "predictions": behind(root, dataset, model),
+        "label_drift": audit_data.drift(counts),
+        "features": embedding_health(root, dataset, classes if text else None),
+        "columns": audit_columns.coverage(dataset, listed, predictions.get("version", "")),
+        "predictions": predictions,
+        "orphaned": orphaned(idle),
+        "cost": cost(root, dataset, idle.references.items),
     }
-    lines = [f"# Audit of {name}", ""]
+
+
+@task(task_run_name="audit · {name}", cache_policy=NO_CACHE)
+def examine(root: str, name: str, model: str, limits: Limits = USUAL, text: bool = False) -> dict[str, Any]:
+    """Gathers what there is to find, prints it, publishes it as an artifact, and emits what is beyond the limits."""
+    found = gather(root, name, model, text)
+    beyond = findings(found, limits)
     for title, value in found.items():
-        lines += [f"## {title.replace('_', ' ')}", ""]
-        rows = value.items() if isinstance(value, dict) else [("", value)]
-        lines += [
-            "| | |",
-            "|---|---|",
-            *(f"| {report.escape(str(k))} | {report.escape(said(v))} |" for k, v in rows),
-            "",
-        ]
         report.say(f"  audit        {title.replace('_', ' ')}: {said(value)}")
-    report.markdown("audit", "\n".join(lines), f"audit of {name}")
-    return found
+    for finding in beyond:
+        report.say(f"  audit        beyond its limit: {finding.name}, {finding.why}")
+    report.markdown("audit", page(name, found, beyond), f"audit of {name}")
+    announce(root, name, model, beyond)
+    return found | {"beyond": [asdict(finding) for finding in beyond]}
+
+
+def page(name: str, found: dict[str, Any], beyond: list[Finding]) -> str:
+    """The findings as a page, what is beyond its limit first."""
+    lines = [f"# Audit of {name}", "", "## Beyond limits" if beyond else "Nothing is beyond its limit.", ""]
+    lines += [f"- **{finding.name}**: {report.escape(finding.why)}" for finding in beyond]
+    for title, value in found.items():
+        rows = value.items() if isinstance(value, dict) else [("", value)]
+        lines += ["", f"## {title.replace('_', ' ')}", "", "| | |", "|---|---|"]
+        lines += [f"| {report.escape(str(k))} | {report.escape(said(v))} |" for k, v in rows]
+    return "\n".join([*lines, ""])

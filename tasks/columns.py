@@ -12,7 +12,6 @@ from storage.errors import InputError
 from storage.inventory import in_units
 from storage.versions import Difference, Version
 from tasks import pool
-from tasks.report import Progress
 
 if TYPE_CHECKING:
     from tasks.registry import ModelVersion
@@ -60,6 +59,8 @@ def compare(
     dataset: Annotated[str, Field(description="Name of the dataset.")] = "archive",
 ) -> str:
     """Compare two versions of a column: rows changed by part and field, how far numbers moved, which labels changed."""
+    from tasks.report import Progress  # which loads Prefect
+
     root = files.existing_root(root)
     data = datasets.load(root, dataset)
     listed = versions.survey(root, [data])

@@ -2,9 +2,12 @@
 
 import math
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 from prefect import task
@@ -62,7 +65,19 @@ def labels_of(archive: str, labels: str | None, classes: list[str]) -> dict[str,
     return found
 
 
-def plan_archive(
+@dataclass(frozen=True)
+class Planned:
+    """A plan before it is in the store: local files of its sources and of the listing's ledger."""
+
+    path: Path
+    book: Path
+    report: Report
+    before: str  # digest of the plan that counted when this one was begun
+    parts: int
+
+
+@contextmanager
+def planned(
     root: str,
     name: str,
     archive: str,
@@ -74,13 +89,8 @@ def plan_archive(
     limits: Limits = USUAL,
     unit: float = 600.0,
     dates: tuple[float, float] = ALWAYS,
-) -> tuple[str, Report]:
-    """Lists, identifies and groups the sources; returns the plan's digest and the counts.
-
-    ``recipe`` is how clips are cut, ``unit`` the seconds of video that one piece of work has at most, about twice.
-    New files that were not modified between the two ``dates`` (seconds since 1970) are left for another run.
-    Every file listed is in the ledger: kept, dropped (``unknown_extension``, ``duplicate``) or quarantined.
-    """
+) -> Iterator[Planned]:
+    """Lists, identifies and groups the sources, in a scratch folder: nothing under the root is changed."""
     labels = labels_of(archive, labels_url, classes)
     before = plans.latest(root, name)  # before anything is listed: whoever plans from here on has newer news
     with files.scratch() as folder:
@@ -104,15 +114,34 @@ def plan_archive(
             there = files.at_once(lambda part: parts.committed(root, part), moved)
             committed = [part for part, found in zip(moved, there, strict=True) if found]
             book, report = planning.account()
-            written = planning.write(recipe, committed)
-            plan = plans.save(root, name, written, before)
-            if plan != files.digest_file(written)[:16]:
-                say("  list         another run has planned this dataset meanwhile; this one goes on with its plan")
-                plan = plans.newest(root, name, recipe)
-            files.replace(book.read_bytes(), ledger.url(root, "list", name))
+            yield Planned(planning.write(recipe, committed), book, report, before, number)
         finally:
             planning.close()
-    say(f"  list         {report.items} files: {report.kept} to shard in {number} parts")
+
+
+def plan_archive(
+    root: str,
+    name: str,
+    archive: str,
+    labels_url: str | None,
+    *,
+    recipe: dict[str, Any],
+    **options: Any,
+) -> tuple[str, Report]:
+    """Lists, identifies and groups the sources; returns the plan's digest and the counts. Options: see `planned`.
+
+    ``recipe`` is how clips are cut, ``unit`` the seconds of video that one piece of work has at most, about twice.
+    New files that were not modified between the two ``dates`` (seconds since 1970) are left for another run.
+    Every file listed is in the ledger: kept, dropped (``unknown_extension``, ``duplicate``) or quarantined.
+    """
+    with planned(root, name, archive, labels_url, recipe=recipe, **options) as made:
+        plan = plans.save(root, name, made.path, made.before)
+        if plan != files.digest_file(made.path)[:16]:
+            say("  list         another run has planned this dataset meanwhile; this one goes on with its plan")
+            plan = plans.newest(root, name, recipe)
+        files.replace(made.book.read_bytes(), ledger.url(root, "list", name))
+    report = made.report
+    say(f"  list         {report.items} files: {report.kept} to shard in {made.parts} parts")
     return plan, report
 
 

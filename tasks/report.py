@@ -3,8 +3,8 @@
 import os
 import re
 import time
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import Context, copy_context
 from dataclasses import dataclass, field
@@ -19,7 +19,9 @@ from prefect.artifacts import (
     create_table_artifact,
     update_progress_artifact,
 )
+from prefect.client.orchestration import get_client
 from prefect.context import FlowRunContext, SettingsContext, SyncClientContext, TaskRunContext, get_settings_context
+from prefect.runtime import flow_run
 
 from storage.secrets import redact
 from tasks import redaction
@@ -29,6 +31,8 @@ redaction.install()  # whoever runs a stage imports this file
 EVERY = 3.0  # seconds between progress lines
 SILENCE = 60.0  # seconds in which a server that does not answer is not asked again
 HASTE = 10.0  # seconds that a server has for an answer while the work waits
+NAMED = 3  # of files that were lost for one reason
+RUNS = 8  # whose times are kept
 TABLE_ROWS = 1000  # an artifact is a page, not an archive
 
 
@@ -129,6 +133,30 @@ def clock(seconds: float) -> str:
 
 
 @dataclass
+class Spent:
+    """What a stage of the current run took: wall seconds, units done, and items (such as clips) in them."""
+
+    seconds: float = 0.0
+    units: int = 0
+    items: int = 0
+
+
+_spent: dict[str, dict[str, Spent]] = {}  # by flow run and stage; of the newest runs of this process
+
+
+def spent() -> dict[str, Spent]:
+    """What each stage of the current flow run took so far in this process, in the order in which they began."""
+    return _spent.get(str(flow_run.id), {})
+
+
+def _spend(name: str) -> Spent:
+    of_run = _spent.setdefault(str(flow_run.id), {})
+    while len(_spent) > RUNS:
+        del _spent[next(iter(_spent))]
+    return of_run.setdefault(name, Spent())
+
+
+@dataclass
 class Progress:
     """Counts units of a stage; says how many are done, how fast, and how long the rest takes (total 0: unknown)."""
 
@@ -137,6 +165,7 @@ class Progress:
     unit: str
     artifact: UUID | None = None
     done: int = 0
+    items: int = 0
     began: float = field(default_factory=time.monotonic)
     spoke: float = field(default_factory=time.monotonic)
 
@@ -156,7 +185,9 @@ class Progress:
             f" · {rate:.1f}/s · ETA {clock(left)}{' · ' + note if note else ''}"
         )
         if self.artifact is not None:
-            tell(update_progress_artifact, self.artifact, progress=100.0 * self.done / max(1, self.total))
+            share = 100.0 * self.done / max(1, self.total)
+            text = redact(f"{self.name}: {self.done} of {self.total} {self.unit}, {rate:.1f}/s, ETA {clock(left)}")
+            tell(update_progress_artifact, self.artifact, progress=share, description=text)
 
 
 @contextmanager
@@ -167,10 +198,43 @@ def progress(name: str, total: int, unit: str = "parts") -> Iterator[Progress]:
         text = redact(f"{name}: {total} {unit}")
         made = tell(create_progress_artifact, 0.0, key=key_of(f"progress-{name}"), description=text)
         artifact = made if made is None or isinstance(made, UUID) else UUID(str(made))
-    state = Progress(name, total, unit, artifact)
-    yield state
+    state, took = Progress(name, total, unit, artifact), _spend(name)
+    try:
+        yield state
+    finally:
+        took.seconds += time.monotonic() - state.began
+        took.units, took.items = took.units + state.done, took.items + state.items
     if artifact is not None and state.done >= state.total:
-        tell(update_progress_artifact, artifact, progress=100.0)
+        text = redact(f"{name}: {state.done} {unit} in {clock(time.monotonic() - state.began)}")
+        tell(update_progress_artifact, artifact, progress=100.0, description=text)
+
+
+def rename(name: str) -> None:
+    """Gives the current flow run a name that says what it came to; without a server nothing happens."""
+    if flow_run.id:
+        tell(_rename, UUID(str(flow_run.id)), redact(name))
+
+
+def _rename(run: UUID, name: str) -> None:
+    with get_client(sync_client=True) as client:
+        client.set_flow_run_name(run, name)
+
+
+def alike(counts: Counter[str], items: Iterable[tuple[str, str]]) -> list[str]:
+    """A line for each reason that items were lost for: the first few by name, then how many are like them.
+
+    ``counts`` are all of them by reason, ``items`` some (reason, name): thousands of files with one fault are one line.
+    """
+    named: dict[str, list[str]] = {}
+    for reason, name in items:
+        if len(first := named.setdefault(reason, [])) < NAMED:
+            first.append("".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in name))
+    lines = []
+    for reason, count in counts.most_common():
+        first = named.get(reason, [])
+        more = f" and {count - len(first):,} more like it, all in the ledger" if count > len(first) else ""
+        lines.append(f"{count:,} {reason}: {', '.join(first)}{more}")
+    return lines
 
 
 def table(key: str, rows: list[dict[str, Any]], description: str) -> None:

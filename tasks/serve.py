@@ -9,6 +9,7 @@ import signal
 import socket
 from pathlib import Path
 from typing import Annotated
+from urllib.parse import urlsplit
 
 import yaml
 from click import echo
@@ -32,6 +33,20 @@ SETTINGS = {
     "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # seven processes for what is not used here
     "PWD": str(CHECKOUT),  # prefect.yaml reads it
 }
+
+
+# Of the server alone: a run's own metrics would listen on every address, and two runs at a time on one port.
+METRICS = {"PREFECT_SERVER_METRICS_ENABLED": "true"}
+DASK_PORT = 8787  # of a scheduler's pages, unless DASK_DASHBOARD_ADDRESS says where they are
+
+
+def dask_page(path: str) -> str:
+    """A page of the Dask scheduler at DASK_SCHEDULER_ADDRESS, ``status`` or ``metrics``; empty without a scheduler."""
+    if not (address := os.environ.get("DASK_SCHEDULER_ADDRESS")):
+        return ""
+    host = urlsplit(address).hostname or ""
+    place = os.environ.get("DASK_DASHBOARD_ADDRESS") or f"http://{f'[{host}]' if ':' in host else host}:{DASK_PORT}"
+    return f"{place.rstrip('/')}/{path}"
 
 
 def tracking(root: Path) -> str:
@@ -107,6 +122,7 @@ def serve(
     root: Annotated[str, Field(description="Local folder that `prepare` or `demo` has written to.")] = DEMO,
     port: Annotated[int, Field(description="Port of the Prefect server.", ge=1, le=65535)] = 4200,
     mlflow_port: Annotated[int, Field(description="Port of the MLflow UI.", ge=1, le=65535)] = 5000,
+    metrics: Annotated[bool, Field(description="Prometheus metrics of Prefect, and where those of Dask are.")] = False,
 ) -> None:
     """Run all that schedules and promotions need, on this machine alone, until Ctrl-C.
 
@@ -114,7 +130,8 @@ def serve(
     """
     folder, origin = check(root, **{"port": port, "mlflow-port": mlflow_port}), f"http://{HOST}:{port}"
     (folder / "logs").mkdir(exist_ok=True)
-    os.environ |= SETTINGS | {"PREFECT_API_URL": f"{origin}/api", "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": origin}
+    os.environ |= SETTINGS | (METRICS if metrics else {})
+    os.environ |= {"PREFECT_API_URL": f"{origin}/api", "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": origin}
     for number in SIGNALS:
         signal.signal(number, signal.default_int_handler)
     children = Children(CHECKOUT, folder / "logs")
@@ -122,6 +139,8 @@ def serve(
         mlflow = start(children, folder, port, mlflow_port)
         echo(f"\n  Prefect      {origin}\n  MLflow       {mlflow}/#/experiments?workflowType=machine_learning")
         echo(f"  root         {folder}\n  logs         {folder / 'logs'}")
+        for page in [f"{origin}/api/metrics", dask_page("metrics")] if metrics else []:
+            echo(f"  metrics      {page}" if page else "  metrics      of Dask: at /metrics of its dashboard's port")
         echo(f"  run one      PREFECT_API_URL={origin}/api prefect deployment run 'retrain/nightly'")
         echo("\nCtrl-C ends all of it.")
         children.watch()

@@ -54,6 +54,7 @@ def cover(
                     failures[done] = result
                 else:
                     total += result
+                    state.items = total.items
                     state.advance()
             todo = [unit for unit in _missing(todo, committed) if unit not in hopeless]
             if not todo:

@@ -13,13 +13,20 @@ from prefect.runtime import flow_run
 from storage import datasets, files
 from storage.datasets import Dataset
 from storage.ledger import Report
-from tasks import page, registry, report, tracking
+from tasks import page, rates, registry, report, tracking
 from tasks.footprint import MEASURES, shown
+from tasks.serve import dask_page
 
 
 def _page(title: str, rows: dict[str, Any]) -> str:
     body = "\n".join(f"| {report.escape(str(k))} | {report.escape(str(v))} |" for k, v in rows.items())
     return f"# {title}\n\n| | |\n|---|---|\n{body}\n"
+
+
+def _beside() -> dict[str, str]:
+    """What a page says besides: where the time went, and the Dask dashboard where a cluster does the work."""
+    found = {"time by stage": rates.shares(), "Dask dashboard": dask_page("status")}
+    return {name: value for name, value in found.items() if value}
 
 
 def standing(root: str, name: str) -> str:
@@ -69,8 +76,10 @@ def prepared(
         why = f"the {found['videos']} files listed are those of {dataset.name}@{dataset.version}, and have all columns"
         report.say(f"  prepared     nothing to do: {why}")
         found |= {"nothing_to_do": why}
+    rates.keep(root, "prepare", dataset.name)
+    report.rename(f"prepare · {dataset.name} · {dataset.clips:,} clips, {found['kept']:,} of {found['videos']:,} files")
     found |= {"report": page.told(root, "prepare", dataset.name)}
-    text = _page(f"Dataset {dataset.name} {dataset.version}", found) + page.link(found["report"])
+    text = _page(f"Dataset {dataset.name} {dataset.version}", found | _beside()) + page.link(found["report"])
     report.markdown("prepare", text, "what prepare did")
     return found
 
@@ -126,7 +135,8 @@ def retrained(
     rows |= {f"{kind}: cost": shown(v) for kind, v in scores.items()}
     rows |= {f"gate: {kind}": f"{d['decision']}, {d['why']}" for kind, d in decisions.items()}
     rows |= {"champion": f"{model} version {found['champion']}", "MLflow": found["mlflow_url"]}
-    text = _page(f"Retraining on {dataset.name}", rows) + page.link(str(found["report"]))
+    report.rename(f"retrain · {dataset.name} · champion v{found['champion']} · {len(candidates)} candidates")
+    text = _page(f"Retraining on {dataset.name}", rows | _beside()) + page.link(str(found["report"]))
     report.markdown("retrain", text, "what retrain did")
     return found
 
@@ -141,8 +151,11 @@ def inferred(root: str, dataset: str, model: str, found: dict[str, Any]) -> dict
         why = f"every clip of {dataset} has the predictions of {model} version {found['champion']}"
         report.say(f"  inferred     nothing to do: {why}")
         found = found | {"nothing_to_do": why}
+    rates.keep(root, "infer", dataset)
+    report.rename(f"infer · {model} v{found['champion']} · {found['predicted']:,} of {found['clips']:,} clips")
     found = found | {"report": page.told(root, "infer", dataset, model)}
-    report.markdown("infer", _page(f"{model} over {dataset}", found) + page.link(found["report"]), "what infer did")
+    text = _page(f"{model} over {dataset}", found | _beside()) + page.link(found["report"])
+    report.markdown("infer", text, "what infer did")
     return found | {"task_runs": task_runs()}
 
 

@@ -39,7 +39,7 @@ from prefect.workers.process import ProcessVariables
 from pydantic import BaseModel
 
 from models.gate import Rules
-from tasks import forget, serve
+from tasks import audit_limits, forget, serve
 from tasks import gate as gates
 
 CHECKOUT = Path(__file__).parent.parent
@@ -265,16 +265,40 @@ def emitted(monkeypatch, decision: str) -> ReceivedEvent:
     return ReceivedEvent(id=uuid4(), occurred=datetime.now(UTC), received=datetime.now(UTC), event=name, **rest)
 
 
-def watching(name: str = "infer/on-promotion") -> ServerTrigger:
-    """The trigger of a deployment as the server has it afterwards."""
-    found = DeploymentEventTrigger.model_validate(trigger(name))
+def watching(name: str = "infer/on-promotion", number: int = 0) -> ServerTrigger:
+    """A trigger of a deployment as the server has it afterwards."""
+    found = DeploymentEventTrigger.model_validate(trigger(name, number))
     found.set_deployment_id(uuid4())
     return ServerTrigger.model_validate(found.as_automation().trigger.model_dump(mode="json"))
 
 
-def trigger(name: str = "infer/on-promotion") -> dict[str, Any]:
-    (found,) = called(name)["triggers"]
-    return found
+def trigger(name: str = "infer/on-promotion", number: int = 0) -> dict[str, Any]:
+    found = called(name)["triggers"]
+    assert len(found) == {"infer/on-promotion": 2}.get(name, 1)
+    return found[number]
+
+
+def test_an_audit_that_finds_predictions_behind_starts_inference_and_no_other_finding_does(monkeypatch):
+    emit = MagicMock()
+    monkeypatch.setattr(audit_limits, "emit_event", emit)
+    names = (audit_limits.BEHIND, audit_limits.STALE, audit_limits.QUARANTINED, audit_limits.DRIFT)
+    made = [audit_limits.Finding(name, 3, 0, "so") for name in (*names, audit_limits.ORPHANED)]
+    audit_limits.announce("/data/films", "films", "detector", made)
+    now = datetime.now(UTC)
+    events = [
+        ReceivedEvent(id=uuid4(), occurred=now, received=now, event=name, **rest)
+        for ((name,), rest) in emit.call_args_list
+    ]
+    first, *others = events
+    assert watching(number=1).covers(first) and not watching().covers(first)
+    assert not watching("retrain/nightly").covers(first)
+    assert len(others) == 4 and not any(watching(number=n).covers(one) for one in others for n in (0, 1))
+    rendered = {
+        name: render_user_template_sync(template, {"event": first})
+        for name, template in trigger(number=1)["parameters"].items()
+    }
+    assert rendered == {"root": "/data/films", "dataset": "films", "model": "detector"}
+    assert first.payload["value"] == 3 and first.payload["limit"] == 0 and first.payload["why"] == "so"
 
 
 def test_a_promotion_starts_inference_with_its_own_root_dataset_and_model(monkeypatch):

@@ -13,6 +13,7 @@ from typing import Any
 import httpx
 import psutil
 import pytest
+from distributed import LocalCluster
 from mlflow.environment_variables import MLFLOW_SERVER_ENABLE_JOB_EXECUTION
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
@@ -85,6 +86,26 @@ def test_settings_reach_prefect_by_these_names(monkeypatch):
     assert server.concurrency.lease_storage.endswith("filesystem")
     assert server.api.csrf_protection_enabled and not server.analytics_enabled
     assert not MLFLOW_SERVER_ENABLE_JOB_EXECUTION.get()
+
+
+@pytest.mark.parametrize("on", [False, True])
+def test_metrics_are_switched_on_by_prefects_own_name_and_off_without_it(on, monkeypatch):
+    for name in serve.METRICS:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in (serve.METRICS if on else {}).items():
+        monkeypatch.setenv(name, value)
+    assert Settings().server.metrics_enabled is on and not Settings().client.metrics.enabled
+
+
+def test_dask_answers_with_metrics_where_serve_says(monkeypatch):
+    monkeypatch.delenv("DASK_SCHEDULER_ADDRESS", raising=False)
+    assert serve.dask_page("metrics") == ""
+    with LocalCluster(n_workers=0, processes=False, dashboard_address="127.0.0.1:0") as cluster:
+        monkeypatch.setenv("DASK_SCHEDULER_ADDRESS", "tcp://127.0.0.1:8786")
+        assert serve.dask_page("metrics") == "http://127.0.0.1:8787/metrics", "the port that Dask takes by itself"
+        monkeypatch.setenv("DASK_DASHBOARD_ADDRESS", f"http://127.0.0.1:{cluster.scheduler.http_server.port}")
+        answer = httpx.get(serve.dask_page("metrics"), follow_redirects=True)
+    assert answer.status_code == 200 and "dask_scheduler_tasks" in answer.text
 
 
 def test_runs_and_the_ui_share_one_database(tmp_path, monkeypatch):
@@ -201,7 +222,7 @@ def served(root, tmp_path):
     env |= {"PREFECT_WORKER_QUERY_SECONDS": "1", "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "5"}
     ports = ["--port", str(port), "--mlflow-port", str(mlflow_port)]
     with open(tmp_path / "out", "w") as out:
-        command = [sys.executable, "-m", "flows", "serve", "--root", root, *ports]
+        command = [sys.executable, "-m", "flows", "serve", "--root", root, "--metrics", *ports]
         process = subprocess.Popen(command, cwd=tmp_path, env=env, stdout=out, stderr=out)
     try:
         until("started", lambda: "Ctrl-C" in (tmp_path / "out").read_text() or process.poll() is not None, 170)
@@ -256,7 +277,7 @@ def automations(client: SyncPrefectClient) -> dict[str, Any]:
 
 def starting_again_changes_no_automation(client: SyncPrefectClient, env: dict[str, str]) -> None:
     before = automations(client)
-    assert len(before) == 4 and all(automation["enabled"] for automation in before.values())
+    assert len(before) == 5 and all(automation["enabled"] for automation in before.values())
     again = [sys.executable, "-c", "from tasks.serve import register; register()"]
     subprocess.run(again, cwd=CHECKOUT, env=env, check=True)
     assert automations(client) == before, "one that is updated forgets the runs it watches"
@@ -298,6 +319,8 @@ def test_serve_runs_what_is_deployed_and_leaves_nothing_behind(served, root):
     found = everything_is_deployed(client, root)
     only_on_loopback(ports, env["PREFECT_HOME"])
     closed_to_other_sites(env["PREFECT_API_URL"])
+    counts = httpx.get(f"{env['PREFECT_API_URL']}/metrics")
+    assert counts.status_code == 200 and "# TYPE prefect_" in counts.text
     starting_again_changes_no_automation(client, env)
     schedules_make_runs(client, found["audit/daily"])
     a_run_completes(client, found["audit/daily"])

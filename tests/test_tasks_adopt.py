@@ -182,7 +182,7 @@ def test_what_cannot_be_used_is_quarantined_with_a_reason(tmp_path, clip):
 
 
 def test_an_adopted_dataset_is_audited_and_verified(tmp_path, clip):
-    from tasks.audit import losses
+    from tasks.audit_data import losses
     from tasks.verify import examine
 
     put(tmp_path / "x.tar", ("a.mp4", clip(0)), ("b.mp4", clip(1)), ("b.mp4", clip(1)), ("c.mp4", b"rubbish"))

@@ -11,7 +11,7 @@ from flows.__main__ import main
 from storage import columns, datasets, files, ledger, parts, scores
 from storage.errors import Damaged, InputError
 from storage.sandbox import Sandbox
-from tasks import audit, duplicates, evaluate, label, loader, predict, select, train, what_if
+from tasks import audit_data, duplicates, evaluate, label, loader, predict, select, train, what_if
 from tasks.pretrain import classes_of, records
 from tasks.score import score_dataset
 from tasks.select import select_dataset
@@ -206,8 +206,8 @@ def test_another_selection_is_another_training(made):
 def test_the_audit_counts_selected_clips(made):
     root, dataset, version = made
     chosen, _ = select_dataset(root, dataset, version, LIMITS)
-    assert audit.labels(root, dataset)["train"] == {"a": 9, "only": 1}
-    assert audit.labels(root, chosen)["train"] == {"a": 5}
+    assert audit_data.labels(root, dataset)["train"] == {"a": 9, "only": 1}
+    assert audit_data.labels(root, chosen)["train"] == {"a": 5}
 
 
 def predictions(root, dataset, name):

@@ -1,0 +1,65 @@
+"""How fast stages were: written when a flow ends, read by those who say how long the next one takes."""
+
+from typing import Any
+
+from storage import files, ledger, plans
+from storage.ledger import Entry
+from tasks import report
+
+STEP = "stages"
+BOOKS = 200  # ledgers of parts that the rate of cutting is taken from
+
+
+def keep(root: str, flow: str, dataset: str) -> None:
+    """Keeps in the ledger what the stages of the current run took, those that did something."""
+    now = {name: took for name, took in report.spent().items() if took.items and took.seconds}
+    if not now:
+        return
+    before = {entry.item: entry for entry in _read(root, f"{flow}-{dataset}")}
+    made = {name: Entry(name, "kept", clips=took.items, seconds=took.seconds) for name, took in now.items()}
+    ledger.write(root, STEP, f"{flow}-{dataset}", list({**before, **made}.values()))
+
+
+def _read(root: str, name: str) -> list[Entry]:
+    try:
+        return ledger.read(root, STEP, name)
+    except FileNotFoundError:
+        return []
+
+
+def of_stage(root: str, flow: str, dataset: str, stage: str) -> float | None:
+    """Clips a second of wall time that a stage did when it last did any; None where that was not measured."""
+    for entry in _read(root, f"{flow}-{dataset}"):
+        if entry.item == stage and entry.seconds > 0:
+            return entry.clips / entry.seconds
+    return None
+
+
+def of_cutting(root: str, name: str) -> dict[str, Any] | None:
+    """Seconds of work for a second of video, over the sources of the newest plan that were cut; None: none were."""
+    work = video = 0.0
+    try:
+        drafts = plans.drafts(root, name, plans.latest(root, name))
+    except FileNotFoundError:
+        return None
+    for draft in drafts[:BOOKS]:
+        url = ledger.url(root, "shard", draft.id)
+        for entry in ledger.read(root, "shard", draft.id) if files.exists(url) else []:
+            if entry.verdict == "kept" and entry.duration > 0 and not entry.detail.startswith("clips taken"):
+                work, video = work + entry.seconds, video + entry.duration
+    return {"rate": work / video, "video": video} if video and work else None
+
+
+def shares() -> str:
+    """The share of the run's stages in the time of all of them, the longest first; empty where none ran."""
+    took = {name: one.seconds for name, one in report.spent().items()}
+    total = sum(took.values())
+    order = sorted(took, key=lambda name: -took[name])
+    return ", ".join(f"{name} {100 * took[name] / total:.0f} %" for name in order if took[name] >= 0.005 * total)
+
+
+def takes(items: float, rate: float | None, what: str) -> str:
+    """The line of a plan about time, at a rate of clips a second; it says so where nothing was measured."""
+    if not rate:
+        return f"time     not known: no run under this root has measured {what} yet"
+    return f"time     about {report.clock(items / rate)} (m:ss) at {rate:.3g} clips/s, as measured when it last ran"

@@ -1,0 +1,143 @@
+"""The audit: what it measures by hand-made cases, and what beyond which limit becomes an event."""
+
+import itertools
+import shutil
+from types import SimpleNamespace
+from unittest.mock import MagicMock
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from storage import columns, datasets, files, ledger
+from storage.ledger import Entry
+from tasks import audit, audit_embeddings, audit_limits, gc, rates, report
+from tasks.audit_limits import Limits
+from tests import made_parts
+
+
+@pytest.fixture
+def root(tmp_path, traced):
+    return files.open_root(str(shutil.copytree(traced / "root", tmp_path / "root")))
+
+
+@pytest.fixture
+def emitted(monkeypatch):
+    emit = MagicMock()
+    monkeypatch.setattr(audit_limits, "emit_event", emit)
+    return emit
+
+
+def unit(rng, shape):
+    x = rng.normal(size=shape).astype(np.float32)
+    return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+
+def test_alignment_is_the_mean_over_pairs_of_one_clip_and_uniformity_over_any():
+    rng = np.random.default_rng(0)
+    clips = [unit(rng, (n, 5)) for n in (3, 1, 4)]
+    pairs = [((a - b) ** 2).sum() for x in clips for a, b in itertools.combinations(x, 2)]
+    found = audit_embeddings.alignment(np.concatenate(clips), np.array([3, 1, 4]))
+    assert found == pytest.approx(np.mean(pairs), rel=1e-5)
+    assert audit_embeddings.alignment(clips[1], np.array([1])) is None
+    whole = np.concatenate(clips)
+    any_ = [np.exp(-2 * ((a - b) ** 2).sum()) for a, b in itertools.combinations(whole, 2)]
+    assert audit_embeddings.uniformity(whole) == pytest.approx(np.log(np.mean(any_)), rel=1e-5)
+
+
+def test_the_modality_gap_is_between_the_means_and_says_why_there_is_none(tmp_path, monkeypatch):
+    root = files.open_root(str(tmp_path / "root"))
+    part = made_parts.commit(root, "p1")
+    data = datasets.freeze(root, "films", [part], {})
+    x = unit(np.random.default_rng(1), (6, 4))
+    inner = pa.FixedSizeListArray.from_arrays(pa.array(x.reshape(-1) * 3), 4)  # not of unit length, as a backbone's
+    lists = pa.ListArray.from_arrays(pa.array([0, 2, 4, 6], pa.int32()), inner)
+    table = pa.table({"key": list(made_parts.KEYS), "embedding": lists})
+    columns.write(root, "features", "towers", part, table, {"model": "m", "pretrained": None, "weights": "w"})
+    columns.write(root, "features", "backbone", part, table, {"checkpoint": "c"})
+    texts = unit(np.random.default_rng(2), (2, 4))
+    tower = SimpleNamespace(encode_text=lambda names: SimpleNamespace(numpy=lambda: texts[: len(names)]))
+    monkeypatch.setattr("tasks.extract.encoder", lambda *_: tower)
+    found = audit_embeddings.embedding_health(root, data, ["a", "b"])
+    assert found["towers"]["modality_gap"] == pytest.approx(np.linalg.norm(x.mean(0) - texts.mean(0)), rel=1e-4)
+    assert "no text tower" in found["backbone"]["modality_gap"]
+    assert "--text" in audit_embeddings.embedding_health(root, data)["towers"]["modality_gap"]
+
+
+def facts(**changed):
+    found = {
+        "freshness": {"age_hours": 1.0},
+        "funnel": {"quarantined": 0, "listed": 100},
+        "predictions": {"champion": 1, "clips_without_predictions": 0, "clips": 10},
+        "label_drift": 0.1,
+        "orphaned": {"bytes": 0},
+    }
+    return found | changed
+
+
+@pytest.mark.parametrize(
+    ("changed", "name"),
+    [
+        ({"freshness": {"age_hours": 49.0}}, "stale"),
+        ({"funnel": {"quarantined": 6, "listed": 100}}, "quarantined"),
+        ({"predictions": {"champion": 1, "clips_without_predictions": 1, "clips": 10}}, "predictions-behind"),
+        ({"label_drift": 0.31}, "label-drift"),
+        ({"orphaned": {"bytes": (1 << 30) + 1}}, "orphaned"),
+    ],
+)
+def test_each_limit_has_its_finding(changed, name):
+    assert [finding.name for finding in audit_limits.findings(facts(**changed), Limits())] == [name]
+
+
+def test_nothing_is_found_at_the_limits_nor_where_nothing_was_measured():
+    at = {"freshness": {"age_hours": 48.0}, "funnel": {"quarantined": 5, "listed": 100}, "label_drift": 0.3}
+    assert audit_limits.findings(facts(**at), Limits()) == []
+    unknown = {"freshness": {"age_hours": None}, "label_drift": None, "predictions": {"champion": None}}
+    assert audit_limits.findings(facts(**unknown, funnel={"quarantined": 0, "listed": 0}), Limits()) == []
+
+
+def test_an_audit_tells_what_is_beyond_on_top_and_as_events(root, emitted, monkeypatch):
+    pages = []
+    monkeypatch.setattr(report, "markdown", lambda key, text, description="": pages.append(text))
+    data = datasets.load(root, "a")
+    lost = data.parts[0]
+    name = audit.gather(root, "a", "detector")["predictions"]["version"]
+    files.remove(columns.url(root, "predictions", name, lost.id))
+    ledger.write(root, rates.STEP, "prepare-a", [Entry("features", "kept", clips=9, seconds=4.5)])
+    old = f"parts/{'0' * 16}.tar"
+    files.replace(b"x" * 500, files.join(root, old))
+    monkeypatch.setattr(gc, "_aged", lambda *_: lambda put: True)
+    found = audit.examine.fn(root, "a", "detector", Limits(orphaned=499))
+    assert {one["name"] for one in found["beyond"]} == {"predictions-behind", "orphaned"}
+    assert found["orphaned"]["bytes"] >= 500 and found["cost"]["bytes"]["parts"] > 500
+    assert found["cost"]["seconds"]["prepare: features"] == 4.5 and found["cost"]["seconds"]["cutting"] > 0
+    (page,) = pages
+    assert page.index("predictions-behind") < page.index("## freshness")
+    assert f"{lost.samples} of {data.clips} clips" in page
+    calls = {call.args[0]: call.kwargs for call in emitted.call_args_list}
+    assert set(calls) == {"reelmill.audit.predictions-behind", "reelmill.audit.orphaned"}
+    sent = calls["reelmill.audit.predictions-behind"]
+    assert sent["resource"]["prefect.resource.id"] == "reelmill.dataset.a"
+    assert sent["payload"]["value"] == lost.samples and sent["payload"]["root"] == root
+
+
+def test_times_of_stages_are_kept_for_the_next_plan_and_shown_as_shares(tmp_path, monkeypatch):
+    root = files.open_root(str(tmp_path / "root"))
+    took = {"score": report.Spent(3.0, 2, 30), "features": report.Spent(1.0, 2, 30), "idle": report.Spent(0.001, 0, 0)}
+    monkeypatch.setattr(report, "spent", lambda: took)
+    assert rates.shares() == "score 75 %, features 25 %"
+    rates.keep(root, "prepare", "films")
+    assert rates.of_stage(root, "prepare", "films", "score") == 10.0
+    assert rates.of_stage(root, "prepare", "films", "idle") is None
+    monkeypatch.setattr(report, "spent", lambda: {"score": report.Spent(0.1, 0, 0)})
+    rates.keep(root, "prepare", "films")
+    assert rates.of_stage(root, "prepare", "films", "score") == 10.0, "a run that did nothing measures nothing"
+
+
+def test_a_stage_is_timed_whatever_ends_it():
+    with pytest.raises(ValueError), report.progress("timed", 2) as state:
+        state.items = 5
+        state.advance()
+        raise ValueError
+    took = report.spent()["timed"]
+    assert took.units == 1 and took.items == 5 and took.seconds > 0

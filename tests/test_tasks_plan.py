@@ -1,0 +1,109 @@
+"""`reelmill plan`: what a run would do and why, the same that the run then does, and nothing is changed by asking."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from flows.__main__ import main
+from storage import datasets, files, ledger
+from storage.ledger import Entry
+from tasks import plan_prepare, rates
+from tests import preparing
+
+
+@pytest.fixture
+def home(tmp_path, traced) -> Path:
+    """A root with a champion and the archive it came from."""
+    return Path(shutil.copytree(traced, tmp_path / "home"))
+
+
+def snapshot(folder: Path) -> dict[str, tuple[int, bytes]]:
+    return {str(p): (p.stat().st_mtime_ns, p.read_bytes()) for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def planned(*words: str) -> str:
+    result = CliRunner().invoke(main, ["plan", *words])
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def prepare(home: Path, **more: Any) -> str:
+    given = {"span": 3, "short_side": 64, "per_part": 4, **more}
+    words = [f"--{name.replace('_', '-')}={value}" for name, value in given.items()]
+    where = [str(home / "root"), "--archive", str(home / "archive"), "--labels", str(home / "labels.csv")]
+    return planned("prepare", *where, "--name", "a", *words)
+
+
+def test_a_root_that_is_none_is_planned_and_not_made(tmp_path, traced):
+    found = planned("prepare", str(tmp_path / "root"), "--archive", str(traced / "archive"))
+    assert "nothing was planned yet" in found and "time     not known" in found and "10 new" in found
+    assert not (tmp_path / "root").exists()
+
+
+def test_new_changed_gone_and_moved_sources_and_an_option_are_told_apart(home):
+    before = snapshot(home)
+    same = prepare(home)
+    assert "10 unchanged" in same and "nothing to cut" in same
+    option = prepare(home, span=2)
+    assert "changed option, which rebuilds every part: span 3.0 → 2.0" in option and "with other options" in option
+    assert snapshot(home) == before, "asking changes nothing"
+    archive = home / "archive" / "weak"
+    shutil.copy(archive / "00.mp4", home / "spare.mp4")
+    (archive / "00.mp4").write_bytes((archive / "01.mp4").read_bytes() + b"\0" * 64)
+    with (home / "labels.csv").open() as file:
+        rows = [line for line in file if not line.startswith("dense/05")]
+    (home / "labels.csv").write_text("".join(rows))
+    (home / "archive" / "dense" / "05.mp4").unlink()
+    shutil.copy(home / "spare.mp4", archive / "other.mp4")
+    found = prepare(home)
+    assert "changed: weak/00.mp4" in found and "gone: dense/05.mp4" in found and "new: weak/other.mp4" in found
+    assert "why      sources: " in found and "s a second of video, measured over" in found
+    dataset, done = preparing.prepare(str(home / "root"), str(home / "archive"), str(home / "labels.csv"), units=6)
+    assert f"{done.decoded} sources are cut" in found, "what was announced is what was done"
+
+
+def test_plans_of_two_listings():
+    row = {"split": "train", "labels": None, "attempt": 0}
+    then = [{**row, "path": p, "identity": i} for p, i in (("a", "1"), ("b", "2"), ("c", "3"), ("d", "4"))]
+    now = [
+        {**row, "path": "a", "identity": "1"},
+        {**row, "path": "b", "identity": "9"},
+        {**row, "path": "z", "identity": "3"},
+        {**row, "path": "d", "identity": "4", "labels": "[]"},
+    ]
+    found = plan_prepare.sources(now, then)
+    assert {kind: paths for kind, paths in found.items() if paths} == {
+        "unchanged": ["a"], "changed": ["b"], "moved": ["z"], "relabelled": ["d"],
+    }  # fmt: skip
+
+
+def test_inference_names_what_is_missing_and_takes_its_time_from_the_last_one(home):
+    root = home / "root"
+    before = snapshot(home)
+    assert "nothing to do" in planned("infer", str(root), "--dataset", "a")
+    assert snapshot(home) == before
+    data = datasets.load(str(root), "a")
+    part = max(data.parts, key=lambda p: p.samples)
+    (taken,) = (root / "columns" / "predictions").rglob(f"{part.id}.parquet")
+    taken.unlink()
+    found = planned("infer", str(root), "--dataset", "a")
+    assert f"1 of {len(data.parts)} parts, {part.samples} of {data.clips} clips" in found
+    assert "not known: no run under this root has measured predictions" in found
+    took = Entry("predict", "kept", clips=part.samples, seconds=part.samples * 30.0)
+    ledger.write(files.absolute(str(root)), rates.STEP, "infer-a", [took])
+    assert f"about {part.samples * 30 // 60}:{part.samples * 30 % 60:02d}" in planned(
+        "infer", str(root), "--dataset", "a"
+    )
+
+
+def test_a_retraining_says_what_it_trains_and_that_its_time_is_not_known(home):
+    before = snapshot(home / "root" / "parts") | snapshot(home / "root" / "checkpoints")
+    names = {p.relative_to(home) for p in home.rglob("*")}
+    found = planned("retrain", str(home / "root"), "--dataset", "a", "--pretrain-steps", "7")
+    assert "2 × " not in found and "pretrain of 7 steps × 2" in found and "4 trainings" in found
+    assert "no retraining of detector is kept" in found and "time     not known" in found
+    assert snapshot(home / "root" / "parts") | snapshot(home / "root" / "checkpoints") == before
+    assert {p.relative_to(home) for p in home.rglob("*")} == names
