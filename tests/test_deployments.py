@@ -252,13 +252,14 @@ def emitted(monkeypatch, decision: str) -> ReceivedEvent:
     registry.decided.return_value = registry.rolled_back.return_value = None
     monkeypatch.setattr(gates, "registry", registry)
     monkeypatch.setattr(gates, "tracking", MagicMock())
+    monkeypatch.setattr(gates, "calibration", SimpleNamespace(TAG="calibration", save=lambda *_: ""))
     monkeypatch.setattr(gates, "report", MagicMock())
     monkeypatch.setattr(gates, "emit_event", emit)
     monkeypatch.setattr(
         gates, "judge", lambda *_, **__: defaultdict(float, decision=decision, rules={}, dataset="films@v1")
     )
     monkeypatch.setattr(gates.claims, "in_turn", lambda *_: nullcontext())
-    candidate = {"evaluation": None, "checkpoint": MagicMock(), "run": "run", "model_uri": "models:/m"}
+    candidate = {"evaluation": SimpleNamespace(thresholds=None), "checkpoint": MagicMock(), "run": "run", "model_uri": "models:/m"}
     dataset = SimpleNamespace(name="films", version="v1")
     gates.gate.fn("/data/films", dataset, "detector", candidate, "none", Rules(), 0)
     (name,), rest = emit.call_args
