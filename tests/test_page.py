@@ -14,7 +14,7 @@ import pytest
 from models.metrics import FrameScores
 from storage import datasets, files
 from storage.inventory import Item
-from tasks import page, page_archive, page_models, registry, tracking
+from tasks import page, page_archive, page_models, page_pictures, registry, tracking
 from tasks.evaluate import evaluate_checkpoint
 from tasks.page_models import Measured
 from tasks.references import References
@@ -248,6 +248,14 @@ def test_media_that_are_gone_leave_a_page_without_frames(opened, traced, tmp_pat
     assert "cannot be read" in view.inner_text() and view.locator("img").count() == 0
     view.locator("input").press("End")
     assert "truth" in view.locator("output").inner_text()
+
+
+def test_a_quarantined_file_has_a_picture_where_one_can_be_made(traced, tmp_path):
+    (tmp_path / "text.mp4").write_text("no video")
+    video = str(traced / "archive" / "dense" / "00.mp4")
+    assert page_pictures.first_frame(video, 1).startswith("data:image/jpeg;base64,"), "on this disk any size is read"
+    for bad in (tmp_path / "text.mp4", tmp_path / "gone.mp4"):
+        assert page_pictures.first_frame(str(bad), 1 << 20) is None
 
 
 def test_drift_is_against_the_version_before(traced):
