@@ -295,6 +295,15 @@ def test_a_retraining_keeps_its_page_in_mlflow(hostile):
     assert f"[Report page](<{Path(url).as_uri()}>)" in page.link(url) and page.link("") == ""
 
 
+def test_a_timeline_has_a_limited_number_of_rows():
+    times = np.linspace(0, 9, 90)
+    scores = np.tile(np.linspace(0.1, 0.9, 40, dtype=np.float32), (90, 1))
+    truth = np.array([1.0]), np.array([2.0]), np.array([3])
+    made = page_models._timeline(("x", scores, times, truth, 9.0), [f"c{k}" for k in range(40)], [], None)
+    assert [row["name"] for row in made.rows[:3]] == ["c3", "c39", "c38"]
+    assert (len(made.rows), made.more) == (16, 24) and len(made.rows[0]["data"]["scores"]) == 201
+
+
 def scored(shift: float, videos: int = 12) -> Measured:
     """A model of two classes: the first is told apart the better the larger ``shift``, the second is guessed."""
     rng = np.random.default_rng(3)
