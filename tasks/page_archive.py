@@ -20,7 +20,7 @@ from tasks.predict import COLUMN
 ROWS = 200  # of a table on a page, at most
 ACCOUNT = ["item", "verdict", "reason", "detail"]  # columns of a ledger
 BAD = 24  # quarantined items that are shown
-READ = 4 << 20  # bytes of a quarantined file on a remote store that are fetched for a picture, at most; locally any
+READ = 64 << 20  # bytes of a quarantined file on a remote store that are fetched for a picture, at most; locally any
 
 
 @dataclass(frozen=True)
@@ -133,12 +133,15 @@ class Bad:
 
 def quarantined(root: str, dataset: Dataset) -> tuple[list[Bad], int]:
     """The first quarantined items, as many of each reason as there is room for, and how many there are."""
-    found: dict[str, list[tuple[str, dict[str, Any]]]] = {}
+    total, found = 0, dict[str, list[tuple[str, dict[str, Any]]]]()
     for step, names in accounts(root, dataset):
         for name, table in zip(names, files.at_once(partial(_ledger, root, step), names), strict=True):
-            for row in table.filter(pc.equal(table["verdict"], "quarantined")).to_pylist():
-                found.setdefault(row["reason"], []).append((name if step == "shard" else "", row))
-    total = sum(map(len, found.values()))
+            bad = table.filter(pc.equal(table["verdict"], "quarantined"))
+            total += len(bad)
+            for reason in pc.unique(bad["reason"]).to_pylist():
+                kept = found.setdefault(reason, [])
+                rows = bad.filter(pc.equal(bad["reason"], reason)).slice(0, BAD - len(kept)).to_pylist()
+                kept += [(name if step == "shard" else "", row) for row in rows]
     chosen = [some[i] for i in range(BAD) for some in found.values() if i < len(some)][:BAD]
     places = _places(root, dataset, {part for part, _ in chosen if part})
     return [_bad(row, places.get(row["item"])) for _, row in chosen], total

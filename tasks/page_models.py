@@ -27,7 +27,7 @@ SHOWN, STEPS, TICKS = 4, 200, 6  # videos under a filmstrip, places of its curso
 STRIP = 20  # frames of a strip
 UNSURE, PARTS, LOOK = 12, 64, 4  # clips shown, parts that are read to find them, frames of each
 DECISIONS = 8  # versions of a model whose decisions are shown
-CLASSES = 48  # curves, and rows of a timeline, at most
+CLASSES, LANES = 48, 16  # curves, and rows of a timeline, at most
 
 
 @dataclass(frozen=True)
@@ -208,6 +208,7 @@ class Timeline:
     frames: list[tuple[float, Markup]]
     rows: list[dict[str, Any]]
     ticks: list[tuple[float, float]]  # share of the width in percent, second
+    more: int  # classes that have no row
     missing: str = ""  # why there are no frames
 
 
@@ -232,7 +233,7 @@ def _timeline(video: ScoredVideo, classes: list[str], clips: list[Clip], wrong: 
     seen = ~np.isnan(peaks[:, 0])
     filled = np.column_stack([np.interp(grid, grid[seen], peaks[seen, k]) for k in range(len(classes))])
     rows = []
-    for k in sorted(range(len(classes)), key=lambda k: (k not in labels, -filled[:, k].max(), k))[:CLASSES]:
+    for k in sorted(range(len(classes)), key=lambda k: (k not in labels, -filled[:, k].max(), k))[:LANES]:
         spans = [(float(s), float(e)) for s, e, c in zip(starts, ends, labels, strict=True) if c == k]
         data = {"scores": np.round(100 * filled[:, k]).astype(int).tolist(), "spans": spans}
         rows.append(
@@ -243,7 +244,7 @@ def _timeline(video: ScoredVideo, classes: list[str], clips: list[Clip], wrong: 
         frames, missing = page_pictures.frames(clips, STRIP), ""
     except page_pictures.UNREADABLE as error:
         frames, missing = [], f"Its frames cannot be read: {error}"
-    return Timeline(name, duration, wrong, frames, rows, ticks, missing)
+    return Timeline(name, duration, wrong, frames, rows, ticks, len(classes) - len(rows), missing)
 
 
 @dataclass(frozen=True)

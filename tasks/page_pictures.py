@@ -14,6 +14,7 @@ from storage import files, sandbox
 from storage.errors import StoreError
 from storage.limits import Rejected
 from storage.parts import Part
+from storage.stores import is_local
 
 Clip = tuple[Part, dict[str, Any]]
 UNREADABLE = (Rejected, StoreError, OSError, ValueError)  # a picture that cannot be made is left out, and said
@@ -56,10 +57,13 @@ def frames(clips: list[Clip], count: int) -> list[tuple[float, Markup]]:
 
 
 def first_frame(url: str, most: int) -> Markup | None:
-    """A picture from the beginning of a file, squeezed to 16:9; None where there is none, or it is too large to ask."""
+    """A picture from the beginning of a file, squeezed to 16:9; None where there is none.
+
+    A file that is not on this disk is fetched if it has ``most`` bytes or fewer.
+    """
     try:
         size = int(files.info(url)["size"])
-        if not 0 < size <= most:
+        if not size or (size > most and not is_local(files.locate(url)[0])):
             return None
         with files.scratch() as folder:
             path = files.local_path(url, folder / "source", size)

@@ -237,6 +237,7 @@ def demonstrated(
         "seconds": watch.seconds,
         "mlflow": {"run": trained["mlflow_run"], "url": trained["mlflow_url"]},
         "figures": {**trained["figures"], "volumes": first["contact_sheet"]},
+        "reports": {"prepare": again["report"], "retrain": trained["report"], "infer": inferred_again["report"]},
         "audit": audited,
     }
     files.replace_json(summary, files.join(root, "summary.json"))
@@ -250,6 +251,7 @@ def _tell(root: str, summary: dict[str, Any]) -> None:
     reasons = ", ".join(f"{n} {reason}" for reason, n in archive["quarantined"].items())
     numbers = "" if gate["ci_low"] is None else "{delta:+.3f}, 95 % CI {ci_low:+.3f} to {ci_high:+.3f}".format(**gate)
     percent = {name: f"{100 * value:.1f}" for name, value in scores.items()}
+    looked = filter(None, [summary["reports"]["infer"], summary["figures"]["volumes"]])
     lines = {
         "archive": f"{archive['videos']} files = {archive['kept']} kept + {archive['dropped']} dropped + {bad} "
         f"quarantined ({reasons})",
@@ -260,7 +262,7 @@ def _tell(root: str, summary: dict[str, Any]) -> None:
         "gate": f"detection challenged the champion and was {gate['decision']} ({numbers})",
         "infer": f"{found['segments']} segments in {found['clips']} clips; "
         f"{found['recomputed_second_run']} recomputed in the second run",
-        "look at": "\n             ".join([summary["figures"]["volumes"], *_figures(summary), f"{root}/summary.json"]),
+        "look at": "\n             ".join([*looked, *_figures(summary), f"{root}/summary.json"]),
         "next": "`make serve` shows Prefect and MLflow in the browser, with the schedules of prefect.yaml",
     }
     report.say("\n" + "\n".join(f"{title:<12} {text}" for title, text in lines.items()))

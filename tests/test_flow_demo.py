@@ -107,6 +107,13 @@ def test_pictures_are_there(ran):
     assert all(p.read_bytes()[:4] == b"\x89PNG" for p in pictures)
 
 
+def test_every_run_left_its_page(ran):
+    pages = {flow: Path(url) for flow, url in ran[2]["reports"].items()}
+    assert {flow: path.name.partition("-")[0] for flow, path in pages.items()} == {name: name for name in pages}
+    assert all("</html>" in path.read_text() and path.stat().st_size < 3e6 for path in pages.values())
+    assert str(pages["infer"]) in ran[1] and "could not be made" not in ran[1]
+
+
 def test_features_are_real_embeddings(ran):
     root = ran[0]
     dataset = datasets.load(str(root), "demo")

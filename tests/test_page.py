@@ -14,7 +14,7 @@ import pytest
 from models.metrics import FrameScores
 from storage import datasets, files
 from storage.inventory import Item
-from tasks import page, page_archive, page_models, registry, tracking
+from tasks import page, page_archive, page_models, page_pictures, registry, tracking
 from tasks.evaluate import evaluate_checkpoint
 from tasks.page_models import Measured
 from tasks.references import References
@@ -250,6 +250,14 @@ def test_media_that_are_gone_leave_a_page_without_frames(opened, traced, tmp_pat
     assert "truth" in view.locator("output").inner_text()
 
 
+def test_a_quarantined_file_has_a_picture_where_one_can_be_made(traced, tmp_path):
+    (tmp_path / "text.mp4").write_text("no video")
+    video = str(traced / "archive" / "dense" / "00.mp4")
+    assert page_pictures.first_frame(video, 1).startswith("data:image/jpeg;base64,"), "on this disk any size is read"
+    for bad in (tmp_path / "text.mp4", tmp_path / "gone.mp4"):
+        assert page_pictures.first_frame(str(bad), 1 << 20) is None
+
+
 def test_drift_is_against_the_version_before(traced):
     root = str(traced / "root")
     now = datasets.load(root, "a")
@@ -285,6 +293,15 @@ def test_a_retraining_keeps_its_page_in_mlflow(hostile):
     assert kept == ["report/page.html"]
     assert tracking.run_url(hostile, run).partition("#")[0] in Path(url).read_text()
     assert f"[Report page](<{Path(url).as_uri()}>)" in page.link(url) and page.link("") == ""
+
+
+def test_a_timeline_has_a_limited_number_of_rows():
+    times = np.linspace(0, 9, 90)
+    scores = np.tile(np.linspace(0.1, 0.9, 40, dtype=np.float32), (90, 1))
+    truth = np.array([1.0]), np.array([2.0]), np.array([3])
+    made = page_models._timeline(("x", scores, times, truth, 9.0), [f"c{k}" for k in range(40)], [], None)
+    assert [row["name"] for row in made.rows[:3]] == ["c3", "c39", "c38"]
+    assert (len(made.rows), made.more) == (16, 24) and len(made.rows[0]["data"]["scores"]) == 201
 
 
 def scored(shift: float, videos: int = 12) -> Measured:
