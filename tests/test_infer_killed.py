@@ -11,11 +11,16 @@ from pathlib import Path
 import pytest
 
 from tasks import pool, predict
-from tests.forked import forks
 from tests.preparing import CHECKOUT
 from tests.servers import end_with_us, free_ports
 
-INFER = "predict.predict.fn(sys.argv[1], 'a', 'detector', [])"
+INFER = """
+import sys
+from flows.__main__ import quiet
+quiet()
+from tasks import predict
+predict.predict.fn(sys.argv[1], "a", "detector", [])
+"""
 FOLDERS = ("columns/predictions", "segments", "tables")
 
 
@@ -39,25 +44,32 @@ def parts(root: Path) -> int:
 
 
 def until(moment) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 100
     while not moment():
         assert time.monotonic() < deadline
         time.sleep(0.002)
 
 
+def started(root: Path) -> subprocess.Popen:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "cwd": CHECKOUT}
+    return subprocess.Popen([sys.executable, "-c", INFER, str(root)], preexec_fn=end_with_us, **pipes)
+
+
+@pytest.mark.long
 def test_runs_that_are_killed_end_with_one_row_set_per_clip(root, traced):
     calm = outcome(traced / "root")
-    with forks("from tasks import predict, registry, tracking") as started:
-        for moment in (lambda: parts(root), lambda: list((root / "claims").glob("infer-*/*.json"))):
-            shutil.rmtree(root / "claims", ignore_errors=True)
-            run = started.run(str(root), program=INFER)
-            until(moment)
+    for moment in (lambda: parts(root), lambda: list((root / "claims").glob("infer-*/*.json"))):
+        shutil.rmtree(root / "claims", ignore_errors=True)
+        with started(root) as run:
+            until(lambda moment=moment, run=run: moment() or run.poll() is not None)
             run.kill()
-            assert run.wait() == -signal.SIGKILL
-        assert 1 <= parts(root) < len([name for name in calm if name.startswith("columns")])
-        last = started.run(str(root), program=INFER)
-        said = last.communicate()
-    assert last.returncode == 0 and "0 already there" not in said and outcome(root) == calm
+            said = run.communicate()[0]
+        assert run.returncode == -signal.SIGKILL, said
+    assert 1 <= parts(root) < len([name for name in calm if name.startswith("columns")])
+    with started(root) as run:
+        said = run.communicate()[0]
+    assert run.returncode == 0 and "0 already there" not in said, said
+    assert outcome(root) == calm
 
 
 @pytest.fixture
