@@ -12,7 +12,7 @@ quiet()
 from bench.figures import HEAD  # noqa: E402
 
 NAMES = ("sharding", "decoding", "lookup", "planning", "objects", "detection")
-LONG = ("learning", "duplicates", "upkeep", "gate", "training", "tracing")  # only when it is asked for
+LONG = ("learning", "duplicates", "upkeep", "gate", "training", "tracing", "inference")  # only when it is asked for
 
 
 def main() -> None:

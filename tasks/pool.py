@@ -53,6 +53,11 @@ def on(address: str | None) -> Iterator[None]:
         _scheduler.reset(token)
 
 
+def scheduler() -> str | None:
+    """The address of the Dask scheduler that work goes to; None where it is done in this process."""
+    return _scheduler.get() or os.environ.get("DASK_SCHEDULER_ADDRESS")
+
+
 def workers() -> int:
     """How many cores this process may use."""
     return min(len(os.sched_getaffinity(0)), _most.get() or sys.maxsize)
@@ -62,8 +67,7 @@ def run(
     function: Callable[[Item], Result], items: list[Item], *, width: int | None = None
 ) -> Iterator[tuple[Item, Result | Exception]]:
     """Yields (item, result or the exception it raised) in order of completion."""
-    address = _scheduler.get() or os.environ.get("DASK_SCHEDULER_ADDRESS")
-    if address:
+    if address := scheduler():
         yield from _on_cluster(address, function, items)
         return
     waiting = {

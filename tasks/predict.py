@@ -11,13 +11,13 @@ import pyarrow as pa
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from storage import carry, checkpoints, claims, columns, datasets, files, ledger
+from storage import carry, checkpoints, claims, columns, datasets, files, lease, ledger
 from storage.carry import Before
 from storage.checkpoints import Checkpoint
 from storage.errors import Damaged, Incomplete, InputError
 from storage.ledger import Entry, Report
 from storage.parts import Part
-from tasks import calibration, precedence, registry, segment_tables, segments
+from tasks import calibration, pool, precedence, registry, segment_tables, segments
 from tasks.calibration import Calibration
 from tasks.precedence import Order
 from tasks.report import say
@@ -30,6 +30,7 @@ from tasks.views import scored
 
 COLUMN = "predictions"
 STEP = "infer"  # of the ledger
+AGAIN = 5.0  # seconds between two looks at parts that others have, on a cluster
 
 
 @dataclass(frozen=True)
@@ -229,11 +230,17 @@ def predict(
     if todo:
         bounds = Bounds(None if max_hours is None else began + 3600 * max_hours, shared=True)
         parts = precedence.in_order(root, data, parts, order)
+        begin = partial(predict_parts, root, parts, checkpoint, "predict", carry.replaced(root, data), thresholds)
         try:
-            _, done = predict_parts(root, parts, checkpoint, "predict", carry.replaced(root, data), thresholds, bounds)
+            _, done = begin(bounds)
+            todo = _lacking(root, parts, checkpoint, thresholds)
+            waited = time.time() + lease.EXPIRY + lease.BEAT
+            while todo and pool.scheduler() and time.time() < min(waited, bounds.until or waited):
+                time.sleep(AGAIN)  # a worker of this run that was lost keeps its part until it is taken for dead
+                done += begin(bounds)[1]
+                todo = _lacking(root, parts, checkpoint, thresholds)
         except (Damaged, Incomplete) as error:
             failure = error  # once what was found so far is in the tables
-        todo = _lacking(root, parts, checkpoint, thresholds)
     name = version(checkpoint)
     tables = segment_tables.write(
         root, data, Made(model, champion.version, segments.version(name, thresholds), thresholds)

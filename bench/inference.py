@@ -1,0 +1,67 @@
+"""Inference against a bare loop of decoding and model on one thread, and what a part costs besides at tiny clips.
+
+With an untrained X3D TINY on rendered weak clips, as the demo has them.
+"""
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import redirect_stdout
+from io import StringIO
+from pathlib import Path
+
+from bench.figures import Figure, against, cpu
+from bench.training import _prepared as prepared
+from storage import checkpoints, synthetic
+from storage.checkpoints import Checkpoint
+from storage.datasets import Dataset
+from tasks import pool, predict, train_rank
+from tasks.calibration import Calibration
+from tasks.loader import decode
+from tasks.pretrain import classes_of
+from tasks.scorer import at_source_rate, frame_logits, load
+from tasks.spec import Spec
+
+CLIPS = 24
+
+
+def run() -> Iterator[Figure]:
+    with tempfile.TemporaryDirectory(prefix="reelmill-bench-") as folder:
+        root = str(Path(folder) / "root")
+        with redirect_stdout(StringIO()), pool.at_most(1):
+            data, checkpoint = _prepared(root, Path(folder))
+            ratio, seconds = against(lambda: _ours(root, data, checkpoint), lambda: bare(data, checkpoint), rounds=3)
+        note = f"{data.clips} clips, {1000 * seconds / data.clips:.1f} ms a clip, one thread"
+        yield Figure("inference / bare loop of decoding and model", ratio, 0.95, note=note)
+        began = cpu()
+        with redirect_stdout(StringIO()):
+            predict.predict_parts(root, data.parts, checkpoint, thresholds=Calibration())
+        note = f"{len(data.parts)} parts that are all there"
+        yield Figure("a run with nothing to do", 1000 * (cpu() - began), unit="ms of CPU", note=note)
+
+
+def _ours(root: str, data: Dataset, checkpoint: Checkpoint) -> None:
+    """All parts from nothing: predictions and segments, committed."""
+    for folder in ("columns/predictions", "segments"):
+        shutil.rmtree(Path(root, folder), ignore_errors=True)
+    predict.predict_parts(root, data.parts, checkpoint, thresholds=Calibration())
+
+
+def bare(data: Dataset, checkpoint: Checkpoint) -> int:
+    """The same frames through the same model as one writes it down: nothing is written, nothing is claimed."""
+    spec, model, frames = checkpoint.about["spec"], load(checkpoint.url), 0
+    for part in data.parts:
+        for row in part.rows():
+            clip = decode(part, row, spec["fps"], spec["size"])
+            logits = frame_logits(model, clip.frames, spec["frames"])
+            frames += len(at_source_rate(logits.numpy(), clip.sampled, clip.times))
+    return frames
+
+
+def _prepared(root: str, home: Path) -> tuple[Dataset, Checkpoint]:
+    synthetic.render_archive(home, 0, CLIPS, 2, run=pool.processes)
+    data = prepared(root, home)
+    classes = classes_of(data.select(split="train", labelled="video"))
+    spec = Spec(root=root, parts=[], classes=classes, objective="dense", options={"size": "TINY"}, size=24)
+    weights = train_rank.build(spec).state_dict()
+    return data, checkpoints.save(root, "untrained", 1, weights, {}, train_rank._about(spec), True)

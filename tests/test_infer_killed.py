@@ -1,0 +1,120 @@
+"""Inference whose processes are killed: each clip has one row set in the end, and the bytes of a quiet run."""
+
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from tasks import pool, predict
+from tests.preparing import CHECKOUT
+from tests.servers import end_with_us, free_ports
+
+INFER = """
+import sys
+from flows.__main__ import quiet
+quiet()
+from tasks import predict
+predict.predict.fn(sys.argv[1], "a", "detector", [])
+"""
+FOLDERS = ("columns/predictions", "segments", "tables")
+
+
+@pytest.fixture
+def root(traced, tmp_path):
+    """A prepared root whose champion has predicted nothing yet."""
+    shutil.copytree(traced / "root", tmp_path / "root")
+    for name in FOLDERS:
+        shutil.rmtree(tmp_path / "root" / name)
+    return tmp_path / "root"
+
+
+def outcome(root: Path) -> dict[str, bytes]:
+    """All that inference writes; temporary files of the killed are not seen by anybody."""
+    found = (path for folder in FOLDERS for path in (root / folder).rglob("*.parquet"))
+    return {str(path.relative_to(root)): path.read_bytes() for path in found if not path.name.startswith(".")}
+
+
+def parts(root: Path) -> int:
+    return len([p for p in (root / "columns/predictions").glob("*/*.parquet") if not p.name.startswith(".")])
+
+
+def until(moment) -> None:
+    deadline = time.monotonic() + 100
+    while not moment():
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+def started(root: Path) -> subprocess.Popen:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "cwd": CHECKOUT}
+    return subprocess.Popen([sys.executable, "-c", INFER, str(root)], preexec_fn=end_with_us, **pipes)
+
+
+@pytest.mark.long
+def test_runs_that_are_killed_end_with_one_row_set_per_clip(root, traced):
+    calm = outcome(traced / "root")
+    for moment in (lambda: parts(root), lambda: list((root / "claims").glob("infer-*/*.json"))):
+        shutil.rmtree(root / "claims", ignore_errors=True)
+        with started(root) as run:
+            until(lambda moment=moment, run=run: moment() or run.poll() is not None)
+            run.kill()
+            said = run.communicate()[0]
+        assert run.returncode == -signal.SIGKILL, said
+    assert 1 <= parts(root) < len([name for name in calm if name.startswith("columns")])
+    with started(root) as run:
+        said = run.communicate()[0]
+    assert run.returncode == 0 and "0 already there" not in said, said
+    assert outcome(root) == calm
+
+
+@pytest.fixture
+def cluster():
+    """The address of a scheduler, and its two workers of one thread each."""
+    port = free_ports(1)
+    address = f"tcp://127.0.0.1:{port}"
+    quiet = {"cwd": CHECKOUT, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "preexec_fn": end_with_us}
+    scheduler = [sys.executable, "-m", "distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", str(port)]
+    worker = [sys.executable, "-m", "distributed.cli.dask_worker", address, "--nthreads", "1", "--no-nanny"]
+    first = subprocess.Popen([*scheduler, "--no-dashboard"], **quiet)
+    workers = [subprocess.Popen([*worker, "--no-dashboard"], **quiet) for _ in range(2)]
+    yield address, workers
+    for process in (first, *workers):
+        process.kill()
+        process.wait()
+
+
+def loads() -> int:
+    from tasks import scorer
+
+    return scorer.load.cache_info().misses
+
+
+@pytest.mark.long
+def test_a_cluster_that_loses_a_worker_ends_with_one_row_set_per_clip(root, traced, cluster):
+    """And the other worker has loaded the model once, for all of its parts."""
+    import cloudpickle
+    from distributed import Client
+
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])  # the workers do not have this file
+    address, workers = cluster
+    with Client(address, timeout="60s") as client:
+        client.wait_for_workers(2)
+
+    def kill() -> None:
+        until(lambda: parts(root) >= 1)
+        workers[0].send_signal(signal.SIGKILL)
+        workers[0].wait()
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    with pool.on(address):
+        found = predict.predict.fn(str(root), "a", "detector", [])
+    killer.join()
+    assert found["left"] == 0 and outcome(root) == outcome(traced / "root")
+    with Client(address) as client:
+        assert list(client.run(loads).values()) == [1]
