@@ -151,7 +151,9 @@ def inferred(root: str, dataset: str, model: str, found: dict[str, Any]) -> dict
         found = found | {"nothing_to_do": why}
     rates.keep(root, "infer", dataset)
     report.rename(f"infer · {model} v{found['champion']} · {found['predicted']:,} of {found['clips']:,} clips")
-    report.markdown("infer", _page(f"{model} over {dataset}", found | _beside()), "what infer did")
+    champion = registry.champion(root, model)
+    links = {"MLflow": tracking.run_url(root, champion.run)} if champion else {}
+    report.markdown("infer", _page(f"{model} over {dataset}", found | links | _beside()), "what infer did")
     return found | {"task_runs": task_runs()}
 
 
