@@ -6,9 +6,10 @@ measured one, the plan says so.
 
 from typing import Any
 
-from storage import datasets, files
+from storage import carry, datasets, files
 from storage.errors import InputError
 from storage.inventory import in_units
+from storage.parts import Part
 from tasks import rates
 from tasks.plan_prepare import prepare
 from tasks.plan_retrain import retrain
@@ -32,7 +33,14 @@ def infer(root: str, dataset: str, model: str, splits: list[str], **_: Any) -> s
     lines = [f"infer · {dataset} @ {data.version} · {model} version {champion.version}, predictions {name}"]
     if not todo:
         return "\n".join([*lines, f"nothing to do: all {len(wanted)} parts have these predictions"])
-    clips = sum(part.samples for part in todo)
+    before = carry.replaced(root, data)
+
+    def lacking(part: Part) -> int:
+        rows = part.rows()
+        return len(carry.missing(rows, carry.known(root, predict.COLUMN, name, rows, before)))
+
+    clips = sum(files.at_once(lacking, todo)) if before else sum(part.samples for part in todo)
+    taken = sum(part.samples for part in todo) - clips
     others = [version for version in files.names(files.join(root, "columns", predict.COLUMN)) if version != name]
     why = "the column is missing" if there or not others else "new model: only other versions have predictions"
     lines.append(f"why      {why}")
@@ -40,6 +48,7 @@ def infer(root: str, dataset: str, model: str, splits: list[str], **_: Any) -> s
     lines.append(
         f"work     {len(todo)} of {len(wanted)} parts, {clips:,} of {sum(p.samples for p in wanted):,} clips, {media}"
     )
+    lines += [f"         {taken:,} more are taken over from parts that these replace"] if taken else []
     rate = rates.of_stage(root, "infer", dataset, "predict")
     return "\n".join([*lines, rates.takes(clips, rate, "predictions")])
 

@@ -132,7 +132,9 @@ def _work(
     lines.append(f"time     about {clock(took)} (m:ss) to cut on {workers} cores ({note})")
     for stage in ("score", "features"):
         rate = rates.of_stage(root, "prepare", name, stage)
-        lines.append(f"         {stage}: {f'about {clock(clips / rate)}' if rate else 'not measured yet'}")
+        lines.append(
+            f"         {stage}: {f'about {clock(clips / rate.clips_a_second)}' if rate else 'not measured yet'}"
+        )
     return lines
 
 

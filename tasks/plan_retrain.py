@@ -55,7 +55,9 @@ def _why(root: str, model: str, data: Dataset) -> str:
         return f"no retraining of {model} is kept under this root"
     now = f"{data.name}@{data.version}"
     return (
-        f"new dataset version: {last['dataset']} → {now}" if last["dataset"] != now else "changed option of the recipe"
+        f"new dataset version: {last['dataset']} → {now}"
+        if last["dataset"] != now
+        else "other options, candidates or rules than those that are kept"
     )
 
 

@@ -1,5 +1,6 @@
 """How fast stages were: written when a flow ends, read by those who say how long the next one takes."""
 
+from dataclasses import dataclass
 from typing import Any
 
 from storage import files, ledger, plans
@@ -10,13 +11,28 @@ STEP = "stages"
 BOOKS = 200  # ledgers of parts that the rate of cutting is taken from
 
 
+@dataclass(frozen=True)
+class Rate:
+    """Clips a second of wall time, and over how many clips that was measured."""
+
+    clips_a_second: float
+    clips: int
+
+
 def keep(root: str, flow: str, dataset: str) -> None:
-    """Keeps in the ledger what the stages of the current run took, those that did something."""
+    """Keeps in the ledger what the stages of the current run took, those that did something.
+
+    A run of less than a tenth of the clips of the one before says less, as most of it was starting, and is not kept.
+    """
     now = {name: took for name, took in report.spent().items() if took.items and took.seconds}
     if not now:
         return
     before = {entry.item: entry for entry in _read(root, f"{flow}-{dataset}")}
-    made = {name: Entry(name, "kept", clips=took.items, seconds=took.seconds) for name, took in now.items()}
+    made = {
+        name: Entry(name, "kept", clips=took.items, seconds=took.seconds)
+        for name, took in now.items()
+        if name not in before or 10 * took.items >= before[name].clips
+    }
     ledger.write(root, STEP, f"{flow}-{dataset}", list({**before, **made}.values()))
 
 
@@ -27,11 +43,11 @@ def _read(root: str, name: str) -> list[Entry]:
         return []
 
 
-def of_stage(root: str, flow: str, dataset: str, stage: str) -> float | None:
-    """Clips a second of wall time that a stage did when it last did any; None where that was not measured."""
+def of_stage(root: str, flow: str, dataset: str, stage: str) -> Rate | None:
+    """How fast a stage was when it was measured last; None where it was not."""
     for entry in _read(root, f"{flow}-{dataset}"):
         if entry.item == stage and entry.seconds > 0:
-            return entry.clips / entry.seconds
+            return Rate(entry.clips / entry.seconds, entry.clips)
     return None
 
 
@@ -58,8 +74,9 @@ def shares() -> str:
     return ", ".join(f"{name} {100 * took[name] / total:.0f} %" for name in order if took[name] >= 0.005 * total)
 
 
-def takes(items: float, rate: float | None, what: str) -> str:
-    """The line of a plan about time, at a rate of clips a second; it says so where nothing was measured."""
-    if not rate:
+def takes(clips: int, rate: Rate | None, what: str) -> str:
+    """The line of a plan about time; it says so where nothing was measured."""
+    if rate is None:
         return f"time     not known: no run under this root has measured {what} yet"
-    return f"time     about {report.clock(items / rate)} (m:ss) at {rate:.3g} clips/s, as measured when it last ran"
+    over = f"{rate.clips_a_second:.3g} clips/s, measured over {rate.clips:,} clips"
+    return f"time     about {report.clock(clips / rate.clips_a_second)} (m:ss) at {over}"

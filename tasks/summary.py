@@ -46,12 +46,14 @@ def prepared(
     both = listed.quarantined + sharded.quarantined
     quarantined = dict(sorted(both.items(), key=lambda reason: (-reason[1], reason[0])))
     decoded = sharded.decoded + scored.decoded + extracted.decoded
+    dropped = listed.dropped.total() + sharded.dropped.total()
     found = {
         "dataset": dataset.name,
         "version": dataset.version,
         "videos": listed.items,
+        "pieces": sharded.kept + dropped + both.total(),  # a long video is read in several
         "kept": sharded.kept,
-        "dropped": listed.dropped.total() + sharded.dropped.total(),
+        "dropped": dropped,
         "dropped_by_reason": dict(listed.dropped + sharded.dropped),
         "quarantined": quarantined,
         "parts": len(dataset.parts),
@@ -68,7 +70,7 @@ def prepared(
     }
     lost = ", ".join(f"{n} {reason}" for reason, n in quarantined.items()) or "none"
     report.say(
-        f"  prepared     {found['videos']} files: {found['kept']} kept, {found['dropped']} dropped, "
+        f"  prepared     {_files(found)}: {found['kept']} kept, {found['dropped']} dropped, "
         f"quarantined {lost}; "
         f"{found['clips']} clips in {found['parts']} parts; {decoded} decodes in this run"
     )
@@ -77,11 +79,17 @@ def prepared(
         report.say(f"  prepared     nothing to do: {why}")
         found |= {"nothing_to_do": why}
     rates.keep(root, "prepare", dataset.name)
-    report.rename(f"prepare · {dataset.name} · {dataset.clips:,} clips, {found['kept']:,} of {found['videos']:,} files")
+    report.rename(f"prepare · {dataset.name} · {dataset.clips:,} clips, {_files(found)}")
     found |= {"report": page.told(root, "prepare", dataset.name)}
     text = _page(f"Dataset {dataset.name} {dataset.version}", found | _beside()) + page.link(found["report"])
     report.markdown("prepare", text, "what prepare did")
     return found
+
+
+def _files(found: dict[str, Any]) -> str:
+    """How many files, and in how many pieces where long ones are read in several."""
+    more = f" in {found['pieces']:,} pieces" if found["pieces"] > found["videos"] else ""
+    return f"{found['videos']:,} files{more}"
 
 
 def measured(candidates: dict[str, PrefectFuture]) -> dict[str, PrefectFuture]:
@@ -154,7 +162,9 @@ def inferred(root: str, dataset: str, model: str, found: dict[str, Any]) -> dict
     rates.keep(root, "infer", dataset)
     report.rename(f"infer · {model} v{found['champion']} · {found['predicted']:,} of {found['clips']:,} clips")
     found = found | {"report": page.told(root, "infer", dataset, model)}
-    text = _page(f"{model} over {dataset}", found | _beside()) + page.link(found["report"])
+    champion = registry.champion(root, model)
+    links = {"MLflow": tracking.run_url(root, champion.run)} if champion else {}
+    text = _page(f"{model} over {dataset}", found | links | _beside()) + page.link(found["report"])
     report.markdown("infer", text, "what infer did")
     return found | {"task_runs": task_runs()}
 

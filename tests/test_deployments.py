@@ -259,7 +259,12 @@ def emitted(monkeypatch, decision: str) -> ReceivedEvent:
         gates, "judge", lambda *_, **__: defaultdict(float, decision=decision, rules={}, dataset="films@v1")
     )
     monkeypatch.setattr(gates.claims, "in_turn", lambda *_: nullcontext())
-    candidate = {"evaluation": SimpleNamespace(thresholds=None), "checkpoint": MagicMock(), "run": "run", "model_uri": "models:/m"}
+    candidate = {
+        "evaluation": SimpleNamespace(thresholds=None),
+        "checkpoint": MagicMock(),
+        "run": "run",
+        "model_uri": "models:/m",
+    }
     dataset = SimpleNamespace(name="films", version="v1")
     gates.gate.fn("/data/films", dataset, "detector", candidate, "none", Rules(), 0)
     (name,), rest = emit.call_args

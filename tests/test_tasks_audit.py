@@ -127,11 +127,17 @@ def test_times_of_stages_are_kept_for_the_next_plan_and_shown_as_shares(tmp_path
     monkeypatch.setattr(report, "spent", lambda: took)
     assert rates.shares() == "score 75 %, features 25 %"
     rates.keep(root, "prepare", "films")
-    assert rates.of_stage(root, "prepare", "films", "score") == 10.0
+    assert rates.of_stage(root, "prepare", "films", "score") == rates.Rate(10.0, 30)
     assert rates.of_stage(root, "prepare", "films", "idle") is None
     monkeypatch.setattr(report, "spent", lambda: {"score": report.Spent(0.1, 0, 0)})
     rates.keep(root, "prepare", "films")
-    assert rates.of_stage(root, "prepare", "films", "score") == 10.0, "a run that did nothing measures nothing"
+    assert rates.of_stage(root, "prepare", "films", "score") == rates.Rate(10.0, 30), "nothing was done"
+    monkeypatch.setattr(report, "spent", lambda: {"score": report.Spent(2.0, 1, 2)})
+    rates.keep(root, "prepare", "films")
+    assert rates.of_stage(root, "prepare", "films", "score") == rates.Rate(10.0, 30), "too little to say more"
+    monkeypatch.setattr(report, "spent", lambda: {"score": report.Spent(2.0, 1, 3)})
+    rates.keep(root, "prepare", "films")
+    assert rates.of_stage(root, "prepare", "films", "score") == rates.Rate(1.5, 3)
 
 
 def test_a_stage_is_timed_whatever_ends_it():

@@ -99,6 +99,24 @@ def test_inference_names_what_is_missing_and_takes_its_time_from_the_last_one(ho
     )
 
 
+def test_what_inference_would_take_over_from_replaced_parts_is_no_work(home):
+    """A source that goes leaves its neighbours in a part of another name, whose predictions are carried."""
+    root, path = str(home / "root"), next((home / "archive" / "dense").glob("*.mp4"))
+    rows = [line for line in (home / "labels.csv").read_text().splitlines(True) if f"dense/{path.name}" not in line]
+    (home / "labels.csv").write_text("".join(rows))
+    path.unlink()
+    before = datasets.load(root, "a")
+    made, _ = preparing.prepare(root, str(home / "archive"), str(home / "labels.csv"), units=4)
+    (home / "root" / "datasets" / "a" / f"{made.version}.json").unlink()  # to say what it follows on
+    about = {"recipe": preparing.RECIPE, "before": before.version}
+    data = datasets.freeze(root, "a", made.parts, about, before=made.version)
+    new = [part for part in data.parts if part.id not in {old.id for old in before.parts}]
+    taken = sum(part.samples for part in new)
+    assert taken, "the archive gave no part of another name"
+    found = planned("infer", root, "--dataset", "a")
+    assert f"0 of {data.clips} clips" in found and f"{taken} more are taken over" in found
+
+
 def test_a_retraining_says_what_it_trains_and_that_its_time_is_not_known(home):
     before = snapshot(home / "root" / "parts") | snapshot(home / "root" / "checkpoints")
     names = {p.relative_to(home) for p in home.rglob("*")}
