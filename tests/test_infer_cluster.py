@@ -1,4 +1,4 @@
-"""Inference whose processes are killed: each clip has one row set in the end, and the bytes of a quiet run."""
+"""Inference on a cluster that loses a worker: each clip has one row set in the end, and the bytes of a quiet run."""
 
 import shutil
 import signal
@@ -14,13 +14,6 @@ from tasks import pool, predict
 from tests.preparing import CHECKOUT
 from tests.servers import end_with_us, free_ports
 
-INFER = """
-import sys
-from flows.__main__ import quiet
-quiet()
-from tasks import predict
-predict.predict.fn(sys.argv[1], "a", "detector", [])
-"""
 FOLDERS = ("columns/predictions", "segments", "tables")
 
 
@@ -48,28 +41,6 @@ def until(moment) -> None:
     while not moment():
         assert time.monotonic() < deadline
         time.sleep(0.002)
-
-
-def started(root: Path) -> subprocess.Popen:
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "cwd": CHECKOUT}
-    return subprocess.Popen([sys.executable, "-c", INFER, str(root)], preexec_fn=end_with_us, **pipes)
-
-
-@pytest.mark.long
-def test_runs_that_are_killed_end_with_one_row_set_per_clip(root, traced):
-    calm = outcome(traced / "root")
-    for moment in (lambda: parts(root), lambda: list((root / "claims").glob("infer-*/*.json"))):
-        shutil.rmtree(root / "claims", ignore_errors=True)
-        with started(root) as run:
-            until(lambda moment=moment, run=run: moment() or run.poll() is not None)
-            run.kill()
-            said = run.communicate()[0]
-        assert run.returncode == -signal.SIGKILL, said
-    assert 1 <= parts(root) < len([name for name in calm if name.startswith("columns")])
-    with started(root) as run:
-        said = run.communicate()[0]
-    assert run.returncode == 0 and "0 already there" not in said, said
-    assert outcome(root) == calm
 
 
 @pytest.fixture
