@@ -55,7 +55,10 @@ def test_content_takes_few_flashes_for_cuts():
     assert measured("flashes", (*SEEDS, 33, 34), "content").found <= 2
 
 
-@pytest.mark.parametrize("kind", ["cuts", "drifts", "short", "flashes"])
+MORE = [pytest.param(kind, marks=pytest.mark.long) for kind in ("short", "flashes")]
+
+
+@pytest.mark.parametrize("kind", ["cuts", "drifts", *MORE])
 def test_learning_finds_cuts_and_no_drift_or_flash(kind):
     counts = measured(kind, SEEDS[:1], "learned")
     assert counts.precision == 1.0 and counts.right >= counts.there - 1
