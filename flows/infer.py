@@ -34,4 +34,4 @@ def infer(
     root = opened(root)
     with on(dask):
         found = predict(root, dataset, model, splits, order, max_hours)
-    return inferred(root, dataset, model, found)
+        return inferred(root, dataset, model, found)

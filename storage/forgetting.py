@@ -50,7 +50,7 @@ def removals(root: str, items: list[Item], gone: Gone) -> list[str]:
     found = [item.name for item, _, _ in lists]
     near_gone = {item.name for item in items if _compared(root, item, gone.parts)}
     chosen = selections(root, items, gone)
-    found_in = {(table, name) for table in ("segments", "days") for name, _ in old}  # which `infer` writes anew
+    remade = {(table, name) for table in ("segments", "days") for name, _ in old}  # which `infer` writes anew
     for item in items:
         folder, _, rest = item.name.partition("/")
         last = rest.rpartition("/")[2]
@@ -63,7 +63,7 @@ def removals(root: str, items: list[Item], gone: Gone) -> list[str]:
             or (folder == "near" and last.endswith(".json") and _points(root, item, near_gone))
             or (folder == "columns" and rest.startswith("selection/") and rest.split("/")[1] in chosen)
             or (folder == "ledger" and rest.startswith("select/") and last[17:].removesuffix(".parquet") in chosen)
-            or (folder == "tables" and tuple(rest.split("/")[:2]) in found_in)
+            or (folder == "tables" and tuple(rest.split("/")[:2]) in remade)
             or _shows(item.name, old, gone.held_out)
             or (last.endswith(".tmp") and last.startswith(".") and not inventory.in_use(root, item))
         ):

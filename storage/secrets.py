@@ -116,6 +116,11 @@ def _redact_any(value: object) -> object:
     return value
 
 
+def printable(text: str) -> str:
+    """Text from outside, such as a file's name, on one line and without what a terminal would act on."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
 def refuse_credentials(url: str, option: str = "") -> None:
     """InputError for a URL that carries credentials: as a parameter it would be stored and shown as it is."""
     where = f"{option} " if option else ""

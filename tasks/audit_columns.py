@@ -5,6 +5,7 @@ from typing import Any
 from storage import datasets, files, versions
 from storage.checkpoints import describe
 from storage.datasets import Dataset
+from storage.parts import Part
 from storage.versions import Version
 
 
@@ -35,6 +36,12 @@ def coverage(dataset: Dataset, listed: list[Version], predicted: str = "") -> di
     return found
 
 
+def lacking(root: str, parts: list[Part], column: str, version: str) -> list[Part]:
+    """The parts that lack a version of a column, by one listing of its folder."""
+    there = set(files.names(files.join(root, "columns", column, version), ".parquet"))
+    return [part for part in parts if f"{part.id}.parquet" not in there]
+
+
 def behind(root: str, dataset: Dataset, model: str) -> dict[str, Any]:
     """How many parts and clips lack the champion's predictions; without models neither MLflow nor torch is loaded."""
     from tasks.columns import tracked
@@ -47,8 +54,7 @@ def behind(root: str, dataset: Dataset, model: str) -> dict[str, Any]:
     if champion is None:
         return {"champion": None}
     name = predict.version(describe(champion.checkpoint))
-    there = set(files.names(files.join(root, "columns", predict.COLUMN, name), ".parquet"))
-    missing = [part for part in dataset.parts if f"{part.id}.parquet" not in there]
+    missing = lacking(root, dataset.parts, predict.COLUMN, name)
     return {
         "champion": champion.version,
         "version": name,

@@ -41,15 +41,13 @@ def growth(root: str, dataset: Dataset) -> dict[str, Any]:
     }
 
 
-def losses(root: str, dataset: Dataset) -> dict[str, dict[str, int]]:
-    """Dropped and quarantined items by step and reason."""
-    return {"by_reason": funnel(root, dataset)["by_reason"]}
-
-
 def funnel(root: str, dataset: Dataset) -> dict[str, Any]:
-    """What was listed and what became of it, with the seconds that cutting it took, from the ledgers."""
+    """How many files were listed and what became of them, from the ledgers: pieces = kept + dropped + quarantined.
+
+    A long file is read in several pieces, each of which may be lost; any other is one.
+    """
     counts, reasons = Counter(), Counter()  # type: Counter[str], Counter[str]
-    for number, (step, names) in enumerate(_accounts(root, dataset)):
+    for number, (step, names) in enumerate(accounts(root, dataset)):
         found, _ = ledger.total(root, step, names, 0)
         counts["listed"] += found.items if number == 0 else 0
         counts["kept"] = found.kept  # of the last step: what it was given the step before has kept
@@ -57,22 +55,32 @@ def funnel(root: str, dataset: Dataset) -> dict[str, Any]:
             lost = getattr(found, verdict)
             counts[verdict] += lost.total()
             reasons.update({f"{verdict}: {reason}": n for reason, n in lost.items()})
-    named = {name: counts[name] for name in ("listed", "kept", "dropped", "quarantined")}
-    return named | {"by_reason": dict(reasons.most_common())}
+    ends = {name: counts[name] for name in ("kept", "dropped", "quarantined")}
+    made = {"listed": counts["listed"], "pieces": sum(ends.values()), **ends}
+    return made | {"by_reason": dict(reasons.most_common())}
 
 
-def _accounts(root: str, dataset: Dataset) -> list[tuple[str, list[str]]]:
+def in_files(listed: int, pieces: int) -> str:
+    """How many files, and in how many pieces where long ones are read in several."""
+    return f"{listed:,} file{'s' * (listed != 1)}" + (f" in {pieces:,} pieces" if pieces > listed else "")
+
+
+def accounts(root: str, dataset: Dataset) -> list[tuple[str, list[str]]]:
     """The steps that brought the dataset's clips in, with the names of their ledgers."""
     if adopted := dataset.about.get("adopted"):
-        return [("adopt", list(adopted))]
+        return [("adopt", written(root, "adopt", list(adopted)))]
     try:
         drafts = plans.drafts(root, dataset.name, plans.latest(root, dataset.name))
     except FileNotFoundError:  # a root that holds no plan of this dataset, such as one of parts alone
         return []
-    names = [draft.id for draft in drafts]
-    there = files.at_once(lambda name: files.exists(ledger.url(root, "shard", name)), names)
-    cut = [name for name, found in zip(names, there, strict=True) if found]  # a newer plan may be at work
-    return [("list", [dataset.name]), ("shard", cut)]
+    cut = written(root, "shard", [draft.id for draft in drafts])  # a newer plan may be at work
+    return [("list", written(root, "list", [dataset.name])), ("shard", cut)]
+
+
+def written(root: str, step: str, names: list[str]) -> list[str]:
+    """Those ledgers of a step that are there."""
+    there = files.at_once(lambda name: files.exists(ledger.url(root, step, name)), names)
+    return [name for name, found in zip(names, there, strict=True) if found]
 
 
 def labels(root: str, dataset: Dataset) -> dict[str, dict[str, int]]:

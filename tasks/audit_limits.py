@@ -6,6 +6,7 @@ from typing import Any
 from prefect.events import emit_event
 
 from storage.inventory import in_units
+from tasks.audit_data import in_files
 
 EVENT = "reelmill.audit."
 BEHIND, STALE, QUARANTINED = "predictions-behind", "stale", "quarantined"
@@ -17,7 +18,7 @@ class Limits:
     """What may be without a word about it; each is exceeded by more than its value."""
 
     age_hours: float = 48.0
-    quarantined: float = 0.05  # of the files listed
+    quarantined: float = 0.05  # share of the files listed, or of their pieces
     label_drift: float = 0.3
     behind: int = 0  # clips
     orphaned: int = 1 << 30  # bytes
@@ -48,8 +49,9 @@ def findings(found: dict[str, Any], limits: Limits) -> list[Finding]:
     )
     age = fresh["age_hours"]
     over(STALE, age, limits.age_hours, f"no new version for {age or 0:.0f} hours, {limits.age_hours:g} are expected")
-    share = funnel["quarantined"] / max(1, funnel["listed"])
-    over(QUARANTINED, share, limits.quarantined, f"{funnel['quarantined']:,} of {funnel['listed']:,} files quarantined")
+    share = funnel["quarantined"] / max(1, funnel["pieces"])
+    of = in_files(funnel["listed"], funnel["pieces"])
+    over(QUARANTINED, share, limits.quarantined, f"{funnel['quarantined']:,} quarantined of {of}")
     over(DRIFT, drift, limits.label_drift, f"classes of train and held-out clips differ by {drift or 0:.2f} of 1")
     idle = found["orphaned"]["bytes"]
     over(ORPHANED, idle, limits.orphaned, f"{in_units(idle)} that nobody refers to; `reelmill gc` says what")

@@ -43,8 +43,4 @@ def cost(root: str, dataset: Dataset, items: Iterable[Item]) -> dict[str, Any]:
 def _trainings(root: str) -> float:
     from tasks import tracking
 
-    client = tracking.client(root)
-    if (experiment := client.get_experiment_by_name(tracking.EXPERIMENT)) is None:
-        return 0.0
-    runs = client.search_runs([experiment.experiment_id], "metrics.train_seconds > 0", max_results=1000)
-    return float(sum(run.data.metrics["train_seconds"] for run in runs))
+    return float(sum(run.data.metrics["train_seconds"] for run in tracking.trained(root)))

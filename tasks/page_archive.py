@@ -12,9 +12,11 @@ from markupsafe import Markup
 from storage import columns, datasets, files, ledger, plans, tables
 from storage.datasets import Dataset
 from storage.errors import StoreError
+from storage.ledger import Report
 from storage.limits import REASONS
 from storage.parts import Part
 from tasks import drift, page_pictures
+from tasks.audit_data import accounts, written
 from tasks.predict import COLUMN
 
 ROWS = 200  # of a table on a page, at most
@@ -46,23 +48,6 @@ class Clips:
     classes: Counter = field(default_factory=Counter)
 
 
-def accounts(root: str, dataset: Dataset) -> list[tuple[str, list[str]]]:
-    """The steps that brought the files of a dataset in, with the names of their ledgers."""
-    if adopted := dataset.about.get("adopted"):
-        return [("adopt", list(adopted))]
-    plan = plans.latest(root, dataset.name)
-    return [("list", [dataset.name]), ("shard", [draft.id for draft in plans.drafts(root, dataset.name, plan)])]
-
-
-def verdicts(root: str, step: str, names: list[str]) -> Counter[tuple[str, str]]:
-    """How many items of some ledgers have each (verdict, reason)."""
-    found: Counter[tuple[str, str]] = Counter()
-    for table in files.at_once(partial(_ledger, root, step), names):
-        for row in table.group_by(["verdict", "reason"]).aggregate([([], "count_all")]).to_pylist():
-            found[row["verdict"], row["reason"]] += row["count_all"]
-    return found
-
-
 def _ledger(root: str, step: str, name: str) -> pa.Table:
     """What a page needs of a ledger; no rows where it is gone."""
     try:
@@ -71,8 +56,10 @@ def _ledger(root: str, step: str, name: str) -> pa.Table:
         return pa.schema([ledger.SCHEMA.field(one) for one in ACCOUNT]).empty_table()
 
 
-def _lost(counts: Counter[tuple[str, str]]) -> list[tuple[str, str, int]]:
-    return [(verdict, reason, n) for (verdict, reason), n in counts.most_common() if verdict != "kept"]
+def _lost(found: Report) -> list[tuple[str, str, int]]:
+    """(verdict, reason, count), the most frequent first."""
+    both = [(verdict, *one) for verdict in ("dropped", "quarantined") for one in getattr(found, verdict).items()]
+    return sorted(both, key=lambda one: -one[2])
 
 
 def counted(root: str, dataset: Dataset, predictions: str | None) -> Clips:
@@ -95,18 +82,20 @@ def counted(root: str, dataset: Dataset, predictions: str | None) -> Clips:
 
 def funnel(root: str, dataset: Dataset, clips: Clips, champion: str) -> list[Step]:
     """listed → kept → clips → selected → labelled → predicted, each with what was lost before it and why."""
-    found = [verdicts(root, step, names) for step, names in accounts(root, dataset)]
-    both = sum(found, Counter())
-    listed = found[0].total()
-    lost = _lost(both)
+    found = [ledger.total(root, step, names, 0)[0] for step, names in accounts(root, dataset)]
+    lost = _lost(sum(found, Report()))
+    listed = found[0].items if found else 0
+    pieces = sum(n for _, _, n in lost) + (found[-1].kept if found else 0)
+    split = f"read in {pieces:,} pieces" if pieces > listed else ""
     steps = [
-        Step("Listed", listed, "files"),
-        Step("Kept", listed - sum(n for _, _, n in lost), "files", lost),
+        Step("Listed", listed, "files", note=split),
+        Step("Kept", found[-1].kept if found else 0, "pieces" if split else "files", lost),
         Step("Clips", clips.all, "clips", note=f"in {len(dataset.parts)} parts"),
     ]
     dropped: list[tuple[str, str, int]] = []
     if dataset.selection:
-        dropped = _lost(verdicts(root, "select", [f"{part.id}-{dataset.selection}" for part in dataset.parts]))
+        names = written(root, "select", [f"{part.id}-{dataset.selection}" for part in dataset.parts])
+        dropped = _lost(ledger.total(root, "select", names, 0)[0])
     steps.append(
         Step("Selected", clips.selected, "clips", dropped, "" if dataset.selection else "no thresholds are set")
     )

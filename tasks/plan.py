@@ -11,6 +11,7 @@ from storage.errors import InputError
 from storage.inventory import in_units
 from storage.parts import Part
 from tasks import rates
+from tasks.audit_columns import lacking
 from tasks.plan_prepare import prepare
 from tasks.plan_retrain import retrain
 
@@ -28,21 +29,21 @@ def infer(root: str, dataset: str, model: str, splits: list[str], **_: Any) -> s
         raise InputError(f"no model {model!r} has the alias champion; run `reelmill retrain` first")
     name = predict.version(describe(champion.checkpoint))
     wanted = [part for part in data.parts if not splits or part.split in splits]
-    there = set(files.names(files.join(root, "columns", predict.COLUMN, name), ".parquet"))
-    todo = [part for part in wanted if f"{part.id}.parquet" not in there]
+    todo = lacking(root, wanted, predict.COLUMN, name)
     lines = [f"infer · {dataset} @ {data.version} · {model} version {champion.version}, predictions {name}"]
     if not todo:
         return "\n".join([*lines, f"nothing to do: all {len(wanted)} parts have these predictions"])
     before = carry.replaced(root, data)
 
-    def lacking(part: Part) -> int:
+    def unpredicted(part: Part) -> int:
         rows = part.rows()
         return len(carry.missing(rows, carry.known(root, predict.COLUMN, name, rows, before)))
 
-    clips = sum(files.at_once(lacking, todo)) if before else sum(part.samples for part in todo)
+    clips = sum(files.at_once(unpredicted, todo)) if before else sum(part.samples for part in todo)
     taken = sum(part.samples for part in todo) - clips
-    others = [version for version in files.names(files.join(root, "columns", predict.COLUMN)) if version != name]
-    why = "the column is missing" if there or not others else "new model: only other versions have predictions"
+    known = files.names(files.join(root, "columns", predict.COLUMN))
+    others = [version for version in known if version != name]
+    why = "the column is missing" if name in known or not others else "new model: only other versions have predictions"
     lines.append(f"why      {why}")
     media = in_units(sum(part.bytes for part in todo))
     lines.append(

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 from storage import datasets, files, parts, plans, tables
 from storage.conditions import MARKER
 from storage.inventory import in_units
-from storage.secrets import refuse_credentials
+from storage.secrets import printable, refuse_credentials
 from tasks import checks, pool, rates
 from tasks.listing import between, planned
 from tasks.report import clock
@@ -163,5 +163,5 @@ def _columns(root: str, name: str, wanted: dict[str, Any]) -> list[str]:
 
 
 def _some(paths: list[str]) -> str:
-    shown = ", ".join("".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in p) for p in paths[:SHOWN])
+    shown = ", ".join(map(printable, paths[:SHOWN]))
     return f"{shown} and {len(paths) - SHOWN:,} more like it" if len(paths) > SHOWN else shown

@@ -75,12 +75,8 @@ def measured(root: str, made: Recipe) -> dict[str, float]:
     """Seconds a step of the newest training of each stage that had the same system, batch, frames and size."""
     from tasks import tracking
 
-    client = tracking.client(root)
-    experiment = client.get_experiment_by_name(tracking.EXPERIMENT)
     found: dict[str, float] = {}
-    if experiment is None:
-        return found
-    for run in client.search_runs([experiment.experiment_id], "metrics.train_seconds > 0", max_results=200):
+    for run in tracking.trained(root):
         params, stage = run.data.params, run.data.tags.get("title", "").partition("-")[0]
         batch = made.pretrain_batch if stage == "pretrain" else made.batch
         system = made.backbone if stage == "pretrain" else made.system

@@ -14,10 +14,12 @@ from functools import cache
 from itertools import islice
 from multiprocessing import get_context
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 from storage.errors import InputError
 
 PATIENCE = "30s"  # for a scheduler to answer
+PORT = 8787  # of a scheduler's pages, unless DASK_DASHBOARD_ADDRESS says where they are
 GPU = "GPU"  # the resource of a worker: dask worker --resources "GPU=1"
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -56,6 +58,15 @@ def on(address: str | None) -> Iterator[None]:
 def scheduler() -> str | None:
     """The address of the Dask scheduler that work goes to; None where it is done in this process."""
     return _scheduler.get() or os.environ.get("DASK_SCHEDULER_ADDRESS")
+
+
+def dashboard(page: str) -> str:
+    """A page of the Dask scheduler, ``status`` or ``metrics``; empty where there is no scheduler."""
+    if not (address := scheduler()):
+        return ""
+    host = urlsplit(address).hostname or ""
+    place = os.environ.get("DASK_DASHBOARD_ADDRESS") or f"http://{f'[{host}]' if ':' in host else host}:{PORT}"
+    return f"{place.rstrip('/')}/{page}"
 
 
 def workers() -> int:
@@ -140,7 +151,7 @@ def placed(function: Callable[[], None], count: int) -> Iterator[list[Any]]:
     Yields their futures: none where there is no cluster, or none of its workers offers a GPU. Raises `InputError`
     where some do and they are too few.
     """
-    address = os.environ.get("DASK_SCHEDULER_ADDRESS")
+    address = scheduler()
     if not address or not count:
         yield []
         return

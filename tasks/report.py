@@ -23,7 +23,7 @@ from prefect.client.orchestration import get_client
 from prefect.context import FlowRunContext, SettingsContext, SyncClientContext, TaskRunContext, get_settings_context
 from prefect.runtime import flow_run
 
-from storage.secrets import redact
+from storage.secrets import printable, redact
 from tasks import redaction
 
 redaction.install()  # whoever runs a stage imports this file
@@ -228,7 +228,7 @@ def alike(counts: Counter[str], items: Iterable[tuple[str, str]]) -> list[str]:
     named: dict[str, list[str]] = {}
     for reason, name in items:
         if len(first := named.setdefault(reason, [])) < NAMED:
-            first.append("".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in name))
+            first.append(printable(name))
     lines = []
     for reason, count in counts.most_common():
         first = named.get(reason, [])
@@ -254,7 +254,7 @@ def markdown(key: str, text: str, description: str = "") -> None:
 
 def escape(text: str) -> str:
     """Text from outside as it may stand in a markdown table: no markup, no control characters, one line."""
-    plain = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+    plain = printable(text)
     for sign in "\\`*_{}[]()#|!":
         plain = plain.replace(sign, "\\" + sign)
     return plain.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

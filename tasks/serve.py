@@ -9,7 +9,6 @@ import signal
 import socket
 from pathlib import Path
 from typing import Annotated
-from urllib.parse import urlsplit
 
 import yaml
 from click import echo
@@ -17,6 +16,7 @@ from pydantic import Field
 
 from storage import files
 from storage.errors import InputError
+from tasks import pool
 from tasks.children import SIGNALS, Children
 
 HOST = "127.0.0.1"  # neither server asks for a password, so nobody else may reach them
@@ -37,16 +37,6 @@ SETTINGS = {
 
 # Of the server alone: a run's own metrics would listen on every address, and two runs at a time on one port.
 METRICS = {"PREFECT_SERVER_METRICS_ENABLED": "true"}
-DASK_PORT = 8787  # of a scheduler's pages, unless DASK_DASHBOARD_ADDRESS says where they are
-
-
-def dask_page(path: str) -> str:
-    """A page of the Dask scheduler at DASK_SCHEDULER_ADDRESS, ``status`` or ``metrics``; empty without a scheduler."""
-    if not (address := os.environ.get("DASK_SCHEDULER_ADDRESS")):
-        return ""
-    host = urlsplit(address).hostname or ""
-    place = os.environ.get("DASK_DASHBOARD_ADDRESS") or f"http://{f'[{host}]' if ':' in host else host}:{DASK_PORT}"
-    return f"{place.rstrip('/')}/{path}"
 
 
 def tracking(root: Path) -> str:
@@ -139,7 +129,7 @@ def serve(
         mlflow = start(children, folder, port, mlflow_port)
         echo(f"\n  Prefect      {origin}\n  MLflow       {mlflow}/#/experiments?workflowType=machine_learning")
         echo(f"  root         {folder}\n  logs         {folder / 'logs'}")
-        for page in [f"{origin}/api/metrics", dask_page("metrics")] if metrics else []:
+        for page in [f"{origin}/api/metrics", pool.dashboard("metrics")] if metrics else []:
             echo(f"  metrics      {page}" if page else "  metrics      of Dask: at /metrics of its dashboard's port")
         echo(f"  run one      PREFECT_API_URL={origin}/api prefect deployment run 'retrain/nightly'")
         echo("\nCtrl-C ends all of it.")

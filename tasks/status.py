@@ -13,6 +13,7 @@ from rich.text import Text
 from storage import datasets, files
 from storage.errors import InputError
 from storage.inventory import in_units
+from storage.secrets import printable
 from tasks import audit_columns, audit_data
 
 CLASSES = 8  # of a split; the page says how many more there are
@@ -68,7 +69,7 @@ def page(found: dict[str, Any], model: str) -> str:
     grid.add_column(overflow="fold")
     for title, lines in sections(found, model).items():
         for number, line in enumerate(lines or ["none"]):
-            grid.add_row("" if number else title, Text(_shown(line)))
+            grid.add_row("" if number else title, Text(printable(line)))
     out = StringIO()
     plain = "NO_COLOR" in os.environ or not os.isatty(1)
     console = Console(file=out, width=WIDTH, force_terminal=not plain, no_color=plain, highlight=False)
@@ -82,7 +83,8 @@ def sections(found: dict[str, Any], model: str) -> dict[str, list[str]]:
     age = "" if fresh["age_hours"] is None else f", moved {fresh['moved']} ({_age(fresh['age_hours'])} ago)"
     splits = ", ".join(f"{n:,} {split}" for split, n in found["clips"].items())
     lines = {"dataset": [f"{found['dataset']} @ {fresh['version']}{age}", _grown(found["growth"])]}
-    kept = f"{funnel['listed']:,} files: {funnel['kept']:,} kept, {funnel['dropped']:,} dropped, "
+    listed = audit_data.in_files(funnel["listed"], funnel["pieces"])
+    kept = f"{listed}: {funnel['kept']:,} kept, {funnel['dropped']:,} dropped, "
     lines["archive"] = [f"{kept}{funnel['quarantined']:,} quarantined"]
     lines["archive"] += [f"  {n:,} {reason}" for reason, n in funnel["by_reason"].items()]
     lines["clips"] = [f"{fresh['clips']:,} in {in_units(found['bytes'])}: {splits}"]
@@ -127,8 +129,3 @@ def _top(counts: dict[str, int]) -> str:
 
 def _age(hours: float) -> str:
     return f"{60 * hours:.0f} min" if hours < 1 else f"{hours:.1f} h" if hours < 48 else f"{hours / 24:.1f} days"
-
-
-def _shown(text: str) -> str:
-    """Names from outside without what a terminal would act on."""
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)

@@ -13,9 +13,9 @@ from prefect.runtime import flow_run
 from storage import datasets, files
 from storage.datasets import Dataset
 from storage.ledger import Report
-from tasks import page, rates, registry, report, tracking
+from tasks import page, pool, rates, registry, report, tracking
+from tasks.audit_data import in_files
 from tasks.footprint import MEASURES, shown
-from tasks.serve import dask_page
 
 
 def _page(title: str, rows: dict[str, Any]) -> str:
@@ -25,7 +25,7 @@ def _page(title: str, rows: dict[str, Any]) -> str:
 
 def _beside() -> dict[str, str]:
     """What a page says besides: where the time went, and the Dask dashboard where a cluster does the work."""
-    found = {"time by stage": rates.shares(), "Dask dashboard": dask_page("status")}
+    found = {"time by stage": rates.shares(), "Dask dashboard": pool.dashboard("status")}
     return {name: value for name, value in found.items() if value}
 
 
@@ -69,8 +69,9 @@ def prepared(
         "task_runs": task_runs(),
     }
     lost = ", ".join(f"{n} {reason}" for reason, n in quarantined.items()) or "none"
+    of = in_files(found["videos"], found["pieces"])
     report.say(
-        f"  prepared     {_files(found)}: {found['kept']} kept, {found['dropped']} dropped, "
+        f"  prepared     {of}: {found['kept']} kept, {found['dropped']} dropped, "
         f"quarantined {lost}; "
         f"{found['clips']} clips in {found['parts']} parts; {decoded} decodes in this run"
     )
@@ -79,17 +80,11 @@ def prepared(
         report.say(f"  prepared     nothing to do: {why}")
         found |= {"nothing_to_do": why}
     rates.keep(root, "prepare", dataset.name)
-    report.rename(f"prepare · {dataset.name} · {dataset.clips:,} clips, {_files(found)}")
+    report.rename(f"prepare · {dataset.name} · {dataset.clips:,} clips, {of}")
     found |= {"report": page.told(root, "prepare", dataset.name)}
     text = _page(f"Dataset {dataset.name} {dataset.version}", found | _beside()) + page.link(found["report"])
     report.markdown("prepare", text, "what prepare did")
     return found
-
-
-def _files(found: dict[str, Any]) -> str:
-    """How many files, and in how many pieces where long ones are read in several."""
-    more = f" in {found['pieces']:,} pieces" if found["pieces"] > found["videos"] else ""
-    return f"{found['videos']:,} files{more}"
 
 
 def measured(candidates: dict[str, PrefectFuture]) -> dict[str, PrefectFuture]:

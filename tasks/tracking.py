@@ -278,6 +278,13 @@ def training(root: str, identity: str) -> tuple[str, dict[str, str]] | None:
     return None
 
 
+def trained(root: str) -> list[Any]:
+    """The runs of trainings that came to an end, the newest first."""
+    if (found := client(root).get_experiment_by_name(EXPERIMENT)) is None:  # who only looks makes none
+        return []
+    return every(functools.partial(client(root).search_runs, [found.experiment_id], "metrics.train_seconds > 0"))
+
+
 def remove_pictures(root: str, dataset: str) -> None:
     """Removes pictures with frames of videos, and pages, from the runs on a dataset version, given as name@version."""
     from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository

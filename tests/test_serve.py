@@ -21,7 +21,7 @@ from prefect.settings import Settings
 
 from storage import datasets, files, synthetic
 from storage.errors import InputError
-from tasks import serve, shard, tracking
+from tasks import pool, serve, shard, tracking
 from tasks.gate import PROMOTED
 from tasks.listing import plan_archive
 from tests.servers import prefect_tables, until
@@ -99,12 +99,12 @@ def test_metrics_are_switched_on_by_prefects_own_name_and_off_without_it(on, mon
 
 def test_dask_answers_with_metrics_where_serve_says(monkeypatch):
     monkeypatch.delenv("DASK_SCHEDULER_ADDRESS", raising=False)
-    assert serve.dask_page("metrics") == ""
+    assert pool.dashboard("metrics") == ""
     with LocalCluster(n_workers=0, processes=False, dashboard_address="127.0.0.1:0") as cluster:
         monkeypatch.setenv("DASK_SCHEDULER_ADDRESS", "tcp://127.0.0.1:8786")
-        assert serve.dask_page("metrics") == "http://127.0.0.1:8787/metrics", "the port that Dask takes by itself"
+        assert pool.dashboard("metrics") == "http://127.0.0.1:8787/metrics", "the port that Dask takes by itself"
         monkeypatch.setenv("DASK_DASHBOARD_ADDRESS", f"http://127.0.0.1:{cluster.scheduler.http_server.port}")
-        answer = httpx.get(serve.dask_page("metrics"), follow_redirects=True)
+        answer = httpx.get(pool.dashboard("metrics"), follow_redirects=True)
     assert answer.status_code == 200 and "dask_scheduler_tasks" in answer.text
 
 

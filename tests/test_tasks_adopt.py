@@ -182,7 +182,7 @@ def test_what_cannot_be_used_is_quarantined_with_a_reason(tmp_path, clip):
 
 
 def test_an_adopted_dataset_is_audited_and_verified(tmp_path, clip):
-    from tasks.audit_data import losses
+    from tasks.audit_data import funnel
     from tasks.verify import examine
 
     put(tmp_path / "x.tar", ("a.mp4", clip(0)), ("b.mp4", clip(1)), ("b.mp4", clip(1)), ("c.mp4", b"rubbish"))
@@ -190,7 +190,7 @@ def test_an_adopted_dataset_is_audited_and_verified(tmp_path, clip):
     adopt(root, [str(tmp_path / "x.tar")], "them")
     data = datasets.load(root, "them")
     reason = by_item(root)["c.mp4"][1]
-    assert losses(root, data) == {"by_reason": {"quarantined: duplicate": 1, f"quarantined: {reason}": 1}}
+    assert funnel(root, data)["by_reason"] == {"quarantined: duplicate": 1, f"quarantined: {reason}": 1}
     assert examine(root, "them", 1.0, 0)[0] == [] == examine(root, None, 1.0, 0)[0]
     where = tmp_path / "x.tar"
     whole = where.read_bytes()

@@ -67,7 +67,7 @@ def test_the_modality_gap_is_between_the_means_and_says_why_there_is_none(tmp_pa
 def facts(**changed):
     found = {
         "freshness": {"age_hours": 1.0},
-        "funnel": {"quarantined": 0, "listed": 100},
+        "funnel": {"quarantined": 0, "listed": 100, "pieces": 100},
         "predictions": {"champion": 1, "clips_without_predictions": 0, "clips": 10},
         "label_drift": 0.1,
         "orphaned": {"bytes": 0},
@@ -79,7 +79,7 @@ def facts(**changed):
     ("changed", "name"),
     [
         ({"freshness": {"age_hours": 49.0}}, "stale"),
-        ({"funnel": {"quarantined": 6, "listed": 100}}, "quarantined"),
+        ({"funnel": {"quarantined": 6, "listed": 100, "pieces": 100}}, "quarantined"),
         ({"predictions": {"champion": 1, "clips_without_predictions": 1, "clips": 10}}, "predictions-behind"),
         ({"label_drift": 0.31}, "label-drift"),
         ({"orphaned": {"bytes": (1 << 30) + 1}}, "orphaned"),
@@ -90,10 +90,14 @@ def test_each_limit_has_its_finding(changed, name):
 
 
 def test_nothing_is_found_at_the_limits_nor_where_nothing_was_measured():
-    at = {"freshness": {"age_hours": 48.0}, "funnel": {"quarantined": 5, "listed": 100}, "label_drift": 0.3}
+    at = {
+        "freshness": {"age_hours": 48.0},
+        "funnel": {"quarantined": 5, "listed": 100, "pieces": 100},
+        "label_drift": 0.3,
+    }
     assert audit_limits.findings(facts(**at), Limits()) == []
     unknown = {"freshness": {"age_hours": None}, "label_drift": None, "predictions": {"champion": None}}
-    assert audit_limits.findings(facts(**unknown, funnel={"quarantined": 0, "listed": 0}), Limits()) == []
+    assert audit_limits.findings(facts(**unknown, funnel={"quarantined": 0, "listed": 0, "pieces": 0}), Limits()) == []
 
 
 def test_an_audit_tells_what_is_beyond_on_top_and_as_events(root, emitted, monkeypatch):

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 
 from storage import datasets, files, ledger, lists, plans, sources, stores, synthetic
 from storage.errors import InputError
+from tasks import audit_data, page_archive, status
 from tests.preparing import RECIPE, again, bytes_of, plan, prepare, two_folders
 
 
@@ -276,3 +278,19 @@ def test_a_long_video_is_many_units_with_the_clips_of_one(long, tmp_path):
     entries = [e for part in data.parts for e in ledger.read(str(tmp_path / "root"), "shard", part.id)]
     assert any("#t=2,4" in e.item for e in entries)
     assert {e.content_id for e in entries} == {files.digest_file(next(long.rglob("*.mp4")))}
+
+
+def test_a_long_video_is_counted_as_a_file_and_as_the_pieces_that_may_be_lost(long, tmp_path):
+    root = str(tmp_path / "root")
+    data, _ = prepare(root, str(long), recipe={**RECIPE, "span": 1.0}, unit=2.0, units=2)
+    names = [part.id for part in data.parts]
+    pieces = sum(len(ledger.read(root, "shard", name)) for name in names)
+    first, *rest = ledger.read(root, "shard", names[0])
+    ledger.write(root, "shard", names[0], [replace(first, verdict="quarantined", reason="timeout"), *rest])
+    found = audit_data.funnel(root, data)
+    assert (found["listed"], found["pieces"]) == (1, pieces) and pieces > 2
+    assert found["kept"] == pieces - 1 and found["by_reason"] == {"quarantined: timeout": 1}
+    assert f"1 file in {pieces} pieces: {pieces - 1} kept" in status.status(root)
+    listed, kept, *_ = page_archive.funnel(root, data, page_archive.counted(root, data, None), "")
+    assert (listed.count, listed.note) == (1, f"read in {pieces} pieces")
+    assert (kept.count, kept.unit, kept.lost) == (pieces - 1, "pieces", [("quarantined", "timeout", 1)])
