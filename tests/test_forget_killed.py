@@ -10,43 +10,19 @@ import pytest
 from tests.preparing import CHECKOUT
 
 KILLED = """
-import json, os, shutil, signal, sys
+import json, shutil, signal, sys
 from flows.__main__ import quiet
 quiet()
 from storage import files, inventory, tombstones
 from tasks import duplicates, forget, select, verify
+from tests.killed import child
 
 home, step = sys.argv[1], int(sys.argv[2])
 GONE = "weak/02.mp4"
 
 
-def child(root, limit):
-    # Forgets in a child that is killed before its write number `limit`; how many it began.
-    child = os.fork()
-    if child:
-        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    count = 0
-
-    def counted(function):
-        def call(*given, **words):
-            nonlocal count
-            count += 1
-            if count == limit:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return function(*given, **words)
-        return call
-
-    for name in ("publish", "replace", "swap", "remove"):
-        setattr(files, name, counted(getattr(files, name)))
-    try:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        forget.forget([GONE], root)
-        open(f"{home}/count", "w").write(str(count))
-        os._exit(0)
-    except BaseException:
-        import traceback
-        traceback.print_exc()
-        os._exit(1)
+def take_down(root, limit=0):
+    return child(lambda: forget.forget([GONE], root), limit)
 
 
 def state(root):
@@ -58,14 +34,15 @@ def state(root):
 
 
 shutil.copytree(f"{home}/root", f"{home}/calm")
-assert child(f"{home}/calm", 0) == 0
-writes, wanted = int(open(f"{home}/count").read()), state(f"{home}/calm")
+code, writes = take_down(f"{home}/calm")
+assert code == 0
+wanted = state(f"{home}/calm")
 done = []
 for limit in range(1, writes + 1, step):
     root = f"{home}/{limit}"
     shutil.copytree(f"{home}/root", root)
-    assert child(root, limit) == -signal.SIGKILL
-    assert child(root, 0) == 0, limit
+    assert take_down(root, limit)[0] == -signal.SIGKILL
+    assert take_down(root)[0] == 0, limit
     found = state(root)
     differ = {name for name in {*found[0], *wanted[0]} if found[0].get(name) != wanted[0].get(name)}
     assert not differ, (limit, differ)

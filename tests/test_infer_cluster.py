@@ -2,7 +2,6 @@
 
 import shutil
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -11,8 +10,7 @@ from pathlib import Path
 import pytest
 
 from tasks import pool, predict
-from tests.preparing import CHECKOUT
-from tests.servers import end_with_us, free_ports
+from tests.servers import dask_cluster
 
 FOLDERS = ("columns/predictions", "segments", "tables")
 
@@ -46,17 +44,8 @@ def until(moment) -> None:
 @pytest.fixture
 def cluster():
     """The address of a scheduler, and its two workers of one thread each."""
-    port = free_ports(1)
-    address = f"tcp://127.0.0.1:{port}"
-    quiet = {"cwd": CHECKOUT, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "preexec_fn": end_with_us}
-    scheduler = [sys.executable, "-m", "distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", str(port)]
-    worker = [sys.executable, "-m", "distributed.cli.dask_worker", address, "--nthreads", "1", "--no-nanny"]
-    first = subprocess.Popen([*scheduler, "--no-dashboard"], **quiet)
-    workers = [subprocess.Popen([*worker, "--no-dashboard"], **quiet) for _ in range(2)]
-    yield address, workers
-    for process in (first, *workers):
-        process.kill()
-        process.wait()
+    with dask_cluster(2) as (address, _, workers):
+        yield address, workers
 
 
 def loads() -> int:
