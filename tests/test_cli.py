@@ -3,15 +3,17 @@
 import errno
 import json
 import os
+import re
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner
 
-from flows.__main__ import COMMANDS, EXIT_FAILED, EXIT_INPUT, _said, main
+from flows.__main__ import COMMANDS, EXIT_FAILED, EXIT_INPUT, WORDS, _said, main
 
 ROOT = Path(__file__).parent.parent
 
@@ -48,6 +50,30 @@ def test_help_takes_about_as_long_as_python():
 
     bare = fastest([sys.executable, "-c", "import click"])
     assert fastest([sys.executable, "-m", "flows", "--help"]) < 3 * bare + 0.2
+
+
+def lines_of(text: str) -> list[tuple[str, list[str]]]:
+    """The command lines in a text of markdown, as (command, words), without ellipses and brackets."""
+    found = re.findall(r"\breelmill ([a-z-]+)((?:\\\\\n|[^`|\n])*)", text.replace("\\\n", " "))
+    return [(name, re.sub(r"[…\[\]]", " ", words).split()) for name, words in found if name in COMMANDS]
+
+
+def test_what_the_readme_types_is_understood():
+    given = lines_of((ROOT / "README.md").read_text())
+    assert len(given) > 30
+    for name, words in given:
+        command = main.get_command(click.Context(main), name)
+        if isinstance(command, click.Group):  # the flow comes next
+            command, words = command.commands[words[0]], words[1:]
+        options = {word: one for one in command.params for word in (*one.opts, *one.secondary_opts)}
+        waits = False
+        for word in words:
+            if word.startswith("--"):
+                assert word in options, (name, word)
+                waits = not options[word].is_flag
+            else:
+                assert waits or name in WORDS, f"{name} takes no word {word!r}"
+                waits = False
 
 
 @pytest.mark.parametrize("name", COMMANDS)
