@@ -13,10 +13,10 @@ $(shell mkdir -p "$(PREFECT_HOME)")
 .PHONY: help demo test test-all browser check bench serve lock clean
 help:
 	@echo "make demo [SEED=n]  render an archive and run the whole chain on it, about 6 minutes"
-	@echo "make test           run the test suite, about 10 minutes"
+	@echo "make test           run the test suite, 10 to 20 minutes"
 	@echo "make test-all       with what takes longest: two nodes, PostgreSQL, kills on object storage; about 20 minutes"
 	@echo "make check          format, lint and type checks"
-	@echo "make bench          measure against named baselines, about 5 minutes; more with: python -m bench learning"
+	@echo "make bench          measure against named baselines, about 20 minutes; or: python -m bench NAME, with --help"
 	@echo "make serve          Prefect server, worker and MLflow on this machine, with the deployments of prefect.yaml"
 	@echo "make lock           write constraints.txt anew from what pyproject.toml allows"
 

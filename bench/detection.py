@@ -30,11 +30,11 @@ def run() -> Iterator[Figure]:
             if not torch.allclose(ours(), plain(), rtol=1e-3, atol=1e-4):
                 raise AssertionError(f"{size}: the two do not agree")
             ratio, _ = against(ours, plain)
-        note = f"{size}, {list(shape)}"
-        yield Figure("Coarse-Fine forward / plain composition", ratio, 0.95, note=note)
+        note = f"{list(shape)}"
+        yield Figure(f"Coarse-Fine {size}, forward / plain composition", ratio, note=note)
         model.train(), second.train()
         ratio, _ = against(training(model, ours), training(second, plain))
-        yield Figure("Coarse-Fine training step / plain composition", ratio, 0.95, note=note)
+        yield Figure(f"Coarse-Fine {size}, training step / plain composition", ratio, note=note)
 
 
 def training(model: CoarseFine, logits: Callable[[], Tensor]) -> Callable[[], None]:

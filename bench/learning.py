@@ -28,5 +28,5 @@ def run() -> Iterator[Figure]:
         above.append(min(detected, classified) - none)
         note = f"none {none:.1f}, classification {classified:.1f}, detection {detected:.1f}"
         yield Figure(f"seed {seed}: detection over classification", ahead[-1], unit="mAP points", note=note)
-    yield Figure("mean of the seeds", mean(ahead), 0.0, unit="mAP points", note="held-out videos, every frame")
-    yield Figure("the worse of both over none, least of the seeds", min(above), 0.0, unit="mAP points")
+    yield Figure("mean of the seeds", mean(ahead), unit="mAP points", note="held-out videos, every frame")
+    yield Figure("the worse of both over none, least of the seeds", min(above), unit="mAP points")

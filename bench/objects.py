@@ -38,13 +38,13 @@ def run() -> Iterator[Figure]:
                     alone.put_file(str(source), f"reel/bench/{key}")
 
             kind = f"{size >> 10} KiB"
-            yield Figure(f"put of {kind} once / s3fs put", against(ours, plain)[0], 0.9, note="SeaweedFS; conditional")
+            yield Figure(f"put of {kind} once / s3fs put", against(ours, plain)[0], note="SeaweedFS; conditional")
             keys = fresh()
             for key in keys:
                 files.publish(source, f"{root}/{key}")
             get = partial(_get, files.read, [f"{root}/{key}" for key in keys])
             bare = partial(_get, alone.cat_file, [f"reel/bench/{key}" for key in keys])
-            yield Figure(f"get of {kind} / s3fs cat", against(get, bare)[0], 0.9, note="SeaweedFS")
+            yield Figure(f"get of {kind} / s3fs cat", against(get, bare)[0], note="SeaweedFS")
 
 
 def _names(count: int) -> list[str]:

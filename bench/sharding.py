@@ -15,8 +15,8 @@ import numpy as np
 
 from bench.figures import ROUNDS, Figure, against, cpu, seconds
 from storage import datasets, files, parts, plans
-from storage.encoder import Encoder
-from storage.sandbox import Sandbox
+from storage.media.encoder import Encoder
+from storage.media.sandbox import Sandbox
 from tasks import listing, shard
 
 VIDEOS, FEW, SECONDS, RATE = 12, 3, 40, 25
@@ -70,7 +70,7 @@ def run() -> Iterator[Figure]:
             (home / "a.tar").unlink()
 
         note = f"{size:.0f} MB in {VIDEOS} files, list to frozen dataset, every byte hashed and synced"
-        yield Figure("sharding by stream copy / `cp -r` and sync", against(ours, cp)[0], 0.7, note=note)
+        yield Figure("sharding by stream copy / `cp -r` and sync", against(ours, cp)[0], note=note)
         yield Figure("sharding by stream copy / `tar cf` and sync", against(ours, tar)[0], note="the same bytes")
         ours(), ours("few", FEW)
         rounds = [
@@ -117,5 +117,5 @@ def _writing(home: Path) -> Iterator[Figure]:
         shutil.rmtree(home / "copied")
 
     yield Figure(
-        "committing a part / `cp -r` and sync", against(ours, cp)[0], 0.7, note="500 clips of 207 kB, digests included"
+        "committing a part / `cp -r` and sync", against(ours, cp)[0], note="500 clips of 207 kB, digests included"
     )

@@ -14,7 +14,8 @@ from bench.figures import Figure, cpu, seconds
 from storage import checkpoints, columns, datasets, files, ledger, parts, plans, tables
 from storage.ledger import Entry
 from storage.search import Search, pattern
-from tasks import forget, registry, trace, tracking
+from tasks import registry, tracking
+from tasks.lineage import forget, trace
 from tasks.train_rank import Spec
 
 CLIPS, PER_PART, PER_SOURCE, SIZE = 100_000, 1000, 4, 2000

@@ -6,18 +6,20 @@ from prefect import flow
 from prefect.task_runners import ThreadPoolTaskRunner
 from pydantic import Field
 
-from tasks.ablation_archive import archive
-from tasks.ablation_results import awaited, begin, finish, write
-from tasks.ablation_runs import budget_of, chosen_seeds, measure, planned, train, trainings
-from tasks.ablation_tables import described, tables_of
+from tasks.ablations.rendered import archive
+from tasks.ablations.results import awaited, begin, finish, write
+from tasks.ablations.runs import budget_of, chosen_seeds, measure, planned, train, trainings
+from tasks.ablations.tables import described, tables_of
 from tasks.checks import opened
+from tasks.failure import accounted
 from tasks.forms import explained
-from tasks.launch import SIDE_BY_SIDE
+from tasks.training.launch import SIDE_BY_SIDE
 
 COUNT = "instead of the budget's."
 
 
 @flow(flow_run_name="ablate · {table}")
+@accounted
 @explained
 def ablate(
     table: Annotated[list[str], Field(description=f"Tables of thesis 001: {described()}.")],

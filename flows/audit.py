@@ -6,13 +6,15 @@ from prefect import State, flow
 from prefect.states import Completed
 from pydantic import Field
 
-from tasks.audit import examine
-from tasks.audit_limits import Limits
+from tasks.audits.audit import examine
+from tasks.audits.limits import Limits
 from tasks.checks import opened
+from tasks.failure import accounted
 from tasks.forms import explained
 
 
 @flow(flow_run_name="audit · {dataset}")
+@accounted
 @explained
 def audit(
     root: Annotated[str, Field(description="Folder or URL that `prepare` has written to.")],

@@ -10,12 +10,14 @@ from flows.infer import infer
 from flows.prepare import prepare
 from flows.retrain import retrain
 from tasks.checks import opened
+from tasks.demonstration import Watch, demonstrated
+from tasks.failure import accounted
 from tasks.forms import explained
 from tasks.render import render_archive
-from tasks.summary import Watch, demonstrated
 
 
 @flow(flow_run_name="demo · seed {seed}")
+@accounted
 @explained
 def demo(
     root: Annotated[str, Field(description="Folder of the demo.")] = "var/demo",

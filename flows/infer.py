@@ -6,6 +6,7 @@ from prefect import flow
 from pydantic import Field
 
 from tasks.checks import opened
+from tasks.failure import accounted
 from tasks.forms import explained
 from tasks.pool import on
 from tasks.predict import predict
@@ -13,6 +14,7 @@ from tasks.summary import inferred
 
 
 @flow(flow_run_name="infer · {dataset} · {model}")
+@accounted
 @explained
 def infer(
     root: Annotated[str, Field(description="Folder or URL that `prepare` has written to.")],

@@ -8,6 +8,7 @@ from pydantic import Field
 from tasks.checks import opened
 from tasks.duplicates import duplicates
 from tasks.extract import extract
+from tasks.failure import accounted
 from tasks.forms import explained
 from tasks.label import label
 from tasks.listing import between, list_archive
@@ -23,6 +24,7 @@ from tasks.volumes import volumes
 
 
 @flow(flow_run_name="prepare · {name} · {archive}")
+@accounted
 @explained
 def prepare(
     root: Annotated[str, Field(description="Folder or URL that everything is written under.")],

@@ -10,17 +10,19 @@ from pydantic import Field
 from tasks.approval import judged
 from tasks.checks import opened
 from tasks.ensemble import ensemble
-from tasks.finetune import evaluate, finetune
+from tasks.failure import accounted
 from tasks.forms import explained
 from tasks.gate import Rules
-from tasks.launch import SIDE_BY_SIDE
-from tasks.pretrain import pretrain
-from tasks.recipe import candidates_of, recipe
 from tasks.retraining import begun
 from tasks.summary import measured, retrained, settled
+from tasks.training.finetune import evaluate, finetune
+from tasks.training.launch import SIDE_BY_SIDE
+from tasks.training.pretrain import pretrain
+from tasks.training.recipe import candidates_of, recipe
 
 
 @flow(flow_run_name="retrain · {dataset}", task_runner=ThreadPoolTaskRunner(max_workers=SIDE_BY_SIDE))
+@accounted
 @explained
 def retrain(
     root: Annotated[str, Field(description="Folder or URL that `prepare` has written to.")],

@@ -19,6 +19,7 @@ from storage import lease
 from storage.errors import StoreError
 from storage.local import beside
 from storage.stores import ask, is_local, join, locate
+from storage.timing import during
 
 FOLDER = "claims"
 AGAIN = 5.0  # seconds, about, between two looks at a claim that another process holds
@@ -47,7 +48,8 @@ def in_turn(root: str, name: str, say: Callable[[str], Any]) -> Iterator[bool]:
         if time.monotonic() - spoke >= SAID:
             say(other)
             spoke = time.monotonic()
-        time.sleep(random.uniform(0.5, 1.5) * AGAIN)
+        with during("wait"):
+            time.sleep(random.uniform(0.5, 1.5) * AGAIN)
         url, other = _take(root, name)
     try:
         yield waited

@@ -18,7 +18,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
-from storage import conditions
+from storage import conditions, timing
 from storage.conditions import MARKER, announce, read_tagged
 from storage.errors import Conflict, Damaged, InputError, RootError, StoreError
 from storage.stores import (
@@ -165,7 +165,11 @@ def at_once(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterat
     items = iter(items)
     with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="reelmill-store") as threads:
         while some := list(islice(items, 64 * AT_ONCE)):
-            yield from threads.map(function, some)
+            results = threads.map(function, some)
+            for _ in some:
+                with timing.during("read"):
+                    result = next(results)
+                yield result
 
 
 def publish(source: str | Path, url: str, *, same: bool = True, give: bool = False) -> bool:
@@ -249,7 +253,8 @@ def _json(value: Any) -> bytes:
 def _permitted(url: str) -> Iterator[None]:
     """A store that forbids writing is a matter for the person who called: no second try helps."""
     try:
-        yield
+        with timing.during("write"):
+            yield
     except PermissionError as error:
         raise RootError(f"{url}: no permission to write ({error}); mend its rights or the credentials") from error
 

@@ -1,6 +1,6 @@
 """Which clips show the same: pairs that share bands of their signatures, compared moment by moment.
 
-Signatures are those of `storage.scores`: per clip and view two rows of 64-bit hashes on one time grid, looks and
+Signatures are those of `storage.media.scores`: per clip and view two rows of 64-bit hashes on one time grid, looks and
 moves, 0 where a moment says nothing. The first view is the picture, the others are its middle. A clip is compared
 with every other one as it is and mirrored, and so is each middle of it: what was cropped from a clip is its middle.
 

@@ -6,7 +6,7 @@ from functools import cached_property
 
 from storage import adoption, columns, datasets, files, parts, plans, sources, tables
 from storage.errors import Damaged
-from storage.limits import Rejected
+from storage.media.limits import Rejected
 from storage.parts import Part
 from storage.plans import Member
 from storage.soundness import BROKEN, Finding

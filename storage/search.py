@@ -23,7 +23,8 @@ ODD = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F], np.uint64)  # multiplie
 BITS = 20  # of a hash that the table is asked with
 WINDOW = 64  # bytes of a window of a payload
 VARIED = 24  # different bytes that a window has at least; padding and headers have fewer
-PIECE, BLOCK = 16 << 20, 1 << 20  # bytes fetched, and searched, at a time
+PIECE = 16 << 20  # bytes fetched at a time
+BLOCK = 1 << 18  # and searched at a time, so that what is computed of them stays in a processor's cache
 INSIDE = np.zeros(256, bool)  # bytes that a name goes on with
 INSIDE[[*b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-%/", *range(128, 256)]] = True
 
@@ -73,7 +74,9 @@ def _hashes(data: np.ndarray, width: int) -> Iterator[tuple[int, np.ndarray]]:
         count = (len(data) - shift) // step
         words = data[shift : shift + step * count].view(kind).astype(np.uint64, copy=False)
         if width == 16:
-            yield shift, words[:-1] * ODD[0] + words[1:] * ODD[1]
+            hashes = words[:-1] * ODD[0]
+            hashes += words[1:] * ODD[1]
+            yield shift, hashes
         else:
             yield shift, words * ODD[0]
 
@@ -91,6 +94,7 @@ class Search:
         self.tables = {width: np.zeros(1 << BITS, bool) for width in self.known}
         for width, anchors in self.known.items():
             self.tables[width][[anchor >> (64 - BITS) for anchor in anchors]] = True
+        self.anchors = {width: np.array(sorted(anchors), np.uint64) for width, anchors in self.known.items()}
 
     def found(self, data: bytes | memoryview, first: bool = True, last: bool = True) -> set[Pattern]:
         """The patterns that are in some bytes; ``first`` and ``last`` say whether these are the ends of an object."""
@@ -105,10 +109,14 @@ class Search:
     def _places(self, block: np.ndarray, width: int) -> Iterator[int]:
         if len(block) < width:
             return
+        table, anchors, step = self.tables[width], self.anchors[width], 4 if width == 4 else 8
         for shift, hashes in _hashes(block, width):
-            for place in np.flatnonzero(self.tables[width][hashes >> np.uint64(64 - BITS)]).tolist():
-                if int(hashes[place]) in self.known[width]:
-                    yield shift + place * (4 if width == 4 else 8)
+            some = np.flatnonzero(table.take((hashes >> np.uint64(64 - BITS)).view(np.int64)))
+            if len(some):
+                asked = hashes[some]
+                near = anchors[np.searchsorted(anchors, asked).clip(max=len(anchors) - 1)]
+                for place in some[near == asked].tolist():
+                    yield shift + place * step
 
     def _at(self, whole: np.ndarray, place: int, width: int, first: bool, last: bool) -> set[Pattern]:
         ((_, hashes),) = [h for h in _hashes(whole[place : place + width], width) if len(h[1])]

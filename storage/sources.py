@@ -20,7 +20,7 @@ from fsspec.utils import glob_translate
 
 from storage import files
 from storage.errors import InputError, StoreError
-from storage.limits import Rejected
+from storage.media.limits import Rejected
 from storage.stores import UNKNOWN, ask, bucket_and_key, is_s3, pages
 
 EXTENSIONS = (
@@ -38,7 +38,7 @@ class Source:
     """A video of the archive. ``stamp`` changes when the bytes may have changed (size and time, or the ETag).
 
     ``offset`` is where its bytes begin in a tar, -1 for a file of its own. ``problem`` is a reason of
-    `storage.limits.REASONS` that was seen without opening it. ``metadata`` is a JSON object.
+    `storage.media.limits.REASONS` that was seen without opening it. ``metadata`` is a JSON object.
     """
 
     path: str  # below the archive

@@ -20,6 +20,7 @@ from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 
 from storage.errors import Damaged, RootError, StoreError
+from storage.timing import during
 
 LOCALHOST = "file://localhost/"  # before a percent-encoded path, for names that are not text
 CONNECT = 10  # seconds for a connection
@@ -29,6 +30,8 @@ AGAIN = 2  # times that s3fs asks once more after all that; a body that broke of
 PATIENCE = 300.0  # seconds for any request that moves no bytes to speak of
 PACE = 50_000  # bytes a second, below which a transfer is given up
 UNKNOWN = 1 << 30  # bytes to reckon with where a size is not known
+KINDS = dict.fromkeys(("info", "ls", "find", "glob", "exists", "isfile", "isdir", "modified"), "list")
+KINDS |= {"cat_file": "read", "get_file": "read", "call_s3": "list"}  # all else writes
 CONFLICTS = 8  # times that a request which met another one at the store is sent again
 
 Result = TypeVar("Result")
@@ -142,7 +145,7 @@ def ask(fs: fsspec.AbstractFileSystem, method: str, *args: Any, size: int = 0, *
 
     Raises OSError of the store's own kind, or `StoreError` where it did not answer.
     """
-    with answered(f"{method} {args[0] if args else kwargs.get('Key', '')}"):
+    with during(KINDS.get(method, "write")), answered(f"{method} {args[0] if args else kwargs.get('Key', '')}"):
         if not isinstance(fs, AsyncFileSystem) or not hasattr(fs, f"_{method}"):
             return getattr(fs, method)(*args, **kwargs)
         return within(fs, lambda: getattr(fs, f"_{method}")(*args, **kwargs), size)

@@ -6,7 +6,7 @@ digest of all other bytes lies between the last page and the footer, where every
 
 import io
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from storage import files
 from storage.errors import Damaged, StoreError
+from storage.ranges import opened
 
 # What Arrow raises over altered bytes; FileNotFoundError never gets here, the bytes are read before.
 BROKEN = (pa.ArrowException, OSError, ValueError, KeyError, TypeError)
@@ -24,6 +25,7 @@ SEALED = b"reelmill.sealed"
 TAILS = 1 << 16  # bytes at the end of a table among which its seal is, nearly always
 
 GROUP = 16_384  # rows of a row group in what is written as a stream
+BATCH = 4096  # rows in what is read as one
 
 
 def _described(schema: pa.Schema, about: dict[str, Any] | None) -> pa.Schema:
@@ -72,6 +74,19 @@ def check(data: bytes) -> bool:
 def read(url: str, columns: list[str] | None = None) -> pa.Table:
     """Reads a table (or some of its columns); raises `Damaged` where its bytes are not what was written."""
     return _parsed(url, lambda data: _table(data, columns))
+
+
+def rows(url: str, columns: list[str]) -> Iterator[dict[str, Any]]:
+    """The rows of a table, a few thousand in memory at a time; raises `Damaged` where a page is altered."""
+    try:
+        with opened(url) as file:
+            for batch in pq.ParquetFile(file, page_checksum_verification=True).iter_batches(BATCH, columns=columns):
+                yield from batch.to_pylist()
+    except FileNotFoundError:
+        raise
+    except BROKEN as error:
+        unless_ours(error, url)
+        raise Damaged(f"{url} cannot be read ({error}); restore it from a copy or remove it") from error
 
 
 def seal(url: str) -> str:
@@ -133,7 +148,12 @@ def parse_about(stored: dict[bytes, bytes]) -> dict[str, Any]:
 
 
 def write(
-    path: Path, batches: Iterable[pa.RecordBatch], schema: pa.Schema, about: dict[str, Any] | None = None
+    path: Path,
+    batches: Iterable[pa.RecordBatch],
+    schema: pa.Schema,
+    about: dict[str, Any] | None = None,
+    *,
+    group: int = GROUP,
 ) -> None:
     """Writes batches to a local Parquet file as they come; the bytes follow from the rows, not from their batches."""
     schema = _described(schema, about)
@@ -141,15 +161,15 @@ def write(
         held: list[pa.RecordBatch] = []
         rows = 0
         for batch in batches:
-            while rows + batch.num_rows >= GROUP:
-                here = GROUP - rows
+            while rows + batch.num_rows >= group:
+                here = group - rows
                 held.append(batch.slice(0, here))
-                writer.write_table(pa.Table.from_batches(held).cast(schema), row_group_size=GROUP)
+                writer.write_table(pa.Table.from_batches(held).cast(schema), row_group_size=group)
                 batch, held, rows = batch.slice(here), [], 0
             held.append(batch)
             rows += batch.num_rows
         if rows:
-            writer.write_table(pa.Table.from_batches(held).cast(schema), row_group_size=GROUP)
+            writer.write_table(pa.Table.from_batches(held).cast(schema), row_group_size=group)
     _seal_file(path)
 
 

@@ -14,8 +14,8 @@ from storage.adoption import BadSidecar, Shard
 from storage.errors import BudgetExceeded, Conflict, Damaged, InputError, StoreError
 from storage.labels import Labels, read_labels
 from storage.ledger import Entry, Report
-from storage.limits import Rejected
-from storage.sandbox import mine
+from storage.media.limits import Rejected
+from storage.media.sandbox import mine
 from storage.secrets import refuse_credentials
 from tasks.report import say
 from tasks.stage import cover

@@ -18,9 +18,9 @@ from storage.ledger import Report
 from storage.parts import Part
 from tasks import registry
 from tasks.extract import Embedded, Rows, commit, everywhere
-from tasks.loader import decode
 from tasks.scorer import frame_logits, load, takes
-from tasks.videos import FEATURES
+from tasks.training.loader import decode
+from tasks.training.videos import FEATURES
 
 
 class Backbone(nn.Module):

@@ -66,7 +66,7 @@ def retrain(root: str, dataset: str, pretraining: list[str], system: str = "x3d"
     """The dataset exists and has what each candidate needs, a feature column where the system takes one."""
     import models
     from tasks.evaluate import held_out
-    from tasks.videos import version
+    from tasks.training.videos import version
 
     if not pretraining:
         raise InputError("--pretraining is empty; name at least one of none, classification, detection")
@@ -90,8 +90,8 @@ def retrain(root: str, dataset: str, pretraining: list[str], system: str = "x3d"
 
 def ablate(root: str, table: list[str], seeds: list[int], **_: Any) -> None:
     """The tables are there, no seed repeats, and the root is a local folder that can be written."""
-    from tasks.ablation_runs import chosen_seeds
-    from tasks.ablation_tables import tables_of
+    from tasks.ablations.runs import chosen_seeds
+    from tasks.ablations.tables import tables_of
 
     tables_of(table)
     chosen_seeds(seeds)

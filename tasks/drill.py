@@ -18,9 +18,10 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from storage import datasets, files, inventory, ledger, parts, plans, soundness, synthetic
+from storage import datasets, files, inventory, ledger, parts, plans, soundness
 from storage.errors import Damaged, StoreError
 from storage.ledger import VOLATILE, Report
+from storage.media import synthetic
 from storage.stores import is_local
 from tasks import listing, pool, shard
 from tasks.report import say

@@ -17,13 +17,15 @@ import pyarrow.compute as pc
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from storage import columns, files, near, scores, tables
+from storage import columns, files, near, tables
 from storage.bands import Signatures
 from storage.datasets import Dataset
 from storage.errors import InputError
 from storage.ledger import Report
+from storage.media import scores
 from storage.parts import Part
 from tasks.report import say
+from tasks.spending import staged
 
 PAIRS = pa.schema(
     [
@@ -237,6 +239,7 @@ def repeats(pairs: list[dict[str, Any]], order: Callable[[Clip], Any], usable: s
 
 
 @task(task_run_name="duplicates · {dataset.name}", cache_policy=NO_CACHE)
+@staged("duplicates")
 def duplicates(root: str, dataset: Dataset, scored: str) -> Report:
     """Compares what was not compared before; see `find_duplicates`."""
     return find_duplicates(root, dataset, scored)

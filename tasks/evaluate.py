@@ -19,7 +19,7 @@ from tasks.duplicates import across, read_pairs
 from tasks.footprint import footprint
 from tasks.predict import predict_parts, read_predictions
 from tasks.report import say
-from tasks.videos import videos as clips_of
+from tasks.training.videos import videos as clips_of
 
 SPLIT = "heldout"
 

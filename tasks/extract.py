@@ -17,10 +17,12 @@ from storage.carry import Before
 from storage.datasets import Dataset
 from storage.errors import Damaged, InputError
 from storage.ledger import Report
-from storage.limits import Rejected
+from storage.media.limits import Rejected
+from storage.media.sandbox import mine
 from storage.parts import Part
-from storage.sandbox import mine
+from storage.timing import during
 from tasks.report import say
+from tasks.spending import staged
 from tasks.stage import cover
 
 COLUMN = "features"
@@ -35,7 +37,8 @@ def encoder(model: str, pretrained: str | None) -> clip.FrameEncoder:
     say(f"  features     loading {model}")
     torch.set_num_threads(1)  # the pool's threads share the cores; more of them here would only get in the way
     try:
-        return clip.load(model, pretrained)
+        with during("start"):
+            return clip.load(model, pretrained)
     except (ValueError, ImportError) as error:
         raise InputError(str(error)) from error
 
@@ -89,7 +92,8 @@ def _embedded(part: Part, rows: Rows, towers: clip.FrameEncoder, fps: float) -> 
     waiting: dict[tuple[int, ...], list[tuple[int, torch.Tensor]]] = defaultdict(list)
 
     def flush(group: list[tuple[int, torch.Tensor]]) -> None:
-        vectors = towers.encode_frames(torch.cat([frames for _, frames in group])).numpy()
+        with during("model"):
+            vectors = towers.encode_frames(torch.cat([frames for _, frames in group])).numpy()
         bounds = np.cumsum([len(frames) for _, frames in group])[:-1]
         for (place, _), piece in zip(group, np.split(vectors, bounds), strict=True):
             embedded[place] = piece
@@ -137,6 +141,7 @@ def everywhere(root: str, dataset: Dataset, name: str, extract_one: Callable[...
 
 
 @task(task_run_name="features · {dataset.name} · {model}", cache_policy=NO_CACHE)
+@staged("features")
 def extract(root: str, dataset: Dataset, model: str, pretrained: str | None, fps: float) -> tuple[str, Report]:
     """Extracts the features that are missing; see `extract_dataset`."""
     return extract_dataset(root, dataset, model, pretrained, fps)

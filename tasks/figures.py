@@ -9,8 +9,8 @@ from matplotlib.figure import Figure  # not pyplot: its current figure is shared
 
 from models.metrics import FrameScores, ScoredVideo, average_precision
 from models.metrics import precision_recall as pr_curve
+from storage.media.sandbox import mine
 from storage.parts import Part
-from storage.sandbox import mine
 
 STRIP = 12  # frames across a timeline
 TRUTH, SCORE = "#2b6cb0", "#dd6b20"

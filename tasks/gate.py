@@ -16,6 +16,7 @@ from storage.datasets import Dataset
 from tasks import calibration, registry, report, tracking
 from tasks.evaluate import Evaluation, evaluate_checkpoint
 from tasks.overlap import trained_on
+from tasks.spending import staged
 
 PROMOTED = "reelmill.champion.promoted"
 REFUSED = "reelmill.challenger.refused"
@@ -90,6 +91,7 @@ def without(frames: FrameScores, videos: set[str]) -> FrameScores:
 
 
 @task(task_run_name="gate · {title}", cache_policy=NO_CACHE)
+@staged("gate")
 def gate(
     root: str,
     dataset: Dataset,

@@ -5,7 +5,7 @@ from functools import partial
 from typing import Any
 
 from storage import files, ledger, sources, tombstones
-from storage.limits import Rejected
+from storage.media.limits import Rejected
 from storage.planning import Planning
 from storage.sources import Source
 from storage.tombstones import Tombstone

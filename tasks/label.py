@@ -19,6 +19,7 @@ from storage.errors import InputError
 from storage.ledger import Report
 from storage.parts import Part
 from tasks.proposals import Column, Proposals, place, scores_of
+from tasks.spending import staged
 from tasks.stage import cover
 
 COLUMN = "pseudo_labels"
@@ -116,6 +117,7 @@ def label_dataset(root: str, dataset: Dataset, proposals: Proposals | None = Non
 
 
 @task(task_run_name="pseudo-label · {dataset.name}", cache_policy=NO_CACHE)
+@staged("label")
 def label(root: str, dataset: Dataset) -> tuple[str, Report]:
     """Pseudo-labels what is missing of a dataset; see `label_dataset`."""
     return label_dataset(root, dataset)

@@ -17,15 +17,16 @@ from storage import files, ledger, lists, parts, plans, sources, tables
 from storage.errors import InputError
 from storage.labels import Labels, check_classes, check_paths, read_labels
 from storage.ledger import Report
-from storage.limits import Rejected
+from storage.media.limits import Rejected
+from storage.media.sandbox import mine
 from storage.planning import Planning
 from storage.plans import Limits
-from storage.sandbox import mine
 from storage.secrets import refuse_credentials
 from storage.sources import Source
 from tasks import pool
 from tasks.identify import identify
 from tasks.report import progress, say
+from tasks.spending import staged
 
 USUAL = Limits()
 ALWAYS = (-math.inf, math.inf)
@@ -203,6 +204,7 @@ def _probe(chunk: tuple[Source, ...], window: float) -> list[tuple[dict[str, Any
 
 
 @task(task_run_name="list · {archive}", cache_policy=NO_CACHE)
+@staged("list")
 def list_archive(
     root: str,
     name: str,

@@ -55,6 +55,19 @@ def on(address: str | None) -> Iterator[None]:
         _scheduler.reset(token)
 
 
+_gpus: ContextVar[bool] = ContextVar("gpus", default=False)
+
+
+@contextmanager
+def on_gpus() -> Iterator[None]:
+    """While the block runs, work goes to those workers of a cluster that offer a `GPU`, one item each, if any does."""
+    token = _gpus.set(True)
+    try:
+        yield
+    finally:
+        _gpus.reset(token)
+
+
 def scheduler() -> str | None:
     """The address of the Dask scheduler that work goes to; None where it is done in this process."""
     return _scheduler.get() or os.environ.get("DASK_SCHEDULER_ADDRESS")
@@ -125,15 +138,15 @@ def _on_cluster(
 
     client = _connected(address)
     try:
-        first = items[: _most.get()]
-        futures, others = client.map(function, first, pure=False), iter(items[len(first) :])
+        first, where = items[: _most.get()], {GPU: 1} if _gpus.get() and _able(client) else None
+        futures, others = client.map(function, first, pure=False, resources=where), iter(items[len(first) :])
         owner = {future.key: item for future, item in zip(futures, first, strict=True)}
         running = done(futures, loop=client.loop)
         for future in running:
             raised = future.exception()
             yield owner[future.key], raised if raised is not None else future.result()
             for item in islice(others, 1):
-                another = client.submit(function, item, pure=False)
+                another = client.submit(function, item, pure=False, resources=where)
                 owner[another.key] = item
                 running.add(another)
     except (CancelledError, CommClosedError) as error:
@@ -142,6 +155,12 @@ def _on_cluster(
         ) from error
     finally:
         client.close(timeout=10)
+
+
+def _able(client: Any) -> list[str]:
+    """The workers of a cluster that offer a GPU."""
+    known = client.scheduler_info(n_workers=-1)["workers"]
+    return [worker for worker, facts in known.items() if facts["resources"].get(GPU)]
 
 
 @contextmanager
@@ -157,8 +176,7 @@ def placed(function: Callable[[], None], count: int) -> Iterator[list[Any]]:
         return
     client = _connected(address)
     try:
-        known = client.scheduler_info(n_workers=-1)["workers"]
-        able = [worker for worker, facts in known.items() if facts["resources"].get(GPU)]
+        able = _able(client)
         if able and len(able) < count:
             raise InputError(f"{count} more machines are wanted; {len(able)} workers of {address} have a GPU")
         futures = [client.submit(function, workers=[w], resources={GPU: 1}, pure=False) for w in able[:count]]

@@ -17,16 +17,17 @@ from storage.checkpoints import Checkpoint
 from storage.errors import Damaged, Incomplete, InputError
 from storage.ledger import Entry, Report
 from storage.parts import Part
-from tasks import calibration, pool, precedence, registry, segment_tables, segments
+from tasks import calibration, naming, pool, precedence, registry, segment_tables, segments
 from tasks.calibration import Calibration
 from tasks.precedence import Order
 from tasks.report import say
 from tasks.scorer import takes
 from tasks.segment_tables import Made
+from tasks.spending import staged
 from tasks.stage import Left, cover
-from tasks.videos import beside, in_turn
-from tasks.videos import version as complete
-from tasks.views import scored
+from tasks.training.videos import beside, in_turn
+from tasks.training.videos import version as complete
+from tasks.training.views import scored
 
 COLUMN = "predictions"
 STEP = "infer"  # of the ledger
@@ -43,7 +44,9 @@ class Bounds:
 
 def version(checkpoint: Checkpoint) -> str:
     """The version of the predictions column: the weights and how they are run."""
-    return f"{checkpoint.digest[:12]}-{files.digest_of({'overlap': 'half', 'average': 'logits'})[:4]}"
+    return (
+        f"{checkpoint.digest[:12]}-{files.digest_of({'overlap': 'half', 'average': 'logits', 'over': 'stretches'})[:4]}"
+    )
 
 
 def predict_part(
@@ -59,7 +62,7 @@ def predict_part(
     """Predicts one part: scores of every source frame, and the segments beside it where there are ``thresholds``.
 
     Clips that a part ``before`` has predictions of are not predicted again. ``others`` are the parts, by the id of
-    this one, that hold other clips of the same videos: systems that see whole videos look there.
+    this one, that hold other clips of the same videos: what is around a clip is looked for there.
     Raises `Left` where the time of the run is over, or another run has the part.
     """
     if bounds.until is not None and time.time() >= bounds.until:
@@ -90,14 +93,20 @@ def _predicted(
     }
     if not columns.has(root, COLUMN, name, part.id):
         had = carry.known(root, COLUMN, name, index, before)
-        todo = carry.missing(index, had)
+        todo = _again(index, carry.missing(index, had))
         decoded = 0 if takes(found.about) == "features" else len(todo)
-        table = carry.together(index, had, _scores(root, part, todo, found, others))
+        table = carry.together(index, _scores(root, part, todo, found, others), had)
         columns.write(root, COLUMN, name, part, table, about, index)
     if thresholds is not None:
         clips = read_predictions(root, name, part)
         segments.write(root, segments.version(name, thresholds), part, index, clips, about, thresholds)
     return Report(items=len(todo), kept=len(todo), decoded=decoded)
+
+
+def _again(index: list[dict[str, Any]], new: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of all clips of the sources of new ones: what those before were given, they saw without these."""
+    paths = {row["path"] for row in new}
+    return [row for row in index if row["path"] in paths]
 
 
 def _scores(
@@ -189,7 +198,7 @@ def predict_parts(
 
     All clips of a part are predicted, as all have features: another selection then computes nothing again.
     """
-    others = beside(parts) if takes(checkpoint.about) != "clip" else {}
+    others = beside(parts)
     if takes(checkpoint.about) == "features":
         complete(root, parts, checkpoint.about["spec"]["features"])
     work = partial(
@@ -202,11 +211,13 @@ def predict_parts(
         bounds=bounds,
     )
     ready = partial(made, root, checkpoint, thresholds=thresholds)
-    done = cover(title, in_turn(parts, others), work, lambda part: ready(part), patient=bounds.shared)
+    with pool.on_gpus():
+        done = cover(title, in_turn(parts, others), work, lambda part: ready(part), patient=bounds.shared)
     return version(checkpoint), done
 
 
 @task(task_run_name="predict · {dataset}", cache_policy=NO_CACHE)
+@staged("predict")
 def predict(
     root: str,
     dataset: str,
@@ -223,14 +234,16 @@ def predict(
     champion = registry.champion(root, model)
     if champion is None:
         raise InputError(f"no model {model!r} has the alias champion; run `reelmill retrain` first")
+    naming.entitle(f"infer · champion v{champion.version}", dataset, model, f"champion v{champion.version}")
     checkpoint = checkpoints.describe(champion.checkpoint)
     thresholds = calibration.load(checkpoint.url, champion.tags.get(calibration.TAG, ""))
     parts = [part for part in data.parts if not splits or part.split in splits]
     todo, done, failure = _lacking(root, parts, checkpoint, thresholds), Report(), None
     if todo:
         bounds = Bounds(None if max_hours is None else began + 3600 * max_hours, shared=True)
-        parts = precedence.in_order(root, data, parts, order)
-        begin = partial(predict_parts, root, parts, checkpoint, "predict", carry.replaced(root, data), thresholds)
+        first = precedence.in_order(root, data, todo, order)
+        ordered = [*first, *(part for part in parts if part not in set(first))]
+        begin = partial(predict_parts, root, ordered, checkpoint, "predict", carry.replaced(root, data), thresholds)
         try:
             _, done = begin(bounds)
             todo = _lacking(root, parts, checkpoint, thresholds)

@@ -1,4 +1,4 @@
-"""Render the labelled archive of `storage.synthetic`, on all cores."""
+"""Render the labelled archive of `storage.media.synthetic`, on all cores."""
 
 import shutil
 from pathlib import Path
@@ -6,8 +6,9 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from storage import files, synthetic
+from storage import files
 from storage.errors import InputError
+from storage.media import synthetic
 from tasks import pool
 from tasks.report import Progress, say
 

@@ -1,130 +1,39 @@
 """What people see while a stage runs and after it: lines on the terminal, progress and tables in Prefect."""
 
-import os
 import re
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from contextvars import Context, copy_context
 from dataclasses import dataclass, field
-from functools import cache, partial
 from typing import Any
 from uuid import UUID
 
-import httpx
 from prefect.artifacts import (
     create_markdown_artifact,
     create_progress_artifact,
     create_table_artifact,
     update_progress_artifact,
 )
-from prefect.client.orchestration import get_client
-from prefect.context import FlowRunContext, SettingsContext, SyncClientContext, TaskRunContext, get_settings_context
-from prefect.runtime import flow_run
 
+from storage import timing
 from storage.secrets import printable, redact
-from tasks import redaction
+from tasks import naming, redaction, spending
+from tasks.spending import Meter
+from tasks.telling import catch_up, in_run, leave, left, say, tell
+
+__all__ = ["catch_up", "in_run", "left", "say", "tell"]  # told with the rest: a stage imports this file alone
 
 redaction.install()  # whoever runs a stage imports this file
 
 EVERY = 3.0  # seconds between progress lines
-SILENCE = 60.0  # seconds in which a server that does not answer is not asked again
-HASTE = 10.0  # seconds that a server has for an answer while the work waits
 NAMED = 3  # of files that were lost for one reason
-RUNS = 8  # whose times are kept
 TABLE_ROWS = 1000  # an artifact is a page, not an archive
-
-
-def in_run() -> bool:
-    """Whether this code runs inside a Prefect flow or task run."""
-    return TaskRunContext.get() is not None or FlowRunContext.get() is not None
-
-
-def say(text: str) -> None:
-    """Prints a line at once, without credentials."""
-    print(redact(text), flush=True)
-
-
-_silent_until = 0.0  # Prefect did not answer; until then it is not asked again
-_untold: deque[tuple[Context, Callable[[], Any]]] = deque(maxlen=1000)  # what is to stay, and could not be told yet
-
-
-def tell(function: Callable[..., Any], *args: Any, **words: Any) -> Any:
-    """Tells Prefect something, or asks it; None where its server does not answer, which no work waits for."""
-    global _silent_until
-    if time.monotonic() < _silent_until:
-        return None
-    try:
-        with _hasty():
-            return function(*args, **words)
-    except (httpx.TransportError, OSError) as error:
-        _silent_until = time.monotonic() + SILENCE
-        say(f"  prefect      does not answer ({type(error).__name__}); the work goes on")
-    except httpx.HTTPStatusError as error:
-        if error.response.status_code < 500:
-            raise
-        _silent_until = time.monotonic() + SILENCE
-        say(f"  prefect      fails ({error.response.status_code}); the work goes on")
-    return None
 
 
 def key_of(name: str) -> str:
     """A name as Prefect takes it for an artifact's key: lowercase letters, digits and dashes."""
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
-
-
-@contextmanager
-def _hasty() -> Iterator[None]:
-    """A client that neither tries again nor waits long, in place of the run's, which takes minutes over a lost server.
-
-    Prefect's own way to both, new settings and a new client for every call, took a fifth of a small run's CPU time.
-    """
-    if (given := SyncClientContext.get()) is None:
-        yield
-        return
-    context = get_settings_context()
-    once = context.settings.client.model_copy(update={"max_retries": 0})
-    token = SyncClientContext.__var__.set(_client(str(given.client.api_url), os.getpid()))
-    try:
-        with SettingsContext(profile=context.profile, settings=context.settings.model_copy(update={"client": once})):
-            yield
-    finally:
-        SyncClientContext.__var__.reset(token)
-
-
-@cache
-def _client(url: str, process: int) -> SyncClientContext:
-    """The client of a process for a server. No connection is kept: one that the server has closed would be an error."""
-    limits = httpx.Limits(max_keepalive_connections=0)
-    made = SyncClientContext(httpx_settings={"timeout": HASTE, "limits": limits})
-    made._httpx_settings = None  # so that Prefect's own calls, which ask for no settings, take it
-    made.client.__enter__()
-    return made
-
-
-def _leave(function: Callable[..., Any], *args: Any, **words: Any) -> None:
-    """Tells Prefect what is to stay there: kept, and told later, where its server does not answer now."""
-    _untold.append((copy_context(), partial(function, *args, **words)))  # the context says which run it is of
-    catch_up()
-
-
-def catch_up(again: bool = False) -> int:
-    """Tells Prefect what it has not heard yet, oldest first; how much is left. ``again``: also after a silence."""
-    global _silent_until
-    if again:
-        _silent_until = 0.0
-    while _untold and time.monotonic() >= _silent_until:
-        context, call = _untold.popleft()
-        context.run(tell, call)
-        if time.monotonic() < _silent_until:
-            _untold.appendleft((context, call))
-    return len(_untold)
-
-
-def left() -> int:
-    """How many artifacts Prefect has not been told of."""
-    return len(_untold)
 
 
 def clock(seconds: float) -> str:
@@ -133,32 +42,11 @@ def clock(seconds: float) -> str:
 
 
 @dataclass
-class Spent:
-    """What a stage of the current run took: wall seconds, units done, and items (such as clips) in them."""
-
-    seconds: float = 0.0
-    units: int = 0
-    items: int = 0
-
-
-_spent: dict[str, dict[str, Spent]] = {}  # by flow run and stage; of the newest runs of this process
-
-
-def spent() -> dict[str, Spent]:
-    """What each stage of the current flow run took so far in this process, in the order in which they began."""
-    return _spent.get(str(flow_run.id), {})
-
-
-def _spend(name: str) -> Spent:
-    of_run = _spent.setdefault(str(flow_run.id), {})
-    while len(_spent) > RUNS:
-        del _spent[next(iter(_spent))]
-    return of_run.setdefault(name, Spent())
-
-
-@dataclass
 class Progress:
-    """Counts units of a stage; says how many are done, how fast, and how long the rest takes (total 0: unknown)."""
+    """Counts units of a stage; says how many are done, how fast, and how long the rest takes (total 0: unknown).
+
+    ``of`` and ``had`` are items (such as clips) of the whole stage and those that were there before it.
+    """
 
     name: str
     total: int
@@ -166,6 +54,9 @@ class Progress:
     artifact: UUID | None = None
     done: int = 0
     items: int = 0
+    of: int = 0
+    had: int = 0
+    meter: Meter = field(default_factory=lambda: Meter(timing.Spent()))
     began: float = field(default_factory=time.monotonic)
     spoke: float = field(default_factory=time.monotonic)
 
@@ -178,46 +69,50 @@ class Progress:
         rate = self.done / max(1e-9, now - self.began)
         if not self.total:
             say(f"  {self.name:<12} {self.done} {self.unit} · {rate:.1f}/s")
+            self.show(f"{self.done:,} {self.unit}, {rate:.1f}/s", 0.0)
             return
         left = (self.total - self.done) / rate if rate else 0.0
         say(
             f"  {self.name:<12} {self.done}/{self.total} {self.unit}"
             f" · {rate:.1f}/s · ETA {clock(left)}{' · ' + note if note else ''}"
         )
+        slow = timing.shares(self.meter.done, 0.05) if self.meter.done else ""
+        text = f"{self.done:,} of {self.total:,} {self.unit}, {rate:.1f}/s, ETA {clock(left)}"
+        self.show(f"{text}{'; ' + slow if slow else ''}", 100.0 * self.done / max(1, self.total))
+
+    def show(self, text: str, percent: float) -> None:
+        """Brings the artifact and the name of the run up to date."""
         if self.artifact is not None:
-            share = 100.0 * self.done / max(1, self.total)
-            text = redact(f"{self.name}: {self.done} of {self.total} {self.unit}, {rate:.1f}/s, ETA {clock(left)}")
-            tell(update_progress_artifact, self.artifact, progress=share, description=text)
+            description = redact(f"{self.name}: {text}")
+            tell(update_progress_artifact, self.artifact, progress=percent, description=description)
+        naming.stage(self, str(self))
+
+    def __str__(self) -> str:
+        if self.of:
+            return f"{self.had + self.items:,} of {self.of:,} clips"
+        if self.unit == "percent":
+            return f"{self.name} {self.done} %"
+        return f"{self.name} {self.done:,}{f' of {self.total:,}' if self.total else ''} {self.unit}"
 
 
 @contextmanager
 def progress(name: str, total: int, unit: str = "parts") -> Iterator[Progress]:
-    """A progress line on the terminal and, inside a Prefect run, a progress artifact of the same name."""
+    """A progress line on the terminal and, inside a Prefect run, a progress artifact and the name of the run."""
     artifact = None
     if in_run():
         text = redact(f"{name}: {total} {unit}")
         made = tell(create_progress_artifact, 0.0, key=key_of(f"progress-{name}"), description=text)
         artifact = made if made is None or isinstance(made, UUID) else UUID(str(made))
-    state, took = Progress(name, total, unit, artifact), _spend(name)
-    try:
-        yield state
-    finally:
-        took.seconds += time.monotonic() - state.began
-        took.units, took.items = took.units + state.done, took.items + state.items
+    with spending.measuring(name) as meter:
+        state, took = Progress(name, total, unit, artifact, meter=meter), meter.spent
+        try:
+            with naming.first(state):
+                yield state
+        finally:
+            took.units, took.items = took.units + state.done, took.items + state.items
     if artifact is not None and state.done >= state.total:
         text = redact(f"{name}: {state.done} {unit} in {clock(time.monotonic() - state.began)}")
         tell(update_progress_artifact, artifact, progress=100.0, description=text)
-
-
-def rename(name: str) -> None:
-    """Gives the current flow run a name that says what it came to; without a server nothing happens."""
-    if flow_run.id:
-        tell(_rename, UUID(str(flow_run.id)), redact(name))
-
-
-def _rename(run: UUID, name: str) -> None:
-    with get_client(sync_client=True) as client:
-        client.set_flow_run_name(run, name)
 
 
 def alike(counts: Counter[str], items: Iterable[tuple[str, str]]) -> list[str]:
@@ -243,13 +138,13 @@ def table(key: str, rows: list[dict[str, Any]], description: str) -> None:
         return
     more = f" (the first {TABLE_ROWS} of {len(rows)})" if len(rows) > TABLE_ROWS else ""
     plain = [{redact(k): redact(str(v)) for k, v in row.items()} for row in rows[:TABLE_ROWS]]
-    _leave(create_table_artifact, plain or [{"": "nothing"}], key=key_of(key), description=redact(description + more))
+    leave(create_table_artifact, plain or [{"": "nothing"}], key=key_of(key), description=redact(description + more))
 
 
 def markdown(key: str, text: str, description: str = "") -> None:
     """Publishes a markdown artifact."""
     if in_run():
-        _leave(create_markdown_artifact, redact(text), key=key_of(key), description=redact(description))
+        leave(create_markdown_artifact, redact(text), key=key_of(key), description=redact(description))
 
 
 def escape(text: str) -> str:

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from storage import datasets, files, ledger, plans, records
 from storage.errors import InputError
-from storage.limits import REASONS
+from storage.media.limits import REASONS
 from tasks.report import say
 
 SHOWN = 20  # items on the terminal

@@ -1,26 +1,33 @@
 """A retraining before and after its trainings: whether there is anything to do, who does it, and what came of it."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
+from uuid import UUID
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
-from prefect.exceptions import Pause
+from prefect.client.orchestration import get_client
+from prefect.exceptions import ObjectNotFound, Pause
 from prefect.runtime import flow_run
-from prefect.states import Cancelled, Completed, State
+from prefect.states import Cancelled, Completed, Crashed, State
 
 from models.gate import Rules
 from storage import claims, datasets, files
 from storage.datasets import Dataset
-from tasks import drift, registry, report, tracking, videos
+from tasks import drift, naming, registry, report, tracking
 from tasks.evaluate import held_out
-from tasks.recipe import Recipe
-from tasks.spec import Placement
+from tasks.pages import page
+from tasks.spending import staged
+from tasks.training import videos
+from tasks.training.recipe import Recipe
+from tasks.training.spec import Placement
 
 FORMAT = 1  # of what is kept of an outcome
 ANEW = "--no-resume trains it anew"
+CLAIM = "reelmill.claim"  # the tag of a run in MLflow with what its process holds while it lives
+GONE = "its process is gone; the next run goes on from its last checkpoint"
 
 
 @dataclass
@@ -89,9 +96,9 @@ def begun(
             report.say(f"  retrain      {other}; nothing is done here")
             this.over = Cancelled(message=f"{other}; it makes the same, and nothing was done here")
         elif recipe.resume and (found := outcome(root, model, this.url)):
-            this.over = _nothing_to_do(dataset, found)
+            this.over = _nothing_to_do(root, dataset, model, found)
         else:
-            this.run = begin(root, dataset, model, recipe)
+            this.run = begin(root, dataset, model, recipe, f"retrain-{key}")
         try:
             yield this
         except Pause:
@@ -103,18 +110,59 @@ def begun(
             raise
 
 
-def _nothing_to_do(dataset: Dataset, found: dict[str, Any]) -> State:
+def _nothing_to_do(root: str, dataset: Dataset, model: str, found: dict[str, Any]) -> State:
     judged = ", ".join(f"{kind} was {d['decision']}" for kind, d in found["gates"].items())
     why = f"{dataset.name}@{dataset.version} was trained on with this recipe before: {judged}; {ANEW}"
     report.say(f"  retrain      nothing to do: {why}")
-    report.markdown("retrain", f"# Nothing to do\n\n{report.escape(why)}\n\nMLflow: {found['mlflow_url']}\n", why)
+    made = page.told(root, "retrain", dataset.name, model, note=f"Nothing to do: {why}")
+    text = f"# Nothing to do\n\n{report.escape(why)}\n\nMLflow: {found['mlflow_url']}\n{page.link(made)}"
+    report.markdown("retrain", text, why)
+    naming.rename(f"retrain · {dataset.name} · champion v{found.get('champion')} · nothing to do", dataset.name, model)
+    found = found | {"report": made}
     return Completed(name="NothingToDo", message=why, data=found | {"nothing_to_do": why})
 
 
+def end_dead(root: str, mine: str) -> list[str]:
+    """Ends the runs in MLflow, and their Prefect runs, that are called running and whose processes were killed.
+
+    Their claims tell: nobody holds that of a killed process. ``mine`` is held by this one. Returns their ids.
+    """
+    found = []
+    for run, tags in tracking.running(root).items():
+        claim = tags.get(CLAIM) or f"train-{tags.get('reelmill.training', '')}"
+        if claim == "train-":
+            continue
+        with nullcontext("") if claim == mine else claims.claimed(root, claim) as other:
+            if other or not tracking.is_running(root, run):
+                continue
+            tracking.tag(root, run, {"failure": GONE})
+            tracking.end(root, run, "KILLED")
+            found.append(run)
+        if CLAIM in tags and tags.get("prefect.flow_run_id", "") not in ("", flow_run.id):
+            report.tell(_crash, tags["prefect.flow_run_id"])
+    if found:
+        report.say(f"  retrain      ended {len(found)} runs in MLflow whose processes were killed")
+    return found
+
+
+def _crash(run: str) -> None:
+    """Ends a run that Prefect takes for running."""
+    with get_client(sync_client=True) as client, suppress(ObjectNotFound):
+        state = client.read_flow_run(UUID(run)).state
+        if state is not None and (state.is_running() or state.is_pending()):
+            client.set_flow_run_state(UUID(run), Crashed(message=GONE), force=True)
+
+
 @task(task_run_name="begin · {dataset.name}", cache_policy=NO_CACHE)
-def begin(root: str, dataset: Dataset, model: str, recipe: Recipe) -> str:
-    """Opens the MLflow run of a retraining, or goes on with that of a suspended one, and shows what has drifted."""
+@staged("begin")
+def begin(root: str, dataset: Dataset, model: str, recipe: Recipe, claim: str) -> str:
+    """Opens the MLflow run of a retraining, or goes on with that of a suspended one, and shows what has drifted.
+
+    Before that the runs are ended whose processes were killed.
+    """
+    end_dead(root, claim)
     tags = {
+        CLAIM: claim,
         "prefect.flow_run_id": flow_run.id or "",
         "prefect.flow_run_url": str(flow_run.ui_url or ""),
         "dataset": f"{dataset.name}@{dataset.version}",

@@ -8,14 +8,16 @@ import pyarrow as pa
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from storage import carry, columns, scores
+from storage import carry, columns
 from storage.carry import Before
 from storage.datasets import Dataset
 from storage.errors import Damaged
 from storage.ledger import Report
-from storage.limits import Rejected
+from storage.media import scores
+from storage.media.limits import Rejected
+from storage.media.sandbox import mine
 from storage.parts import Part
-from storage.sandbox import mine
+from tasks.spending import staged
 from tasks.stage import cover
 
 COLUMN = "scores"
@@ -66,6 +68,7 @@ def score_dataset(root: str, dataset: Dataset) -> tuple[str, Report]:
 
 
 @task(task_run_name="score · {dataset.name}", cache_policy=NO_CACHE)
+@staged("score")
 def score(root: str, dataset: Dataset) -> tuple[str, Report]:
     """Scores what is missing of a dataset; see `score_dataset`."""
     return score_dataset(root, dataset)

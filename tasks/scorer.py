@@ -7,11 +7,11 @@ import math
 import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import torch
+from cachetools import LRUCache, cached
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
@@ -21,15 +21,22 @@ from models.multi_stage_fusion import as_column
 from models.x3d import normalise
 from storage import checkpoints
 from storage.checkpoints import Checkpoint
-from tasks.videos import Whole
+from storage.timing import during
+from tasks.training.videos import Whole
 
 BATCH = 8  # windows
 
 
-@lru_cache(maxsize=4)
+def alone() -> None:
+    """Has torch use one core in the calling thread, as the pool's threads share them: each has to say so itself."""
+    torch.set_num_threads(1)
+
+
+@cached(LRUCache(4), condition=threading.Condition(), info=True)
+@during("start")
 def load(url: str) -> nn.Module:
-    """The model of a checkpoint, ready to predict; kept, so that a process loads it once."""
-    torch.set_num_threads(1)  # the pool's threads share the cores
+    """The model of a checkpoint, ready to predict; kept, so that a process loads it once, whatever its threads."""
+    alone()
     about = checkpoints.describe(url).about
     model = models.build(about["system"], num_classes=len(about["classes"]), **about["options"])
     model.load_state_dict(checkpoints.load_weights(url, model.state_dict()))
@@ -93,10 +100,11 @@ def pixels(video: Tensor, model: Any) -> Tensor:
     return normalise(video, model.config).contiguous(memory_format=torch.channels_last_3d)
 
 
-def _answer(model: Any, clips: Tensor, starts: list[int], context: Context | None) -> Tensor:
+@during("model")
+def answer(model: Any, clips: Tensor, starts: list[int], context: Context | None) -> Tensor:
     """Logits `[B, T, K]` of windows `[B, 3, T, S, S]` that begin at these frames of the video, or of features."""
     if isinstance(members := getattr(model, "members", None), nn.ModuleList):
-        return mean_logit(torch.stack([_answer(member, clips, starts, context) for member in members]))
+        return mean_logit(torch.stack([answer(member, clips, starts, context) for member in members]))
     if clips.dtype != torch.uint8:
         return model(clips)["logits"]
     more = {} if context is None else context.inputs(model, starts, clips.shape[2])
@@ -118,7 +126,7 @@ def frame_logits(model: Any, video: Tensor, length: int, context: Context | None
         for first in range(0, len(begins), BATCH):
             chosen = begins[first : first + BATCH]
             clips = torch.stack([video[b : b + length].transpose(0, 1) for b in chosen])
-            yield from zip(chosen, _answer(model, clips, [start + b for b in chosen], context), strict=True)
+            yield from zip(chosen, answer(model, clips, [start + b for b in chosen], context), strict=True)
 
     return averaged(pieces(), len(video))[:T]
 
@@ -127,7 +135,7 @@ def frame_logits(model: Any, video: Tensor, length: int, context: Context | None
 def sequence_logits(model: Any, features: Tensor, length: int) -> Tensor:
     """Logits `[T, K]` of features `[T, D]`: whole, or of a longer video in windows as `frame_logits` has them."""
     begins = windows(len(features), length)
-    return averaged(((b, _answer(model, features[None, b : b + length], [b], None)[0]) for b in begins), len(features))
+    return averaged(((b, answer(model, features[None, b : b + length], [b], None)[0]) for b in begins), len(features))
 
 
 def averaged(pieces: Iterable[tuple[int, Tensor]], T: int) -> Tensor:

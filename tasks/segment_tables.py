@@ -4,38 +4,28 @@
 class and one day reads little. It has the parts of the current version alone. ``tables/days/…`` is the summary.
 """
 
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from storage import claims, files, tables
 from storage.datasets import Dataset
 from storage.errors import Damaged
 from storage.parts import Part
+from storage.planning import batches
 from tasks import calibration, precedence, segments
 from tasks.calibration import SHORTEST, Calibration
+from tasks.gathering import SCHEMA, Gathering
 from tasks.report import say
+from tasks.spending import staged
 
 SIGMA = 0.5  # of the decay of segments that overlap (soft-NMS; Bodla et al. 2017)
 GROUP = 4096  # rows
-SCHEMA = pa.schema(
-    [
-        ("class", pa.string()),
-        ("day", pa.date32()),  # on which the source was modified last, UTC; null where nobody says
-        ("path", pa.string()),
-        ("source", pa.string()),
-        ("key", pa.string()),  # of the clip that it begins in
-        ("start", pa.float64()),
-        ("end", pa.float64()),
-        ("score", pa.float32()),
-        ("peak", pa.float32()),
-    ]
-)
-ORDER = [(name, "ascending") for name in ("class", "day", "path", "start", "key")]
+AHEAD = 32  # parts whose pieces are in memory
 
 
 @dataclass(frozen=True)
@@ -86,17 +76,15 @@ def decayed(found: pa.Table, thresholds: Calibration) -> pa.Table:
         return found
     start, end, score = (found[name].to_numpy() for name in ("start", "end", "score"))
     score = score.copy()
-    names = found["class"].to_pylist()
     codes = [found[name].combine_chunks().dictionary_encode().indices.to_numpy() for name in ("path", "class")]
-    apart = np.flatnonzero(np.concatenate([[True], (np.diff(codes[0]) != 0) | (np.diff(codes[1]) != 0), [True]]))
+    other = (np.diff(codes[0]) != 0) | (np.diff(codes[1]) != 0)
+    apart = np.flatnonzero(np.concatenate([[True], other, [True]]))
+    crossed = np.flatnonzero(~other & (start[1:] < end[:-1]))  # nearly all do not
     keep = np.ones(len(score), bool)
-    for first, last in zip(apart[:-1], apart[1:], strict=True):
-        rows = np.arange(first, last)
-        if (start[rows[1:]] >= np.maximum.accumulate(end[rows])[:-1]).all():
-            continue
-        low = thresholds.of(names[first]).low
+    for group in np.unique(np.searchsorted(apart, crossed, side="right") - 1):
+        rows = np.arange(apart[group], apart[group + 1])
         score[rows] = soft_nms(start[rows], end[rows], score[rows])
-        keep[rows] = score[rows] >= low
+        keep[rows] = score[rows] >= thresholds.of(found["class"][int(rows[0])].as_py()).low
     place = found.schema.get_field_index("score")
     return found.set_column(place, "score", pa.array(score, pa.float32())).filter(pa.array(keep))
 
@@ -113,35 +101,20 @@ def soft_nms(start: np.ndarray, end: np.ndarray, score: np.ndarray) -> np.ndarra
     return score
 
 
-def days(root: str, dataset: Dataset, sources: dict[str, str]) -> dict[str, date]:
-    """The day (UTC) on which sources, URLs by path, were modified: as the plan says, else as their store does."""
-    times = {row["path"]: precedence.stamped(row["stamp"]) for row in precedence.planned(root, dataset)}
-    unknown = [path for path in sources if path in times and times[path] is None]
-    for path, time in zip(unknown, files.at_once(lambda path: _asked(sources[path]), unknown), strict=True):
-        times[path] = time
-    known = ((path, times.get(path)) for path in sources)
-    return {path: datetime.fromtimestamp(time, UTC).date() for path, time in known if time is not None}
+def _dated(root: str, dataset: Dataset, gathering: Gathering) -> None:
+    """Says on which days (UTC) sources were modified: as the plan says, else as their store does."""
+    for rows in batches(precedence.planned(root, dataset)):
+        gathering.date((row["path"], _day(precedence.stamped(row["stamp"]))) for row in rows)
+    for some in batches(gathering.sources()):
+        asked = files.at_once(lambda source: precedence.asked(source[1]), some)
+        gathering.date((path, _day(time)) for (path, _), time in zip(some, asked, strict=True))
 
 
-def _asked(url: str) -> float | None:
-    try:
-        return files.modified(files.info(url))
-    except (OSError, ValueError):  # it may be gone, or be no URL
-        return None
+def _day(time: float | None) -> date | None:
+    return None if time is None else datetime.fromtimestamp(time, UTC).date()
 
 
-def summary(found: pa.Table) -> pa.Table:
-    """How many segments there are of each class on each day, how long they are together, and their mean score."""
-    seconds = pc.subtract(found["end"], found["start"])
-    table = found.select(["class", "day", "score"]).append_column("seconds", seconds)
-    table = table.append_column("segments", pa.array(np.ones(len(found), np.int64)))
-    sums = [("segments", "sum"), ("seconds", "sum"), ("score", "mean")]
-    grouped = table.group_by(["class", "day"], use_threads=False).aggregate(sums)
-    names = {"segments_sum": "segments", "seconds_sum": "seconds", "score_mean": "score"}
-    grouped = grouped.rename_columns([names.get(name, name) for name in grouped.column_names])
-    return grouped.select(["class", "day", "segments", "seconds", "score"]).sort_by(ORDER[:2])
-
-
+@staged("tables")
 def write(root: str, dataset: Dataset, made: Made) -> dict[str, Any]:
     """Writes both tables of what a model found in the parts of a dataset so far; nothing where they are there.
 
@@ -149,28 +122,31 @@ def write(root: str, dataset: Dataset, made: Made) -> dict[str, Any]:
     """
     name = f"table-{files.digest_of([dataset.name, made.model])[:16]}"
     with claims.in_turn(root, name, lambda who: say(f"  tables       waits, {who}")):
-        there = [part.id for part in _there(root, dataset, made)]
+        there = _there(root, dataset, made)
+        names = [part.id for part in there]
         about = {
             "dataset": dataset.name, "version": dataset.version, "model": made.model, "champion": made.champion,
             "segments": made.segments, "thresholds": made.thresholds.plain(), "parts": len(there),
-            "digest": files.digest_of(there)[:16],
+            "digest": files.digest_of(names)[:16],
         }  # fmt: skip
-        place = url(root, dataset.name, made.model)
+        place, days = (url(root, dataset.name, made.model, table) for table in ("segments", "days"))
         if (rows := current(root, dataset.name, made.model, about)) is None:
-            found = _gathered(root, dataset, made, set(there))
-            rows = found.num_rows
-            days_ = tables.pack(summary(found), about)
-            files.replace(days_, url(root, dataset.name, made.model, "days"))
-            files.replace(tables.pack(found, about, group=GROUP), place)
-    return {"segments": rows, "segments_path": place, "days_path": url(root, dataset.name, made.model, "days")}
+            with files.scratch() as folder, closing(Gathering(folder)) as gathering:
+                _gathered(root, dataset, made, there, gathering)
+                rows = gathering.count()
+                about["rows"] = rows
+                files.replace(tables.pack(gathering.summary(), about), days)
+                tables.write(folder / "sorted", gathering.sorted(), SCHEMA, about, group=GROUP)
+                files.replace((folder / "sorted").read_bytes(), place)
+    return {"segments": rows, "segments_path": place, "days_path": days}
 
 
 def current(root: str, dataset: str, model: str, about: dict[str, Any]) -> int | None:
     """How many segments a table has, where it says the same ``about`` itself; else None."""
-    place = url(root, dataset, model)
     try:
-        table, said = tables.both(place)
-        return table.num_rows if said == about and files.exists(url(root, dataset, model, "days")) else None
+        said = tables.about(url(root, dataset, model))
+        rows = said.pop("rows", None)
+        return rows if said == about and files.exists(url(root, dataset, model, "days")) else None
     except (FileNotFoundError, Damaged):
         return None
 
@@ -181,16 +157,14 @@ def _there(root: str, dataset: Dataset, made: Made) -> list[Part]:
     return [part for part, there in zip(parts, known, strict=True) if there]
 
 
-def _gathered(root: str, dataset: Dataset, made: Made, there: set[str]) -> pa.Table:
-    chosen = [part for part in dataset.parts if part.id in there]
-    read = files.at_once(lambda part: segments.read(root, made.segments, part, dataset.selection), chosen)
-    pieces = [table.replace_schema_metadata(None) for table in read]
-    whole = pa.concat_tables(pieces or [segments.SCHEMA.empty_table()])
-    found = decayed(joined(whole, made.thresholds), made.thresholds)
-    sources = dict(zip(found["path"].to_pylist(), found["source"].to_pylist(), strict=True))
-    known = days(root, dataset, sources)
-    day = pa.array([known.get(path) for path in found["path"].to_pylist()], pa.date32())
-    return found.append_column("day", day).select(SCHEMA.names).cast(SCHEMA).sort_by(ORDER).combine_chunks()
+def _gathered(root: str, dataset: Dataset, made: Made, parts: list[Part], gathering: Gathering) -> None:
+    for first in range(0, len(parts), AHEAD):
+        some = parts[first : first + AHEAD]
+        read = files.at_once(lambda part: segments.read(root, made.segments, part, dataset.selection), some)
+        gathering.take("pieces", pa.concat_tables(table.replace_schema_metadata(None) for table in read))
+    for pieces in gathering.of_sources():
+        gathering.take("whole", decayed(joined(pieces, made.thresholds), made.thresholds))
+    _dated(root, dataset, gathering)
 
 
 def refresh(root: str, dataset: Dataset) -> None:

@@ -11,15 +11,17 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 from pydantic import Field
 
-from storage import columns, datasets, files, ledger, scores
+from storage import columns, datasets, files, ledger
 from storage.datasets import SELECTION, Dataset
 from storage.errors import Conflict, InputError
 from storage.ledger import Entry, Report
+from storage.media import scores
 from storage.parts import Part
 from tasks.duplicates import Clip, Repeat, find_duplicates, read_pairs, repeats, version
 from tasks.report import say
 from tasks.score import COLUMN as SCORES
 from tasks.score import score_dataset
+from tasks.spending import staged
 from tasks.stage import cover
 from tasks.thresholds import (
     MAX_BLACK,
@@ -183,6 +185,7 @@ def count(judged: list[Judged], thresholds: Thresholds) -> Report:
 
 
 @task(task_run_name="select · {dataset.name}", cache_policy=NO_CACHE)
+@staged("select")
 def select(root: str, dataset: Dataset, version: str, thresholds: Thresholds) -> tuple[Dataset, Report]:
     """Selects the clips that keep to the thresholds; see `select_dataset`."""
     chosen, total = select_dataset(root, dataset, version, thresholds, dataset.about.get("before"))

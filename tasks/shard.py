@@ -10,16 +10,18 @@ from typing import Any, Literal
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from storage import datasets, files, inflight, ledger, parts, plans, sandbox, sources
-from storage.cutting import METHOD
+from storage import datasets, files, inflight, ledger, parts, plans, sources
 from storage.errors import BudgetExceeded, Damaged, Incomplete
 from storage.ledger import Entry, Report
-from storage.limits import Rejected, check_size
+from storage.media import sandbox
+from storage.media.cutting import METHOD
+from storage.media.limits import Rejected, check_size
+from storage.media.video import NEAR
 from storage.parts import Part
 from storage.plans import Draft, Member
 from storage.tars import Tar
-from storage.video import NEAR
 from tasks import report, shots
+from tasks.spending import staged
 from tasks.stage import cover
 
 BUDGET_FROM = 20  # bad items; below that a share says little
@@ -233,6 +235,7 @@ def _tables(found: list[Part], bad: list[Entry], count: int) -> None:
 
 
 @task(task_run_name="shard · {name}", cache_policy=NO_CACHE)
+@staged("shard")
 def shard(
     root: str, name: str, plan: str, recipe: dict[str, Any], failure_budget: float, listed: Report
 ) -> tuple[datasets.Dataset, Report]:

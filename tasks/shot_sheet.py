@@ -9,11 +9,12 @@ from prefect.cache_policies import NO_CACHE
 
 from storage import files
 from storage.datasets import Dataset
+from storage.media.sandbox import mine
 from storage.parts import Part
-from storage.sandbox import mine
 from tasks import figures
 from tasks.report import say
-from tasks.videos import Clip, videos
+from tasks.spending import staged
+from tasks.training.videos import Clip, videos
 
 PARTS = 8  # that a source is looked for in
 MOST = 16  # shots on a sheet
@@ -50,6 +51,7 @@ def draw(dataset: Dataset, span: float, path: Path) -> str:
 
 
 @task(task_run_name="shot sheet · {dataset.name}", cache_policy=NO_CACHE)
+@staged("shot sheet")
 def shot_sheet(root: str, dataset: Dataset, span: float) -> str:
     """Publishes the picture under ROOT/figures, for whoever wants to see whether the detector fits the archive."""
     url = files.join(root, "figures", dataset.name, f"shots-{dataset.version}.png")

@@ -7,8 +7,10 @@ from typing import TypeVar
 from storage import files
 from storage.errors import Damaged, Incomplete, InputError
 from storage.ledger import Report
+from storage.timing import during
 from tasks import pool
 from tasks.report import progress, say
+from tasks.spending import Measured, Work, measuring
 
 Unit = TypeVar("Unit")
 WAVES = 3  # a unit that failed for the store's sake is tried this often
@@ -35,17 +37,23 @@ def cover(
     `Incomplete`, naming what is missing, unless every unit is committed at the end or was `Left`. What is damaged ends
     the stage at once, or after all other units where it is ``patient``.
     """
-    todo = _missing(units, committed)
+    with measuring(name), during("list"):
+        todo = _missing(units, committed)
     say(f"  {name:<12} {len(todo)} {unit} to do, {len(units) - len(todo)} already there")
     total = Report()
     failures: dict[Unit, Exception] = {}
     hopeless: dict[Unit, Exception] = {}  # no second try
-    with progress(name, len(todo), unit) as state:
+    with progress(name, len(todo), unit) as state, state.meter.pool():
+        state.of = sum(getattr(unit, "samples", 0) for unit in units)
+        state.had = state.of - sum(getattr(unit, "samples", 0) for unit in todo)
         for wave in range(WAVES):
             if wave:
                 time.sleep(2.0**wave)
             failures = {}
-            for done, result in pool.run(work, todo, width=width):
+            for done, answer in pool.run(Measured(work), todo, width=width):
+                if isinstance(answer, Work):
+                    state.meter.add(answer)
+                result = answer.result if isinstance(answer, Work) else answer
                 if isinstance(result, FATAL) and not patient:
                     raise result
                 if isinstance(result, (*FATAL, Left)):

@@ -14,7 +14,8 @@ from storage import datasets, files
 from storage.errors import InputError
 from storage.inventory import in_units
 from storage.secrets import printable
-from tasks import audit_columns, audit_data
+from storage.timing import Spent, shares
+from tasks.audits import contents, stale
 
 CLASSES = 8  # of a split; the page says how many more there are
 WIDTH = 100
@@ -23,22 +24,23 @@ WIDTH = 100
 def gather(root: str, dataset: str, model: str) -> dict[str, Any]:
     """What there is to say about one dataset, as plain values; nothing under the root is changed."""
     data = datasets.load(root, dataset)
-    counts = audit_data.labels(root, data)
-    predictions = audit_columns.behind(root, data, model)
-    listed = audit_columns.survey(root, data)
+    counts = contents.labels(root, data)
+    predictions = stale.behind(root, data, model)
+    listed = stale.survey(root, data)
     return {
         "dataset": dataset,
-        "freshness": audit_data.freshness(root, data),
-        "growth": audit_data.growth(root, data),
-        "funnel": audit_data.funnel(root, data),
-        "clips": audit_data.clips(data),
+        "freshness": contents.freshness(root, data),
+        "growth": contents.growth(root, data),
+        "funnel": contents.funnel(root, data),
+        "clips": contents.clips(data),
         "bytes": sum(part.bytes for part in data.parts),
         "labels": counts,
-        "label_drift": audit_data.drift(counts),
-        "columns": audit_columns.coverage(data, listed, predictions.get("version", "")),
+        "label_drift": contents.drift(counts),
+        "columns": stale.coverage(data, listed, predictions.get("version", "")),
         "predictions": predictions,
-        "in_hand": audit_data.in_hand(root),
-        "last_retraining": audit_data.last_retraining(root, model),
+        "times": {flow: _plain(contents.times(root, flow, dataset)) for flow in ("prepare", "retrain", "infer")},
+        "in_hand": contents.in_hand(root),
+        "last_retraining": contents.last_retraining(root, model),
     }
 
 
@@ -83,7 +85,7 @@ def sections(found: dict[str, Any], model: str) -> dict[str, list[str]]:
     age = "" if fresh["age_hours"] is None else f", moved {fresh['moved']} ({_age(fresh['age_hours'])} ago)"
     splits = ", ".join(f"{n:,} {split}" for split, n in found["clips"].items())
     lines = {"dataset": [f"{found['dataset']} @ {fresh['version']}{age}", _grown(found["growth"])]}
-    listed = audit_data.in_files(funnel["listed"], funnel["pieces"])
+    listed = contents.in_files(funnel["listed"], funnel["pieces"])
     kept = f"{listed}: {funnel['kept']:,} kept, {funnel['dropped']:,} dropped, "
     lines["archive"] = [f"{kept}{funnel['quarantined']:,} quarantined"]
     lines["archive"] += [f"  {n:,} {reason}" for reason, n in funnel["by_reason"].items()]
@@ -96,8 +98,22 @@ def sections(found: dict[str, Any], model: str) -> dict[str, list[str]]:
     last = found["last_retraining"]
     lines["retrained"] = [f"{last['when']} on {last['dataset']}"] if last else [f"{model} never"]
     lines["retrained"] += [f"  {kind}: {why}" for kind, why in last["gates"].items()] if last else []
+    for flow, took in found["times"].items():
+        lines |= {f"{flow} took": [_took(name, facts, took) for name, facts in took.items()]} if took else {}
     lines["in hand"] = [f"{name}: {who}" for name, who in found["in_hand"].items()] or ["nothing"]
     return lines
+
+
+def _plain(took: dict[str, Spent]) -> dict[str, dict[str, Any]]:
+    return {
+        name: {"seconds": one.seconds, "clips": one.items, "into": dict(one.into.most_common())}
+        for name, one in took.items()
+    }
+
+
+def _took(name: str, facts: dict[str, Any], all_: dict[str, Any]) -> str:
+    share = 100 * facts["seconds"] / max(1e-9, sum(one["seconds"] for one in all_.values()))
+    return f"{share:.0f} % {name}, {facts['seconds']:.1f} s: {shares(facts['into'])}"
 
 
 def _column(name: str, facts: dict[str, Any]) -> str:

@@ -1,8 +1,6 @@
-"""What a flow says at its end: a page in Prefect, lines on the terminal, and for the demo a summary.json."""
+"""What a flow says at its end: a page in Prefect, a name and tags, and lines on the terminal."""
 
-import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections import Counter
 from typing import Any
 
 from prefect.client.orchestration import get_client
@@ -10,23 +8,43 @@ from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId, TaskR
 from prefect.futures import PrefectFuture
 from prefect.runtime import flow_run
 
-from storage import datasets, files
+from storage import datasets, timing
 from storage.datasets import Dataset
+from storage.inventory import in_units
 from storage.ledger import Report
-from tasks import page, pool, rates, registry, report, tracking
-from tasks.audit_data import in_files
+from tasks import naming, pool, registry, report, spending, tracking
+from tasks.audits.contents import in_files
 from tasks.footprint import MEASURES, shown
+from tasks.pages import page
+from tasks.plans import rates
 
 
-def _page(title: str, rows: dict[str, Any]) -> str:
-    body = "\n".join(f"| {report.escape(str(k))} | {report.escape(str(v))} |" for k, v in rows.items())
-    return f"# {title}\n\n| | |\n|---|---|\n{body}\n"
+def _page(title: str, said: dict[str, list[str]], rows: dict[str, Any], link: str) -> str:
+    """A run's page: what it says under headings, where its time went, links, and every figure in a table."""
+    lines = [f"# {report.escape(title)}", ""]
+    for heading, some in said.items():
+        lines += [f"## {heading}", "", *(f"- {report.escape(one)}" for one in some or ["nothing"]), ""]
+    lines.append(timing.markdown(timing.rows(spending.between(spending.spent()))))
+    more = {"Dask dashboard": pool.dashboard("status"), "MLflow": rows.pop("MLflow", "")}
+    links = [f"- {name}: {url}" for name, url in more.items() if url]
+    body = [f"| {report.escape(str(k))} | {report.escape(str(v))} |" for k, v in rows.items()]
+    lines += ["", "## Links", "", *links, link, "", "## All figures", "", "| | |", "|---|---|", *body, ""]
+    return "\n".join(lines)
 
 
-def _beside() -> dict[str, str]:
-    """What a page says besides: where the time went, and the Dask dashboard where a cluster does the work."""
-    found = {"time by stage": rates.shares(), "Dask dashboard": pool.dashboard("status")}
-    return {name: value for name, value in found.items() if value}
+def _reasons(counts: dict[str, int], verdict: str) -> list[str]:
+    return [f"{n:,} {verdict}: {reason}" for reason, n in counts.items()]
+
+
+def _nothing(found: dict[str, Any]) -> str:
+    """What a report page says first of a run that had nothing to do."""
+    return f"Nothing to do: {found['nothing_to_do']}." if "nothing_to_do" in found else ""
+
+
+def _lost(dropped: int, quarantined: Counter[str]) -> list[str]:
+    """Tags of a run that lost something."""
+    counts = {"dropped": dropped, "quarantined": quarantined.total()}
+    return [name for name, n in counts.items() if n]
 
 
 def standing(root: str, name: str) -> str:
@@ -80,9 +98,23 @@ def prepared(
         report.say(f"  prepared     nothing to do: {why}")
         found |= {"nothing_to_do": why}
     rates.keep(root, "prepare", dataset.name)
-    report.rename(f"prepare · {dataset.name} · {dataset.clips:,} clips, {of}")
-    found |= {"report": page.told(root, "prepare", dataset.name)}
-    text = _page(f"Dataset {dataset.name} {dataset.version}", found | _beside()) + page.link(found["report"])
+    naming.rename(f"prepare · {dataset.name} · {dataset.clips:,} clips, {of}", dataset.name, *_lost(dropped, both))
+    note = _nothing(found)
+    found |= {"report": page.told(root, "prepare", dataset.name, note=note, unchanged=dataset.version if note else "")}
+    said = {
+        "What went in": [f"{of} of {(flow_run.parameters or {}).get('archive', 'the archive')}"],
+        "What came out": [
+            f"{sharded.kept:,} kept: {dataset.clips:,} clips in {len(dataset.parts):,} parts, "
+            f"{in_units(found['bytes'])}; {selected.kept:,} of them selected",
+            note or f"{decoded:,} decodes in this run",
+        ],
+        "What was dropped, and why": [
+            *_reasons(found["dropped_by_reason"], "files dropped"),
+            *_reasons(quarantined, "files quarantined"),
+            *_reasons(found["clips_dropped"], "clips dropped"),
+        ],
+    }
+    text = _page(f"Dataset {dataset.name} {dataset.version}", said, found, page.link(found["report"]))
     report.markdown("prepare", text, "what prepare did")
     return found
 
@@ -122,6 +154,7 @@ def retrained(
     tracking.log_metrics(root, run, facts)
     tracking.end(root, run)
     champion = registry.champion(root, model)
+    rates.keep(root, "retrain", dataset.name)
     found = {
         "dataset": f"{dataset.name}@{dataset.version}",
         "metrics": scores,
@@ -138,8 +171,28 @@ def retrained(
     rows |= {f"{kind}: cost": shown(v) for kind, v in scores.items()}
     rows |= {f"gate: {kind}": f"{d['decision']}, {d['why']}" for kind, d in decisions.items()}
     rows |= {"champion": f"{model} version {found['champion']}", "MLflow": found["mlflow_url"]}
-    report.rename(f"retrain · {dataset.name} · champion v{found['champion']} · {len(candidates)} candidates")
-    text = _page(f"Retraining on {dataset.name}", rows | _beside()) + page.link(str(found["report"]))
+    won = [kind for kind, decision in decisions.items() if decision["decision"] == "promoted"]
+    came = f"{won[-1]} promoted" if won else f"{len(candidates)} candidates, none promoted"
+    naming.rename(f"retrain · {dataset.name} · champion v{found['champion']} · {came}", dataset.name, model)
+    said = {
+        "What went in": [
+            f"{dataset.name}@{dataset.version}: {dataset.clips:,} clips in {len(dataset.parts):,} parts",
+            f"{len(candidates)} candidates: {', '.join(scores)}",
+        ],
+        "What came out": [
+            f"{model} version {found['champion']} is champion",
+            *(f"{kind}: mAP {100 * v['every_frame_map']:.1f}" for kind, v in scores.items()),
+        ],
+        "What was not promoted, and why": [
+            f"{kind} was {d['decision']}: {d['why']}" for kind, d in decisions.items() if d["decision"] != "promoted"
+        ],
+        "Classes that were not measured": [
+            f"{c['kind']}: {', '.join(map(str, c['evaluation'].excluded))}"
+            for c in candidates
+            if c["evaluation"].excluded
+        ],
+    }
+    text = _page(f"Retraining on {dataset.name}", said, rows, page.link(str(found["report"])))
     report.markdown("retrain", text, "what retrain did")
     return found
 
@@ -155,11 +208,28 @@ def inferred(root: str, dataset: str, model: str, found: dict[str, Any]) -> dict
         report.say(f"  inferred     nothing to do: {why}")
         found = found | {"nothing_to_do": why}
     rates.keep(root, "infer", dataset)
-    report.rename(f"infer · {model} v{found['champion']} · {found['predicted']:,} of {found['clips']:,} clips")
-    found = found | {"report": page.told(root, "infer", dataset, model)}
+    done = f"{found['clips'] - found['left']:,} of {found['clips']:,} clips"
+    nothing = "nothing to do · " if "nothing_to_do" in found else ""
+    tags = (dataset, model, f"champion v{found['champion']}")
+    naming.rename(f"infer · champion v{found['champion']} · {nothing}{done}", *tags)
+    note = _nothing(found)
+    same = f"{datasets.load(root, dataset).version}-v{found['champion']}" if note else ""
+    found = found | {"report": page.told(root, "infer", dataset, model, note=note, unchanged=same)}
     champion = registry.champion(root, model)
     links = {"MLflow": tracking.run_url(root, champion.run)} if champion else {}
-    text = _page(f"{model} over {dataset}", found | links | _beside()) + page.link(found["report"])
+    had = found["clips"] - found["left"] - found["predicted"]
+    said = {
+        "What went in": [
+            f"{found['clips']:,} clips in {found['parts']:,} parts of {dataset}; {had:,} had predictions already",
+            f"{model} version {found['champion']}, the champion",
+        ],
+        "What came out": [
+            note or f"{found['predicted']:,} clips predicted in this run",
+            f"{found['segments']:,} segments in {found['segments_path']}",
+        ],
+        "What was left out, and why": [f"{found['left']:,} clips: {found['why_left']}"] if found["left"] else [],
+    }
+    text = _page(f"{model} over {dataset}", said, found | links, page.link(found["report"]))
     report.markdown("infer", text, "what infer did")
     return found | {"task_runs": task_runs()}
 
@@ -173,106 +243,3 @@ def _count_task_runs() -> int:
     with get_client(sync_client=True) as client:
         only = FlowRunFilter(id=FlowRunFilterId(any_=[flow_run.id]))
         return len(client.read_task_runs(flow_run_filter=only, task_run_filter=TaskRunFilter(), limit=200))
-
-
-@dataclass
-class Watch:
-    """Runs the steps of the demo and keeps how long each took."""
-
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    def __call__(self, title: str, step: Callable[..., Any], /, *args: Any, **options: Any) -> Any:
-        report.say(f"\n{title}")
-        began = time.monotonic()
-        result = step(*args, **options)
-        self.seconds[title] = round(time.monotonic() - began, 2)
-        return result
-
-
-def demonstrated(
-    root: str,
-    made: dict[str, Any],
-    first: dict[str, Any],
-    again: dict[str, Any],
-    trained: dict[str, Any],
-    inferred_first: dict[str, Any],
-    inferred_again: dict[str, Any],
-    audited: dict[str, Any],
-    watch: Watch,
-) -> dict[str, Any]:
-    """Writes ``summary.json`` and prints what a person would want to know of the demo."""
-    scores = {kind: values["every_frame_map"] for kind, values in trained["metrics"].items()}
-    gate = trained["gates"]["detection"]
-    summary = {
-        "seed": made["seed"],
-        "archive": {
-            "videos": first["videos"],
-            "kept": first["kept"],
-            "dropped": first["dropped"],
-            "quarantined": first["quarantined"],
-        },
-        "parts": first["parts"],
-        "clips": first["clips"],
-        "decoded_first_run": first["decoded"],
-        "decoded_second_run": again["decoded"],
-        "map": {
-            "classification_pretraining": scores["classification"],
-            "detection_pretraining": scores["detection"],
-            "no_pretraining": scores["none"],
-        },
-        "metrics": trained["metrics"],
-        "gate": {name: gate[name] for name in ("decision", "delta", "ci_low", "ci_high", "why")},
-        "gates": trained["gates"],
-        "champion": trained["champion"],
-        "infer": {
-            "clips": inferred_first["clips"],
-            "segments": inferred_first["segments"],
-            "predicted_first_run": inferred_first["predicted"],
-            "recomputed_second_run": inferred_again["predicted"],
-            "predictions": inferred_first["predictions_path"],
-            "segments_table": inferred_first["segments_path"],
-        },
-        "task_runs": {
-            "prepare": first["task_runs"],
-            "prepare again": again["task_runs"],
-            "retrain": trained["task_runs"],
-            "infer": inferred_first["task_runs"],
-            "infer again": inferred_again["task_runs"],
-        },
-        "seconds": watch.seconds,
-        "mlflow": {"run": trained["mlflow_run"], "url": trained["mlflow_url"]},
-        "figures": {**trained["figures"], "volumes": first["contact_sheet"]},
-        "reports": {"prepare": again["report"], "retrain": trained["report"], "infer": inferred_again["report"]},
-        "audit": audited,
-    }
-    files.replace_json(summary, files.join(root, "summary.json"))
-    _tell(root, summary)
-    return summary
-
-
-def _tell(root: str, summary: dict[str, Any]) -> None:
-    archive, scores, gate, found = (summary[name] for name in ("archive", "map", "gate", "infer"))
-    bad = sum(archive["quarantined"].values())
-    reasons = ", ".join(f"{n} {reason}" for reason, n in archive["quarantined"].items())
-    numbers = "" if gate["ci_low"] is None else "{delta:+.3f}, 95 % CI {ci_low:+.3f} to {ci_high:+.3f}".format(**gate)
-    percent = {name: f"{100 * value:.1f}" for name, value in scores.items()}
-    looked = filter(None, [summary["reports"]["infer"], summary["figures"]["volumes"]])
-    lines = {
-        "archive": f"{archive['videos']} files = {archive['kept']} kept + {archive['dropped']} dropped + {bad} "
-        f"quarantined ({reasons})",
-        "parts": f"{summary['parts']} with {summary['clips']} clips",
-        "decoded": f"{summary['decoded_first_run']} in the first run, {summary['decoded_second_run']} in the second",
-        "mAP": f"no pretraining {percent['no_pretraining']} · classification "
-        f"{percent['classification_pretraining']} · detection {percent['detection_pretraining']}, on held-out videos",
-        "gate": f"detection challenged the champion and was {gate['decision']} ({numbers})",
-        "infer": f"{found['segments']} segments in {found['clips']} clips; "
-        f"{found['recomputed_second_run']} recomputed in the second run",
-        "look at": "\n             ".join([*looked, *_figures(summary), f"{root}/summary.json"]),
-        "next": "`make serve` shows Prefect and MLflow in the browser, with the schedules of prefect.yaml",
-    }
-    report.say("\n" + "\n".join(f"{title:<12} {text}" for title, text in lines.items()))
-
-
-def _figures(summary: dict[str, Any]) -> list[str]:
-    folder = summary["figures"]["detection"]
-    return [files.join(folder, name) for name in files.names(folder, ".png")]

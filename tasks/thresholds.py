@@ -32,7 +32,7 @@ NEAR_DUPLICATES = Field(description="Whether to keep or drop clips that show wha
 
 @dataclass(frozen=True)
 class Thresholds:
-    """What a clip has to be; the defaults drop nothing. Scores are those of `storage.scores.Scores`."""
+    """What a clip has to be; the defaults drop nothing. Scores are those of `storage.media.scores.Scores`."""
 
     min_motion: float = 0.0  # share of the luma range, in a quarter of a second
     min_sharpness: float = 0.0

@@ -109,6 +109,8 @@ def resume_or_start(
     tags = {**tags, **{name: value for name, value in above.items() if name.startswith("prefect.")}}
     if known := training(root, identity):
         tag(root, known[0], tags)
+        if "failure" in c.get_run(known[0]).data.tags:
+            c.delete_tag(known[0], "failure")  # it goes on
         c.update_run(known[0], status="RUNNING")
         return known[0]
     return start(root, name, params, {**tags, "reelmill.training": identity}, parent)
@@ -276,6 +278,17 @@ def training(root: str, identity: str) -> tuple[str, dict[str, str]] | None:
     for run in client(root).search_runs([_experiment(root)], wanted, max_results=1):
         return run.info.run_id, dict(run.data.tags)
     return None
+
+
+def running(root: str) -> dict[str, dict[str, str]]:
+    """The tags of the runs that MLflow takes for running, by id; of processes that were killed, too."""
+    search = functools.partial(client(root).search_runs, [_experiment(root)], "attributes.status = 'RUNNING'")
+    return {run.info.run_id: dict(run.data.tags) for run in every(search)}
+
+
+def is_running(root: str, run: str) -> bool:
+    """Whether MLflow takes a run for running."""
+    return bool(client(root).get_run(run).info.status == "RUNNING")
 
 
 def trained(root: str) -> list[Any]:

@@ -1,6 +1,6 @@
 """What one rank of a training runs: ``torchrun -m tasks.train_rank --spec FILE``. Knows neither Prefect nor MLflow.
 
-The first rank of each node prints one JSON line per report; the launcher (tasks/train.py) shows and logs them.
+The first rank of each node prints one JSON line per report; the launcher (tasks/training/train.py) shows and logs them.
 """
 
 import argparse
@@ -19,19 +19,19 @@ import torch
 from torch.distributed.elastic.multiprocessing.errors import record
 
 from models.sub_batch_norm import split_norms
-from storage import checkpoints, files
+from storage import checkpoints, files, timing
 from storage.checkpoints import Checkpoint
-from storage.decoder import die_with
 from storage.errors import InputError, StoreError
-from tasks import multigrid, parallel
-from tasks.batches import Batches, Shape
-from tasks.divergence import Diverged, diverged, exploded
-from tasks.ema import Average
-from tasks.samples import samples_of
-from tasks.saving import Saver
-from tasks.spec import Placement, Sharding, Spec
-from tasks.starting import build, optimiser
-from tasks.train_step import train_step
+from storage.media.decoder import die_with
+from tasks.training import multigrid, parallel
+from tasks.training.batches import Batches, Shape
+from tasks.training.divergence import Diverged, diverged, exploded
+from tasks.training.ema import Average
+from tasks.training.samples import samples_of
+from tasks.training.saving import Saver
+from tasks.training.spec import Placement, Sharding, Spec
+from tasks.training.starting import build, optimiser
+from tasks.training.train_step import train_step
 
 EVERY = 0.5  # seconds between reports, at least
 
@@ -42,11 +42,13 @@ class Training:
     def __init__(self, spec: Spec, name: str, rank: int, ranks: int, sharding: Sharding = "none") -> None:
         self.spec, self.rank = spec, rank
         self.losses: list[float] = []
-        samples = samples_of(spec)
+        found = _newest(spec.root, name, rank)
+        self.first = self.step = found.step if found else 0
         shape = multigrid.shapes(spec) if spec.multigrid else partial(_plain, spec)
+        self.batches = Batches(samples_of(spec), shape, spec.seed, rank, ranks)
+        self.coming = self.batches.from_step(self.first, spec.steps)  # which are made while the model is
         where = parallel.device(int(os.environ.get("LOCAL_RANK", "0")))
         self.model = build(spec).to(where)
-        found = _newest(spec.root, name, rank)
         state = self._weights(found) if found else {}
         self.called = parallel.spread(self.model, spec, ranks, sharding)
         self.optimizer = optimiser(self.model, spec)
@@ -55,8 +57,6 @@ class Training:
         if found:
             self._state(found, state)
         self.called.train()
-        self.first = self.step = found.step if found else 0
-        self.batches = Batches(samples, shape, spec.seed, rank, ranks)
 
     def _weights(self, found: Checkpoint) -> dict[str, Any]:
         """Takes the weights of a checkpoint, before they are sharded; returns the rest of it."""
@@ -110,10 +110,11 @@ def run(spec: Spec, name: str, rank: int = 0, ranks: int = 1, sharding: Sharding
     began, spoke, told = time.monotonic(), 0.0, first
     clips = len(training.batches.samples)
     _say(speaker, {"event": "start", "step": first, "steps": steps, "clips": clips, "losses": training.losses})
-    with Saver(spec.root, name, _about(spec)) as saver:
+    with timing.collected() as into, Saver(spec.root, name, _about(spec)) as saver:
         saver.committed = first
-        for batch in training.batches.from_step(first, steps):
-            loss = training.advance(batch)
+        for batch in training.coming:
+            with timing.during("model"):
+                loss = training.advance(batch)
             done, now = training.step, time.monotonic()
             if exploded(training.losses):
                 raise diverged(f"loss is {loss:.6g}", done, saver.committed, training.batches)
@@ -125,10 +126,12 @@ def run(spec: Spec, name: str, rank: int = 0, ranks: int = 1, sharding: Sharding
                 _say(speaker, {"event": "step", "step": done} | report)
                 told = done
             if done % spec.checkpoint_every == 0 or done == steps:
-                training.save(saver)
+                with timing.during("write"):
+                    training.save(saver)
             saver.check()
     seconds = time.monotonic() - began
     report = {"event": "end", "step": steps, "seconds": seconds, "wait_share": training.batches.waited / seconds}
+    report["into"] = {**into, "wait": training.batches.waited}  # the last: for data
     _say(speaker, report | ({"step_seconds": seconds / (steps - first)} if steps > first else {}))
 
 

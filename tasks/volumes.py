@@ -17,13 +17,14 @@ from prefect.cache_policies import NO_CACHE
 from models.augment import Mode, augment
 from storage import columns, files, ledger, parts
 from storage.datasets import Dataset
-from storage.encoder import Encoder
 from storage.ledger import Entry, Report
+from storage.media.encoder import Encoder
 from storage.parts import Part
 from tasks import figures, report
-from tasks.loader import Clips, window
-from tasks.pretrain import classes_of
+from tasks.spending import staged
 from tasks.stage import cover
+from tasks.training.loader import Clips, window
+from tasks.training.pretrain import classes_of
 
 COLUMN = "volume_labels"
 SHEET_MODES: tuple[Mode, ...] = ("none", "freeze", "mixup", "cutmix", "joint_single", "joint")
@@ -130,6 +131,7 @@ def materialise_part(part: Part, *, root: str, labels: str, classes: list[str], 
 
 
 @task(task_run_name="volumes · {dataset.name}", cache_policy=NO_CACHE)
+@staged("volumes")
 def volumes(root: str, dataset: Dataset, labels: str, mode: str, materialise: bool, seed: int) -> dict[str, Any]:
     """Draws the contact sheet and, if asked, materialises the weak training parts as volumes."""
     sheet = _publish_sheet(root, dataset, labels, FPS, FRAMES, seed)

@@ -9,8 +9,9 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
-from storage import datasets, files, scores
+from storage import datasets, files
 from storage.datasets import Dataset
+from storage.media import scores
 from storage.parts import Part
 from tasks import figures
 from tasks.select import judge, scored

@@ -16,6 +16,7 @@ import pytest  # noqa: E402
 
 from storage import local  # noqa: E402
 from tests import servers  # noqa: E402
+from tests.browsing import browser, opened, screenshots  # noqa: E402, F401
 from tests.servers import CREDENTIALS  # noqa: E402
 
 LONG = (
@@ -83,7 +84,7 @@ def made_once(tmp_path_factory, name: str, make: Callable[[Path], None]) -> Path
 @pytest.fixture(scope="session")
 def archive(tmp_path_factory):
     """A folder with `archive/` (16 weak, 6 dense, broken and real videos) and `labels.csv`; no test changes it."""
-    from storage import synthetic
+    from storage.media import synthetic
     from tasks import pool
 
     return made_once(

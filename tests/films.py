@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from storage.encoder import Encoder
-from storage.scenes import texture_of
+from storage.media.encoder import Encoder
+from storage.media.scenes import texture_of
 from tests.preparing import prepare
 
 H, W = 48, 64

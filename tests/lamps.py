@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from storage import synthetic
-from storage.encoder import Encoder
+from storage.media import synthetic
+from storage.media.encoder import Encoder
 
 COLOURS = {"red": (220, 40, 30), "green": (30, 210, 40), "blue": (40, 60, 230)}
 FPS, SIDE, SECONDS = 8, 32, 6

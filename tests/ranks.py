@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from tasks.loader import Sample
-from tasks.spec import Spec
+from tasks.training.loader import Sample
+from tasks.training.spec import Spec
 from tests import forked
 from tests.servers import free_ports
 

@@ -13,10 +13,12 @@ from click.testing import CliRunner
 from flows import ablate as flow
 from flows.__main__ import main
 from storage import checkpoints, files
-from tasks import ablation_tables, pretrain, summary, tracking, train_rank
-from tasks.ablation import MAP, Network, Row, Table, above
-from tasks.ablation_runs import budget_of
-from tasks.train import run_name
+from tasks import summary, tracking, train_rank
+from tasks.ablations import tables
+from tasks.ablations.rows import MAP, Network, Row, Table, above
+from tasks.ablations.runs import budget_of
+from tasks.training import pretrain
+from tasks.training.train import run_name
 
 MIXED = (Network(pretraining="freeze"), Network(pretraining="mixup"))
 ROWS = (
@@ -56,7 +58,7 @@ def trained(monkeypatch):
     """Runs without processes and Prefect; returns the titles of what was trained, in order."""
     titles = []
     monkeypatch.setattr(train_rank, "_say", lambda rank, report: None)
-    monkeypatch.setitem(ablation_tables.TABLES, "0", TINY)
+    monkeypatch.setitem(tables.TABLES, "0", TINY)
     monkeypatch.setattr(flow, "train", now(flow.train))
     monkeypatch.setattr(flow, "measure", now(flow.measure))
     monkeypatch.setattr(flow, "archive", flow.archive.fn)

@@ -7,13 +7,13 @@ import pytest
 import torch
 
 import models
-from storage import synthetic
 from storage.errors import InputError
-from tasks.ablation import MAP, PRETRAININGS, Claim, Network, Row, Table, above, coarse, fused
-from tasks.ablation_results import as_csv, command, markdown
-from tasks.ablation_runs import BUDGETS, budget_of, chosen_seeds, planned, recipe, trainings
-from tasks.ablation_tables import TABLES, tables_of
-from tasks.verdict import findings, gains, order
+from storage.media import synthetic
+from tasks.ablations.results import as_csv, command, markdown
+from tasks.ablations.rows import MAP, PRETRAININGS, Claim, Network, Row, Table, above, coarse, fused
+from tasks.ablations.runs import BUDGETS, budget_of, chosen_seeds, planned, recipe, trainings
+from tasks.ablations.tables import TABLES, tables_of
+from tasks.ablations.verdict import findings, gains, order
 
 PRINTED = {  # thesis 001, row by row; of 4.4e cell by cell
     "3.3a": "21.84 22.50 22.65",

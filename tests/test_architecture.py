@@ -52,6 +52,26 @@ def test_imports_point_down(path):
     assert violations(str(path.relative_to(ROOT)), path.read_text()) == []
 
 
+def beyond_media(source: str) -> list[str]:
+    """What a file of storage/media imports of storage beyond its own folder, errors, digests and timing."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom) and node.module == "storage":
+            found += [f"storage.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            found.append(node.module or "")
+        elif isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+    allowed = {"media", "errors", "files", "timing"}
+    return [name for name in found if name.startswith("storage.") and name.split(".")[1] not in allowed]
+
+
+def test_media_knows_nothing_of_what_is_committed():
+    assert {name for path in FILES if "media" in path.parts for name in beyond_media(path.read_text())} == set()
+    assert beyond_media("from storage.media import video\nfrom storage import parts") == ["storage.parts"]
+    assert beyond_media("import storage.ledger") == ["storage.ledger"]
+
+
 @pytest.mark.parametrize(
     ("where", "source"),
     [

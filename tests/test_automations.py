@@ -22,8 +22,9 @@ from prefect.settings.models.flows import FlowsSettings
 from test_deployments import AUTOMATIONS, called, each, flow_of, unknown
 
 from models.gate import Rules
-from tasks import audit_limits, forget
 from tasks import gate as gates
+from tasks.audits import limits
+from tasks.lineage import forget
 
 # The event of a promotion
 
@@ -68,10 +69,10 @@ def trigger(name: str = "infer/on-promotion", number: int = 0) -> dict[str, Any]
 
 def test_an_audit_that_finds_predictions_behind_starts_inference_and_no_other_finding_does(monkeypatch):
     emit = MagicMock()
-    monkeypatch.setattr(audit_limits, "emit_event", emit)
-    names = (audit_limits.BEHIND, audit_limits.STALE, audit_limits.QUARANTINED, audit_limits.DRIFT)
-    made = [audit_limits.Finding(name, 3, 0, "so") for name in (*names, audit_limits.ORPHANED)]
-    audit_limits.announce("/data/films", "films", "detector", made)
+    monkeypatch.setattr(limits, "emit_event", emit)
+    names = (limits.BEHIND, limits.STALE, limits.QUARANTINED, limits.DRIFT)
+    made = [limits.Finding(name, 3, 0, "so") for name in (*names, limits.ORPHANED)]
+    limits.announce("/data/films", "films", "detector", made)
     now = datetime.now(UTC)
     events = [
         ReceivedEvent(id=uuid4(), occurred=now, received=now, event=name, **rest)

@@ -207,7 +207,7 @@ def test_a_full_disk_is_said_in_one_line_wherever_it_is_met(error, capsys):
 
 
 def test_an_audit_is_said_in_words():
-    from tasks.audit import said
+    from tasks.audits.audit import said
 
     assert said({"train": {"spin": 3, "up": 2}, "heldout": {}}) == "train (spin 3, up 2), heldout (none)"
     assert said(0.07583446967451236) == "0.0758" and said({}) == "none" and said("v1") == "v1"

@@ -6,9 +6,9 @@ import time
 
 import pytest
 
-from storage import sniff
-from storage.limits import LIMIT_BYTES, REASONS, Limits, Rejected, check_size
-from storage.sandbox import Sandbox
+from storage.media import sniff
+from storage.media.limits import LIMIT_BYTES, REASONS, Limits, Rejected, check_size
+from storage.media.sandbox import Sandbox
 from tests.corpus_video import CASES, OK
 from tests.videos import make
 

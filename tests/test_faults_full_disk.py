@@ -16,7 +16,8 @@ from tests.preparing import CHECKOUT, bytes_of, prepare
 PROGRAM = """
 import errno, os, subprocess, sys, tempfile
 from pathlib import Path
-from storage import files, parts, sandbox
+from storage import files, parts
+from storage.media import sandbox
 from tasks import stage
 from tests.preparing import bytes_of, prepare
 

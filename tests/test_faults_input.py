@@ -16,7 +16,7 @@ from tasks import shard
 from tests.preparing import RECIPE, plan
 
 ROOT = Path(__file__).parent.parent
-SOURCES = [path for folder in ("flows", "tasks", "models", "storage") for path in (ROOT / folder).glob("*.py")]
+SOURCES = [path for folder in ("flows", "tasks", "models", "storage") for path in (ROOT / folder).rglob("*.py")]
 RUNS_CODE = {  # modules that execute what they read
     "pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "torch.distributed.checkpoint", "runpy",
 }  # fmt: skip

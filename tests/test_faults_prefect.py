@@ -7,7 +7,7 @@ from uuid import uuid4
 import httpx
 import pytest
 
-from tasks import report
+from tasks import naming, report, telling
 
 
 def test_what_cannot_be_told_to_prefect_stops_nothing_and_is_told_later(monkeypatch, capsys):
@@ -21,7 +21,7 @@ def test_what_cannot_be_told_to_prefect_stops_nothing_and_is_told_later(monkeypa
     monkeypatch.setattr(report, "in_run", lambda: True)
     for name in ("create_progress_artifact", "create_table_artifact", "create_markdown_artifact"):
         monkeypatch.setattr(report, name, told)
-    monkeypatch.setattr(report, "_silent_until", 0.0)
+    monkeypatch.setattr(telling, "_silent_until", 0.0)
     with report.progress("shard", 2) as state:
         state.advance(2)
     report.table("parts", [], "none")
@@ -34,7 +34,7 @@ def test_what_cannot_be_told_to_prefect_stops_nothing_and_is_told_later(monkeypa
 
 def test_our_own_mistakes_are_not_taken_for_a_silent_server(monkeypatch):
     monkeypatch.setattr(report, "in_run", lambda: True)
-    monkeypatch.setattr(report, "_silent_until", 0.0)
+    monkeypatch.setattr(telling, "_silent_until", 0.0)
 
     def mistaken(*_, **__):
         raise TypeError("an argument too many")
@@ -56,7 +56,7 @@ def test_thousands_of_files_with_one_fault_are_one_line():
 def test_a_progress_artifact_says_the_time_left_and_then_the_time_taken(monkeypatch):
     said = []
     monkeypatch.setattr(report, "in_run", lambda: True)
-    monkeypatch.setattr(report, "_silent_until", 0.0)
+    monkeypatch.setattr(telling, "_silent_until", 0.0)
     monkeypatch.setattr(report, "EVERY", 0.0)
     monkeypatch.setattr(report, "create_progress_artifact", lambda *_, **__: uuid4())
     monkeypatch.setattr(report, "update_progress_artifact", lambda _, **words: said.append(words))
@@ -82,12 +82,12 @@ def test_a_run_is_renamed_and_a_lost_server_fails_nothing(monkeypatch, capsys):
                 raise httpx.ConnectError("refused")
             names.append(name)
 
-    monkeypatch.setattr(report, "get_client", lambda **_: Client())
-    monkeypatch.setattr(report, "_silent_until", 0.0)
-    report.rename("outside of a run")
-    monkeypatch.setattr(report, "flow_run", SimpleNamespace(id=str(uuid4())))
-    report.rename("infer · champion v7 · 1,204 of 9,880 clips")
+    monkeypatch.setattr(naming, "get_client", lambda **_: Client())
+    monkeypatch.setattr(telling, "_silent_until", 0.0)
+    naming.rename("outside of a run")
+    monkeypatch.setattr(naming, "flow_run", SimpleNamespace(id=str(uuid4()), parameters={}))
+    naming.rename("infer · champion v7 · 1,204 of 9,880 clips")
     gone = True
-    report.rename("again")
+    naming.rename("again")
     assert names == ["infer · champion v7 · 1,204 of 9,880 clips"]
     assert "the work goes on" in capsys.readouterr().out

@@ -68,9 +68,9 @@ def few(archive, tmp_path_factory):
 AT_ONCE = """
 import os, sys
 from flows.__main__ import main
-from tasks import report, silence
+from tasks import silence, telling
 # A server that shares two cores with all other tests may take longer than people would wait.
-report.HASTE, silence.ANSWER, silence.BEFORE, silence.AFTER = 60.0, 30.0, 240.0, 240.0
+telling.HASTE, silence.ANSWER, silence.BEFORE, silence.AFTER = 60.0, 30.0, 240.0, 240.0
 runs = []
 for _ in range(3):
     if not (run := os.fork()):
@@ -88,7 +88,7 @@ def test_runs_that_start_at_once_all_end_well(prefect, few, tmp_path):
     said = prefect.run(root, program=AT_ONCE).communicate()
     assert said.splitlines()[-1] == str([0] * 3), said[-3000:]
     runs = httpx.post(f"{prefect.url}/flow_runs/filter", json={}).json()
-    assert [run["state_type"] for run in runs if run["name"] == "audit · a"] == ["COMPLETED"] * 3
+    assert [run["state_type"] for run in runs if run["name"].startswith("audit · a")] == ["COMPLETED"] * 3
 
 
 UPSTREAM = """

@@ -14,7 +14,8 @@ import json, shutil, signal, sys
 from flows.__main__ import quiet
 quiet()
 from storage import files, inventory, tombstones
-from tasks import duplicates, forget, select, verify
+from tasks import duplicates, select, verify
+from tasks.lineage import forget
 from tests.killed import child
 
 home, step = sys.argv[1], int(sys.argv[2])

@@ -1,16 +1,19 @@
-"""Inference on a cluster that loses a worker: each clip has one row set in the end, and the bytes of a quiet run."""
+"""Inference on a cluster that loses a worker, grows and shrinks, or has GPUs: the bytes of a quiet run in the end."""
 
 import shutil
 import signal
+import subprocess
 import sys
 import threading
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from tasks import pool, predict
-from tests.servers import dask_cluster
+from tests.preparing import CHECKOUT
+from tests.servers import dask_cluster, end_with_us
 
 FOLDERS = ("columns/predictions", "segments", "tables")
 
@@ -78,3 +81,37 @@ def test_a_cluster_that_loses_a_worker_ends_with_one_row_set_per_clip(root, trac
     assert found["left"] == 0 and outcome(root) == outcome(traced / "root")
     with Client(address) as client:
         assert list(client.run(loads).values()) == [1]
+
+
+def test_a_cluster_that_grows_and_shrinks_ends_with_the_bytes_of_a_quiet_run(root, traced):
+    """As docs/architecture.md has it: between one and two workers, as there is work."""
+    from distributed import LocalCluster
+
+    with LocalCluster(n_workers=0, threads_per_worker=1, dashboard_address=None) as cluster:
+        scaling = cluster.adapt(minimum=1, maximum=2, interval="200ms", wait_count=2, target_duration="100ms")
+        with pool.on(cluster.scheduler_address):
+            found = predict.predict.fn(str(root), "a", "detector", [])
+        until(lambda: len(cluster.scheduler_info["workers"]) == 1)
+    assert {said["status"] for _, said in scaling.log} == {"up", "down"}
+    assert found["left"] == 0 and outcome(root) == outcome(traced / "root")
+
+
+def test_work_goes_to_the_workers_that_offer_a_gpu(root, traced):
+    """One of two does; the other has nothing to do, and has loaded no model."""
+    import cloudpickle
+    from distributed import Client
+
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])  # the workers do not have this file
+    command = [sys.executable, "-m", "distributed.cli.dask_worker", "--nthreads", "1", "--no-dashboard", "--no-nanny"]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "cwd": CHECKOUT, "preexec_fn": end_with_us}
+    with ExitStack() as stack:
+        address, _, _ = stack.enter_context(dask_cluster(1))
+        able = stack.enter_context(subprocess.Popen([*command, address, "--resources", "GPU=1"], **quiet))
+        stack.callback(able.kill)
+        client = stack.enter_context(Client(address, timeout="60s"))
+        client.wait_for_workers(2)
+        with pool.on(address):
+            found = predict.predict.fn(str(root), "a", "detector", [])
+        known, made = client.scheduler_info()["workers"], client.run(loads)
+    assert {bool(known[worker]["resources"]): count for worker, count in made.items()} == {True: 1, False: 0}
+    assert found["left"] == 0 and outcome(root) == outcome(traced / "root")

@@ -1,6 +1,6 @@
 """The report page in a browser: every section, the scrubber, phone and dark; and on hostile names, damage and nothing.
 
-Screenshots are kept under each test's ``tmp_path``.
+Screenshots are kept under var/pages.
 """
 
 import csv
@@ -14,54 +14,18 @@ import pytest
 from models.metrics import FrameScores
 from storage import datasets, files
 from storage.inventory import Item
-from tasks import page, page_archive, page_models, page_pictures, registry, tracking
+from tasks import registry, tracking
 from tasks.evaluate import evaluate_checkpoint
-from tasks.page_models import Measured
+from tasks.pages import archive, models, page, pictures
+from tasks.pages.models import Measured
 from tasks.references import References
 from tests import lamps
 from tests import traced as traced_root
 
-SECTIONS = ["totals", "funnel", "gate", "classes", "curves", "timelines", "quarantined", "unsure", "drift", "lineage"]
+SECTIONS = ["totals", "funnel", "time", "gate", "classes", "curves", "timelines", "quarantined", "unsure"]
+SECTIONS += ["drift", "lineage"]
 SCRIPT, IMAGE, LINK = "<script>alert(1)</script>", '"><img src=x onerror=alert(2)>', "javascript:alert(3)"
 SECRET = "planted-secret-4711"
-PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
-
-
-@pytest.fixture(scope="module")
-def browser():
-    """Headless Chromium of this machine."""
-    program = next(filter(None, map(shutil.which, PROGRAMS)), None)
-    if program is None:
-        pytest.skip(f"none of {', '.join(PROGRAMS)} is on this machine; `make browser` installs one")
-    api = pytest.importorskip("playwright.sync_api")
-    with api.sync_playwright() as play:
-        started = play.chromium.launch(executable_path=program, args=["--no-sandbox"])
-        yield started
-        started.close()
-
-
-@pytest.fixture
-def opened(browser):
-    """Opens a page file in a context of its own; what it asked for and complained of is told when the test ends."""
-    contexts, asked, said = [], [], []
-
-    def open_(path: Path, width: int = 1200, scheme: str = "light"):
-        context = browser.new_context(viewport={"width": width, "height": 844}, color_scheme=scheme)
-        contexts.append(context)
-        tab = context.new_page()
-        tab.on("request", lambda request: asked.append(request.url))
-        tab.on("console", lambda message: said.append(message.text))
-        tab.on("pageerror", lambda error: said.append(str(error)))
-        tab.on("dialog", lambda dialog: (said.append(f"dialog {dialog.message}"), dialog.dismiss()))
-        tab.goto(path.as_uri())
-        assert [url for url in asked if not url.startswith("data:")] == [path.as_uri()] * len(contexts)
-        return tab
-
-    yield open_
-    outside = [url for url in asked if not url.startswith(("file:", "data:"))]
-    for context in contexts:
-        context.close()
-    assert not outside and not said, (outside, said)
 
 
 @pytest.fixture(scope="module")
@@ -118,8 +82,8 @@ def test_its_numbers_are_those_of_the_root(opened, made, traced):
     root = str(traced / "root")
     data = datasets.load(root, "a")
     champion = registry.champion(root, "detector")
-    evaluation = evaluate_checkpoint(root, data, page_models.checkpoint_of(
-        root, page_models.standing(root, "detector"), champion.version), "page")  # fmt: skip
+    evaluation = evaluate_checkpoint(root, data, models.checkpoint_of(
+        root, models.standing(root, "detector"), champion.version), "page")  # fmt: skip
     tab = opened(made)
     cards = dict(
         zip(tab.locator(".cards dt").all_inner_texts(), tab.locator(".cards .big").all_inner_texts(), strict=True)
@@ -187,20 +151,20 @@ def test_a_keyboard_reaches_everything(opened, made):
 
 
 @pytest.mark.parametrize(
-    ("name", "width", "scheme"), [("light", 1200, "light"), ("dark", 1200, "dark"), ("phone", 390, "dark")]
+    ("name", "width", "scheme"), [("light", 1200, "light"), ("dark", 1200, "dark"), ("phone", 375, "dark")]
 )
-def test_it_fits_a_phone_and_the_dark(opened, made, tmp_path, name, width, scheme):
+def test_it_fits_a_phone_and_the_dark(opened, made, screenshots, name, width, scheme):
     tab = opened(made, width, scheme)
     wide = tab.evaluate("[document.documentElement.scrollWidth, document.body.scrollWidth]")
     assert max(wide) <= width
     ground = tab.evaluate("getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number)")
     ink = tab.evaluate("getComputedStyle(document.querySelector('#curves svg text')).fill.match(/\\d+/g).map(Number)")
     assert (max(ground) < 80) == (scheme == "dark") and abs(sum(ink) - sum(ground)) > 200
-    tab.screenshot(path=tmp_path / f"{name}.png", full_page=True)
-    assert (tmp_path / f"{name}.png").stat().st_size > 20_000
+    tab.screenshot(path=screenshots / f"{name}.png", full_page=True)
+    assert (screenshots / f"{name}.png").stat().st_size > 20_000
 
 
-def test_hostile_names_are_shown_and_not_run(opened, hostile, tmp_path, monkeypatch):
+def test_hostile_names_are_shown_and_not_run(opened, hostile, tmp_path, screenshots, monkeypatch):
     monkeypatch.setenv("REEL_SECRET", SECRET)
     page.page(hostile, "a", out=str(tmp_path / "page.html"))
     assert SECRET not in (tmp_path / "page.html").read_text()
@@ -209,7 +173,7 @@ def test_hostile_names_are_shown_and_not_run(opened, hostile, tmp_path, monkeypa
     text = tab.locator("body").inner_text()
     assert all(name in text for name in (SCRIPT, IMAGE, LINK, f"{IMAGE}.mp4", "not_video"))
     assert tab.locator("script").count() == 1 and tab.locator("[onerror], img[src=x], a[href^=javascript]").count() == 0
-    tab.screenshot(path=tmp_path / "hostile.png", full_page=True)
+    tab.screenshot(path=screenshots / "hostile.png", full_page=True)
 
 
 def test_the_policy_stops_what_escaping_would_let_through(browser, listener, made, tmp_path):
@@ -253,9 +217,9 @@ def test_media_that_are_gone_leave_a_page_without_frames(opened, traced, tmp_pat
 def test_a_quarantined_file_has_a_picture_where_one_can_be_made(traced, tmp_path):
     (tmp_path / "text.mp4").write_text("no video")
     video = str(traced / "archive" / "dense" / "00.mp4")
-    assert page_pictures.first_frame(video, 1).startswith("data:image/jpeg;base64,"), "on this disk any size is read"
+    assert pictures.first_frame(video, 1).startswith("data:image/jpeg;base64,"), "on this disk any size is read"
     for bad in (tmp_path / "text.mp4", tmp_path / "gone.mp4"):
-        assert page_pictures.first_frame(str(bad), 1 << 20) is None
+        assert pictures.first_frame(str(bad), 1 << 20) is None
 
 
 def test_drift_is_against_the_version_before(traced):
@@ -263,11 +227,11 @@ def test_drift_is_against_the_version_before(traced):
     now = datasets.load(root, "a")
     older = [name.removesuffix(".json") for name in files.names(files.join(root, "datasets", "a"), ".json")]
     (before,) = set(older) - {now.version, "latest"}
-    assert "first version" in page_archive.moved(root, now, [f"a@{now.version}", "", "b@"]).why
+    assert "first version" in archive.moved(root, now, [f"a@{now.version}", "", "b@"]).why
     for about, others in (({"before": before}, []), ({"before": ""}, [f"a@{before}"])):
-        moved = page_archive.moved(root, replace(now, about=about), others)
+        moved = archive.moved(root, replace(now, about=about), others)
         assert moved.before == f"a@{before}" and moved.found.common == now.clips and moved.found.rows
-    gone = page_archive.moved(root, replace(now, about={"before": "0" * 16}), [])
+    gone = archive.moved(root, replace(now, about={"before": "0" * 16}), [])
     assert gone.found is None and "gone" in gone.why and "0" * 16 in gone.why
 
 
@@ -299,7 +263,7 @@ def test_a_timeline_has_a_limited_number_of_rows():
     times = np.linspace(0, 9, 90)
     scores = np.tile(np.linspace(0.1, 0.9, 40, dtype=np.float32), (90, 1))
     truth = np.array([1.0]), np.array([2.0]), np.array([3])
-    made = page_models._timeline(("x", scores, times, truth, 9.0), [f"c{k}" for k in range(40)], [], None)
+    made = models._timeline(("x", scores, times, truth, 9.0), [f"c{k}" for k in range(40)], [], None)
     assert [row["name"] for row in made.rows[:3]] == ["c3", "c39", "c38"]
     assert (len(made.rows), made.more) == (16, 24) and len(made.rows[0]["data"]["scores"]) == 201
 
@@ -316,20 +280,18 @@ def scored(shift: float, videos: int = 12) -> Measured:
 
 
 def test_intervals_hold_the_difference_of_each_class():
-    before, low, high = page_models.differences(scored(0.0), scored(0.8))
-    rows, why = page_models.class_rows(scored(0.8), scored(0.0), None)
+    before, low, high = models.differences(scored(0.0), scored(0.8))
+    rows, why = models.class_rows(scored(0.8), scored(0.0), None)
     assert low[0] > 20 and low[1] == high[1] == 0 and not why
     words = {row.name: row.word for row in rows}
     assert words == {"a": "better", "b": "no sure difference"} and rows[0].before == before[0]
     assert all(row.low <= row.delta <= row.high for row in rows)
-    assert [row.word for row in page_models.class_rows(scored(0.0), scored(0.8), None)[0] if row.name == "a"] == [
-        "worse"
-    ]
+    assert [row.word for row in models.class_rows(scored(0.0), scored(0.8), None)[0] if row.name == "a"] == ["worse"]
 
 
 def test_what_cannot_be_compared_has_no_interval():
-    rows, why = page_models.class_rows(scored(0.8, 12), scored(0.0, 1), None)
+    rows, why = models.class_rows(scored(0.8, 12), scored(0.0, 1), None)
     assert "cannot be compared" in why and {row.low for row in rows} == {None}
     told = {"classes": [{"class": "a", "champion": 0.25}]}
-    rows, why = page_models.class_rows(scored(0.8), None, told)
+    rows, why = models.class_rows(scored(0.8), None, told)
     assert "gate" in why and {row.name: row.before for row in rows} == {"a": 25.0, "b": None}

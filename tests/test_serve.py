@@ -14,13 +14,16 @@ import httpx
 import psutil
 import pytest
 from distributed import LocalCluster
+from fastapi.testclient import TestClient
 from mlflow.environment_variables import MLFLOW_SERVER_ENABLE_JOB_EXECUTION
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
-from prefect.settings import Settings
+from prefect.server.api.server import create_app
+from prefect.settings import PREFECT_SERVER_METRICS_ENABLED, Settings, temporary_settings
 
-from storage import datasets, files, synthetic
+from storage import datasets, files
 from storage.errors import InputError
+from storage.media import synthetic
 from tasks import pool, serve, shard, tracking
 from tasks.gate import PROMOTED
 from tasks.listing import plan_archive
@@ -95,6 +98,9 @@ def test_metrics_are_switched_on_by_prefects_own_name_and_off_without_it(on, mon
     for name, value in (serve.METRICS if on else {}).items():
         monkeypatch.setenv(name, value)
     assert Settings().server.metrics_enabled is on and not Settings().client.metrics.enabled
+    with temporary_settings({PREFECT_SERVER_METRICS_ENABLED: on}):
+        answer = TestClient(create_app(ignore_cache=True)).get("/api/metrics")
+    assert ("python_info" in answer.text and answer.status_code == 200) is on
 
 
 def test_dask_answers_with_metrics_where_serve_says(monkeypatch):

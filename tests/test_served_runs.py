@@ -38,7 +38,7 @@ import flows.retrain, tasks.checks, tasks.silence, prefect.engine, prefect.flow_
 import mlflow.store.tracking.sqlalchemy_store, mlflow.store.model_registry.sqlalchemy_store
 """
 QUICK = """
-from tasks import finetune
+from tasks.training import finetune
 finetune._log_model = lambda root, run, checkpoint: f"runs:/{run}/model"
 finetune.draw = lambda *_: []
 """

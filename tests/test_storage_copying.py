@@ -8,10 +8,11 @@ import av
 import numpy as np
 import pytest
 
-from storage import copying, cutting, groups, ledger
-from storage.copying import copy, cut_any
-from storage.sandbox import Sandbox
-from storage.video import Limits, Rejected
+from storage import ledger
+from storage.media import copying, cutting, groups
+from storage.media.copying import copy, cut_any
+from storage.media.sandbox import Sandbox
+from storage.media.video import Limits, Rejected
 from tasks import shard
 from tests.preparing import prepare
 from tests.videos import INTERLACED, RATE, make, set_options

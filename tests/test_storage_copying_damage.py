@@ -2,10 +2,10 @@
 
 import pytest
 
-from storage import cutting
-from storage.copying import copy, cut_any
-from storage.groups import _filled
-from storage.limits import Rejected
+from storage.media import cutting
+from storage.media.copying import copy, cut_any
+from storage.media.groups import _filled
+from storage.media.limits import Rejected
 from tests.videos import find, hole, make
 
 

@@ -7,10 +7,10 @@ import av
 import numpy as np
 import pytest
 
-from storage import copying, cutting
-from storage.footage import Footage, Unsure
-from storage.sampling import sample
-from storage.video import Limits, Rejected
+from storage.media import copying, cutting
+from storage.media.footage import Footage, Unsure
+from storage.media.sampling import sample
+from storage.media.video import Limits, Rejected
 from tests.videos import RATE, RED, H, W, make, set_options
 
 GROUPS = {"bf": 3, "g": 25, "x264-params": "scenecut=0"}

@@ -4,9 +4,9 @@ import av
 import numpy as np
 import pytest
 
-from storage import cutting, interlace
-from storage.copying import cut_any
-from storage.sampling import sample
+from storage.media import cutting, interlace
+from storage.media.copying import cut_any
+from storage.media.sampling import sample
 from tests.videos import INTERLACED, RATE, H, W, fields, make
 
 

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from storage import interlace
-from storage.sampling import sample
-from storage.sandbox import Sandbox
+from storage.media import interlace
+from storage.media.sampling import sample
+from storage.media.sandbox import Sandbox
 from tests.test_storage_interlace import _combing
 from tests.videos import INTERLACED, make
 

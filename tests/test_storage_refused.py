@@ -7,8 +7,8 @@ import zipfile
 import numpy as np
 import pytest
 
-from storage import cutting
-from storage.limits import REASONS, Limits, Rejected
+from storage.media import cutting
+from storage.media.limits import REASONS, Limits, Rejected
 from tests.videos import H, W, find, flipped, hole, make, sound, still
 
 

@@ -8,10 +8,10 @@ import av
 import numpy as np
 import pytest
 
-from storage import probing, sampling
-from storage.footage import Footage, Unsure
-from storage.sandbox import Sandbox
-from storage.video import Limits, Rejected
+from storage.media import probing, sampling
+from storage.media.footage import Footage, Unsure
+from storage.media.sandbox import Sandbox
+from storage.media.video import Limits, Rejected
 from tests.videos import HDR10, RATE, RED, H, W, jpegs, make, set_options, sound, wide
 
 

@@ -1,7 +1,6 @@
 """The decoder child: it may crash, hang, eat memory or lie, and only the file at hand is lost."""
 
 import os
-import shutil
 import signal
 import struct
 import subprocess
@@ -9,26 +8,22 @@ import sys
 import threading
 import time
 from fractions import Fraction
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-from storage import sandbox as sandbox_module
-from storage.encoder import Encoder
 from storage.errors import StoreError
-from storage.sandbox import CHECKOUT, Sandbox, cut_alone, mine
-from storage.video import Limits, Rejected
+from storage.media import decoder, sampling
+from storage.media import sandbox as sandbox_module
+from storage.media.encoder import Encoder
+from storage.media.sandbox import CHECKOUT, Sandbox, mine
+from storage.media.video import Limits, Rejected
+from tests.decoders import checkout, good
 
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory):
-    """The path of a good video of 40 frames."""
-    path = tmp_path_factory.mktemp("sandbox") / "good.mp4"
-    with Encoder(path, 64, 48, Fraction(20)) as encoder:
-        for t in range(40):
-            encoder.write(np.full((48, 64, 3), 6 * t, np.uint8), Fraction(t, 20))
-    return path
+    return good(tmp_path_factory.mktemp("sandbox"))
 
 
 @pytest.fixture
@@ -159,16 +154,6 @@ def test_a_slow_video_that_gets_on_is_not_given_up(clip, tmp_path, monkeypatch):
     box.close()
 
 
-def _checkout(tmp_path, monkeypatch, name, old, new):
-    """A copy of the code with one line of a file in storage/ replaced; decoders that start from now on use it."""
-    checkout = tmp_path / "checkout"
-    shutil.copytree(Path(CHECKOUT) / "storage", checkout / "storage", ignore=shutil.ignore_patterns("__pycache__"))
-    text = (checkout / "storage" / name).read_text()
-    assert old in text
-    (checkout / "storage" / name).write_text(text.replace(old, new))
-    monkeypatch.setattr(sandbox_module, "CHECKOUT", str(checkout))
-
-
 @pytest.mark.parametrize("call", ["sample", "score"])
 def test_only_silence_is_a_timeout(clip, tmp_path, monkeypatch, call):
     """Four seconds of honest decoding are borne with a patience of 2.5; a frame that takes four is not."""
@@ -177,7 +162,7 @@ def test_only_silence_is_a_timeout(clip, tmp_path, monkeypatch, call):
     box = Sandbox()
     for wait, bears in ((slow, True), (slow.replace("0.1", "4"), False)):
         folder = tmp_path / str(bears)
-        _checkout(folder, monkeypatch, "video.py", decode, wait + decode)
+        checkout(folder, monkeypatch, "video.py", decode, wait + decode)
         box.close()
         box.stall = 30.0
         with pytest.raises(Rejected, match="not_video"):
@@ -212,6 +197,72 @@ def test_an_answer_that_is_none_is_a_crash(box, clip, tmp_path, monkeypatch, tex
     assert caught.value.reason == "decoder_crash"
 
 
+def test_frames_of_many_parts_are_those_of_this_process(box, tmp_path):
+    rng = np.random.default_rng(5)
+    with Encoder(tmp_path / "a.mp4", 640, 480, Fraction(20)) as encoder:
+        for t in range(30):
+            encoder.write(rng.integers(0, 255, (480, 640, 3), np.uint8), Fraction(t, 20))
+    data = (tmp_path / "a.mp4").read_bytes()
+    for fps in (None, 7.0, 1.0):
+        found, wanted = box.sample(data, fps), sampling.sample(data, fps)
+        assert fps or found[0].nbytes > 3 * decoder.AHEAD
+        for ours, theirs in zip(found, wanted, strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+    found[0][0] = 0  # an array of the caller's own
+
+
+PART = b'{"part": [1, 2, 2, 3]}'
+LAST = b'{"kept": [0.0], "times": [0.0]}'
+
+
+@pytest.mark.parametrize("answers", [
+    [(PART, 12), (b'{"part": [1, 2, 3, 3]}', 18), (LAST, 0)],  # of two sizes
+    [(b'{"part": [1, 2, 2, 3]}', 11), (LAST, 0)],
+    [(b'{"part": [-1, -2, 2, 3]}', 12), (LAST, 0)],
+    [(b'{"part": [1.0, 2, 2, 3]}', 12), (LAST, 0)],
+    [(b'{"part": 12}', 12), (LAST, 0)],
+    [(PART, 12), (PART, 12), (LAST, 0)],  # more frames than times
+    [(LAST, 0)],
+])  # fmt: skip
+def test_frames_that_are_none_are_a_crash(box, clip, monkeypatch, answers):
+    code = "w = sys.stdout.buffer\n"
+    for text, size in answers:
+        head = struct.pack("<IQ", len(text), size) + text
+        code += f"w.write({head} + bytes({min(size, 64)})); w.flush()\n"
+    _pose_as(box, monkeypatch, LISTEN + "\n" + code + "time.sleep(9)")
+    with pytest.raises(Rejected) as caught:
+        box.sample(clip.read_bytes(), 4.0)
+    assert caught.value.reason == "decoder_crash"
+
+
+def test_frames_beyond_the_memory_are_refused(box, clip, tmp_path):
+    box.close()
+    box.memory = 640 << 20
+    with Encoder(tmp_path / "a.mp4", 1280, 960, Fraction(20)) as encoder:
+        for t in range(200):
+            encoder.write(np.zeros((960, 1280, 3), np.uint8), Fraction(t, 20))
+    with pytest.raises(Rejected, match="oom"):
+        box.sample((tmp_path / "a.mp4").read_bytes())
+    _works(box, clip, tmp_path)
+
+
+def test_the_child_holds_no_clip_whole(box, clip, tmp_path):
+    """184 MB of frames come out of a child that has room for 100 MB beyond what it is."""
+    with Encoder(tmp_path / "a.mp4", 1280, 960, Fraction(20)) as encoder:
+        for t in range(50):
+            encoder.write(np.zeros((960, 1280, 3), np.uint8), Fraction(t, 20))
+    _works(box, clip, tmp_path)
+    box.memory = _space(box) + (100 << 20)
+    box.close()
+    assert len(box.sample((tmp_path / "a.mp4").read_bytes())[0]) == 50
+
+
+def _space(box):
+    """The address space of a sandbox's child, in bytes."""
+    with open(f"/proc/{box.child.pid}/statm") as file:
+        return int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+
+
 def test_memory_is_limited(clip, tmp_path):
     path = tmp_path / "large.mp4"
     with Encoder(path, 4096, 2304, Fraction(20)) as encoder:
@@ -219,8 +270,7 @@ def test_memory_is_limited(clip, tmp_path):
             encoder.write(np.zeros((2304, 4096, 3), np.uint8), Fraction(t, 20))
     box = Sandbox(memory=3 << 30)
     _works(box, clip, tmp_path)
-    with open(f"/proc/{box.child.pid}/statm") as file:
-        used = int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+    used = _space(box)
     box.close()
     box = Sandbox(memory=used + (24 << 20))
     with pytest.raises(Rejected) as caught:
@@ -263,7 +313,7 @@ def test_the_child_holds_no_files_of_its_parent(box, clip, tmp_path):
 OWNER = """
 import sys, time
 from pathlib import Path
-from storage.sandbox import Sandbox
+from storage.media.sandbox import Sandbox
 box = Sandbox()
 box.cut(sys.argv[1], Path(sys.argv[2]), span=1.0, short_side=32)
 print(box.child.pid, flush=True)
@@ -319,64 +369,6 @@ def test_closing_twice_is_fine(box, clip, tmp_path):
 
 
 # Suspects
-
-KILLER = """
-import os, signal, sys
-sys.stdin.buffer.read(12)
-os.kill(os.getppid(), signal.SIGKILL)
-import time
-time.sleep(60)
-"""
-
-
-@pytest.fixture
-def killer(tmp_path, monkeypatch):
-    """A decoder that kills the process above it."""
-    main = "def main() -> None:"
-    _checkout(tmp_path, monkeypatch, "decoder.py", main, main + "\n    exec(" + repr(KILLER) + ")\n")
-
-
-def _decoders(word):
-    found = []
-    for entry in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            line = entry.read_bytes()
-        except OSError:
-            continue
-        if b"storage.decoder" in line and f"PYTHONPATH={word}".encode() in (entry.parent / "environ").read_bytes():
-            found.append(entry.parent.name)
-    return found
-
-
-def test_a_suspect_is_cut_as_any_other(clip, tmp_path):
-    (tmp_path / "a").mkdir()
-    clips = cut_alone(str(clip), tmp_path / "a", span=1.0, short_side=32)
-    assert [c["frames"] for c in clips] == [20, 20] and (tmp_path / "a" / clips[1]["file"]).stat().st_size
-    assert cut_alone(str(clip), tmp_path / "a", span=1.0, short_side=32, window=(1.0, None)) == [
-        {**clips[1], "file": "000000.mp4"}
-    ]
-
-
-def test_a_file_that_kills_its_worker_takes_down_only_the_process_between(clip, tmp_path, killer):
-    """We live on, the file has a reason, and nothing it started is left."""
-    with pytest.raises(Rejected) as caught:
-        cut_alone(str(clip), tmp_path, span=1.0, short_side=32)
-    assert (caught.value.reason, caught.value.detail) == ("worker_killed", "signal 9")
-    time.sleep(0.2)
-    assert not _decoders(tmp_path / "checkout")
-
-
-def test_a_suspect_that_is_only_broken_keeps_its_own_reason(tmp_path):
-    (tmp_path / "bad.mp4").write_bytes(b"")
-    with pytest.raises(Rejected) as caught:
-        cut_alone(str(tmp_path / "bad.mp4"), tmp_path, span=1.0, short_side=32)
-    assert caught.value.reason == "empty"
-
-
-def test_a_full_disk_is_not_the_suspects_fault(clip, tmp_path):
-    (tmp_path / "000000.mp4").symlink_to("/dev/full")
-    with pytest.raises(StoreError, match="(?i)space"):
-        cut_alone(str(clip), tmp_path, span=1.0, short_side=32)
 
 
 def test_a_mode_that_is_none_is_our_mistake(box, clip, tmp_path):

@@ -4,8 +4,8 @@ import av
 import numpy as np
 import pytest
 
-from storage import sampling, scores
-from storage.video import Limits, Rejected
+from storage.media import sampling, scores
+from storage.media.video import Limits, Rejected
 from tests.videos import RATE, H, W, make, streams
 
 CODECS = {"a.webm": "libvpx", "a.avi": "mpeg4", "a.mpg": "mpeg2video", "a.flv": "flv"}

@@ -6,8 +6,8 @@ import pytest
 
 from storage import files, ledger, plans
 from storage.errors import InputError
-from storage.limits import Rejected
-from storage.sandbox import Sandbox
+from storage.media.limits import Rejected
+from storage.media.sandbox import Sandbox
 from storage.sources import content_id, fetch, listing
 from tests.preparing import plan
 

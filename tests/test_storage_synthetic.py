@@ -9,8 +9,8 @@ import av
 import numpy as np
 import pytest
 
-from storage import cutting, probing, sampling, scenes, synthetic
-from storage.limits import Rejected
+from storage.media import cutting, probing, sampling, scenes, synthetic
+from storage.media.limits import Rejected
 
 STILL = 2.0  # mean difference of a frame's liveliest block that the codec makes by itself
 

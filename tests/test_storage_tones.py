@@ -4,10 +4,10 @@ import av
 import numpy as np
 import pytest
 
-from storage import cutting, picture
-from storage.copying import cut_any
-from storage.sampling import sample
-from storage.tones import KNEE, tone_map
+from storage.media import cutting, picture
+from storage.media.copying import cut_any
+from storage.media.sampling import sample
+from storage.media.tones import KNEE, tone_map
 from tests.videos import HDR10, RATE, H, W, make, set_options
 
 TO_2020 = np.array([[0.6274, 0.3293, 0.0433], [0.0691, 0.9195, 0.0114], [0.0164, 0.0880, 0.8956]])  # from BT.709

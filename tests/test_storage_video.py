@@ -10,10 +10,10 @@ import av
 import numpy as np
 import pytest
 
-from storage import cutting, sampling
-from storage.encoder import Encoder
-from storage.limits import DEFAULT
-from storage.video import Rejected, open_video, video_stream
+from storage.media import cutting, sampling
+from storage.media.encoder import Encoder
+from storage.media.limits import DEFAULT
+from storage.media.video import Rejected, open_video, video_stream
 from tests.videos import RATE, RED, H, W, hum, make, picture, streams, wide
 
 

@@ -15,8 +15,8 @@ from flows.__main__ import main
 from storage import adoption, datasets, files, ledger, reading
 from storage.adoption import BadSidecar, describe
 from storage.catalogue import Catalogue
-from storage.encoder import Encoder
 from storage.errors import BudgetExceeded, Damaged, InputError
+from storage.media.encoder import Encoder
 from tasks.adopt import adopt
 
 LONG = "long/" * 22 + "name"
@@ -182,7 +182,7 @@ def test_what_cannot_be_used_is_quarantined_with_a_reason(tmp_path, clip):
 
 
 def test_an_adopted_dataset_is_audited_and_verified(tmp_path, clip):
-    from tasks.audit_data import funnel
+    from tasks.audits.contents import funnel
     from tasks.verify import examine
 
     put(tmp_path / "x.tar", ("a.mp4", clip(0)), ("b.mp4", clip(1)), ("b.mp4", clip(1)), ("c.mp4", b"rubbish"))

@@ -14,8 +14,8 @@ from models.metrics import MODES
 from storage import checkpoints
 from storage.labels import read_labels
 from tasks import evaluate, predict, train_rank
-from tasks.pretrain import classes_of
 from tasks.train_rank import Spec
+from tasks.training.pretrain import classes_of
 
 
 def run(*arguments, code=0):

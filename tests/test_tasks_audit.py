@@ -11,8 +11,11 @@ import pytest
 
 from storage import columns, datasets, files, ledger
 from storage.ledger import Entry
-from tasks import audit, audit_embeddings, audit_limits, gc, rates, report
-from tasks.audit_limits import Limits
+from storage.timing import Spent, shares
+from tasks import gc, report, spending
+from tasks.audits import audit, contents, embeddings, limits
+from tasks.audits.limits import Limits
+from tasks.plans import rates
 from tests import made_parts
 
 
@@ -24,7 +27,7 @@ def root(tmp_path, traced):
 @pytest.fixture
 def emitted(monkeypatch):
     emit = MagicMock()
-    monkeypatch.setattr(audit_limits, "emit_event", emit)
+    monkeypatch.setattr(limits, "emit_event", emit)
     return emit
 
 
@@ -37,12 +40,12 @@ def test_alignment_is_the_mean_over_pairs_of_one_clip_and_uniformity_over_any():
     rng = np.random.default_rng(0)
     clips = [unit(rng, (n, 5)) for n in (3, 1, 4)]
     pairs = [((a - b) ** 2).sum() for x in clips for a, b in itertools.combinations(x, 2)]
-    found = audit_embeddings.alignment(np.concatenate(clips), np.array([3, 1, 4]))
+    found = embeddings.alignment(np.concatenate(clips), np.array([3, 1, 4]))
     assert found == pytest.approx(np.mean(pairs), rel=1e-5)
-    assert audit_embeddings.alignment(clips[1], np.array([1])) is None
+    assert embeddings.alignment(clips[1], np.array([1])) is None
     whole = np.concatenate(clips)
     any_ = [np.exp(-2 * ((a - b) ** 2).sum()) for a, b in itertools.combinations(whole, 2)]
-    assert audit_embeddings.uniformity(whole) == pytest.approx(np.log(np.mean(any_)), rel=1e-5)
+    assert embeddings.uniformity(whole) == pytest.approx(np.log(np.mean(any_)), rel=1e-5)
 
 
 def test_the_modality_gap_is_between_the_means_and_says_why_there_is_none(tmp_path, monkeypatch):
@@ -58,10 +61,10 @@ def test_the_modality_gap_is_between_the_means_and_says_why_there_is_none(tmp_pa
     texts = unit(np.random.default_rng(2), (2, 4))
     tower = SimpleNamespace(encode_text=lambda names: SimpleNamespace(numpy=lambda: texts[: len(names)]))
     monkeypatch.setattr("tasks.extract.encoder", lambda *_: tower)
-    found = audit_embeddings.embedding_health(root, data, ["a", "b"])
+    found = embeddings.embedding_health(root, data, ["a", "b"])
     assert found["towers"]["modality_gap"] == pytest.approx(np.linalg.norm(x.mean(0) - texts.mean(0)), rel=1e-4)
     assert "no text tower" in found["backbone"]["modality_gap"]
-    assert "--text" in audit_embeddings.embedding_health(root, data)["towers"]["modality_gap"]
+    assert "--text" in embeddings.embedding_health(root, data)["towers"]["modality_gap"]
 
 
 def facts(**changed):
@@ -86,7 +89,7 @@ def facts(**changed):
     ],
 )
 def test_each_limit_has_its_finding(changed, name):
-    assert [finding.name for finding in audit_limits.findings(facts(**changed), Limits())] == [name]
+    assert [finding.name for finding in limits.findings(facts(**changed), Limits())] == [name]
 
 
 def test_nothing_is_found_at_the_limits_nor_where_nothing_was_measured():
@@ -95,9 +98,9 @@ def test_nothing_is_found_at_the_limits_nor_where_nothing_was_measured():
         "funnel": {"quarantined": 5, "listed": 100, "pieces": 100},
         "label_drift": 0.3,
     }
-    assert audit_limits.findings(facts(**at), Limits()) == []
+    assert limits.findings(facts(**at), Limits()) == []
     unknown = {"freshness": {"age_hours": None}, "label_drift": None, "predictions": {"champion": None}}
-    assert audit_limits.findings(facts(**unknown, funnel={"quarantined": 0, "listed": 0, "pieces": 0}), Limits()) == []
+    assert limits.findings(facts(**unknown, funnel={"quarantined": 0, "listed": 0, "pieces": 0}), Limits()) == []
 
 
 def test_an_audit_tells_what_is_beyond_on_top_and_as_events(root, emitted, monkeypatch):
@@ -107,7 +110,7 @@ def test_an_audit_tells_what_is_beyond_on_top_and_as_events(root, emitted, monke
     lost = data.parts[0]
     name = audit.gather(root, "a", "detector")["predictions"]["version"]
     files.remove(columns.url(root, "predictions", name, lost.id))
-    ledger.write(root, rates.STEP, "prepare-a", [Entry("features", "kept", clips=9, seconds=4.5)])
+    ledger.write(root, contents.STAGES, "prepare-a", [Entry("features", "kept", clips=9, seconds=4.5)])
     old = f"parts/{'0' * 16}.tar"
     files.replace(b"x" * 500, files.join(root, old))
     monkeypatch.setattr(gc, "_aged", lambda *_: lambda put: True)
@@ -127,19 +130,19 @@ def test_an_audit_tells_what_is_beyond_on_top_and_as_events(root, emitted, monke
 
 def test_times_of_stages_are_kept_for_the_next_plan_and_shown_as_shares(tmp_path, monkeypatch):
     root = files.open_root(str(tmp_path / "root"))
-    took = {"score": report.Spent(3.0, 2, 30), "features": report.Spent(1.0, 2, 30), "idle": report.Spent(0.001, 0, 0)}
-    monkeypatch.setattr(report, "spent", lambda: took)
-    assert rates.shares() == "score 75 %, features 25 %"
+    took = {"score": Spent(3.0, 2, 30), "features": Spent(1.0, 2, 30), "idle": Spent(0.001, 0, 0)}
+    monkeypatch.setattr(spending, "spent", lambda: took)
+    assert shares({name: one.seconds for name, one in took.items()}) == "score 75 %, features 25 %"
     rates.keep(root, "prepare", "films")
     assert rates.of_stage(root, "prepare", "films", "score") == rates.Rate(10.0, 30)
     assert rates.of_stage(root, "prepare", "films", "idle") is None
-    monkeypatch.setattr(report, "spent", lambda: {"score": report.Spent(0.1, 0, 0)})
+    monkeypatch.setattr(spending, "spent", lambda: {"score": Spent(0.1, 0, 0)})
     rates.keep(root, "prepare", "films")
     assert rates.of_stage(root, "prepare", "films", "score") == rates.Rate(10.0, 30), "nothing was done"
-    monkeypatch.setattr(report, "spent", lambda: {"score": report.Spent(2.0, 1, 2)})
+    monkeypatch.setattr(spending, "spent", lambda: {"score": Spent(2.0, 1, 2)})
     rates.keep(root, "prepare", "films")
     assert rates.of_stage(root, "prepare", "films", "score") == rates.Rate(10.0, 30), "too little to say more"
-    monkeypatch.setattr(report, "spent", lambda: {"score": report.Spent(2.0, 1, 3)})
+    monkeypatch.setattr(spending, "spent", lambda: {"score": Spent(2.0, 1, 3)})
     rates.keep(root, "prepare", "films")
     assert rates.of_stage(root, "prepare", "films", "score") == rates.Rate(1.5, 3)
 
@@ -149,5 +152,41 @@ def test_a_stage_is_timed_whatever_ends_it():
         state.items = 5
         state.advance()
         raise ValueError
-    took = report.spent()["timed"]
+    took = spending.spent()["timed"]
     assert took.units == 1 and took.items == 5 and took.seconds > 0
+
+
+def test_balance_says_how_even_labels_are_and_which_classes_a_split_lacks():
+    found = contents.balance({"train": {"a": 5, "b": 5, "c": 5}, "heldout": {"a": 9, "b": 1}, "unlabelled": {}})
+    assert found["train"] == {"evenness": 1.0, "rarest": "a 5", "most": "c 5", "missing": []}
+    assert found["heldout"] == {"evenness": 0.296, "rarest": "b 1", "most": "a 9", "missing": ["c"]}
+    assert contents.balance({"train": {"a": 2}})["train"]["evenness"] == 1.0 and "unlabelled" not in found
+
+
+def test_an_audit_counts_what_was_planted(root, monkeypatch):
+    monkeypatch.setattr(gc, "_aged", lambda *_: lambda put: True)
+    before = audit.gather(root, "a", "detector")
+    data = datasets.load(root, "a")
+    part = data.parts[0]
+    name = part.id
+    entries = ledger.read(root, "shard", name)
+    planted = [Entry("x.mp4", "quarantined", "timeout"), Entry("y.mp4", "dropped", "too_short")]
+    ledger.write(root, "shard", name, [*entries, *planted])
+    files.replace(b"x" * 700, files.join(root, f"parts/{'0' * 16}.tar"))
+    shutil.copytree(f"{root}/columns/pseudo_labels", f"{root}/columns/planted")
+    files.remove(columns.url(root, "predictions", before["predictions"]["version"], part.id))
+    now = audit.gather(root, "a", "detector")
+    assert now["losses"]["by_reason"] == {
+        **before["losses"]["by_reason"],
+        "quarantined: timeout": 1,
+        "dropped: too_short": 1,
+    }
+    assert now["funnel"]["dropped"] == before["funnel"]["dropped"] + 1 and now["funnel"]["quarantined"] == 1
+    assert now["predictions"]["clips_without_predictions"] == part.samples
+    assert now["orphaned"]["bytes"] >= before["orphaned"]["bytes"] + 700
+    assert now["columns"].keys() - before["columns"].keys() == {"planted"}
+    assert now["cost"]["bytes"]["parts"] == before["cost"]["bytes"]["parts"] + 700
+    assert set(now) == {
+        "freshness", "growth", "losses", "funnel", "labels", "label_balance", "label_drift", "features", "columns",
+        "predictions", "orphaned", "cost",
+    }  # fmt: skip

@@ -5,10 +5,11 @@ import shutil
 import pyarrow as pa
 import pytest
 
-from storage import carry, columns, datasets, files, inflight, ledger, parts, plans, sandbox, tables
+from storage import carry, columns, datasets, files, inflight, ledger, parts, plans, tables
 from storage.errors import InputError
-from storage.limits import Rejected
-from storage.sandbox import Sandbox
+from storage.media import sandbox
+from storage.media.limits import Rejected
+from storage.media.sandbox import Sandbox
 from tasks import score, shard
 from tasks.requeue import requeue
 from tests.preparing import RECIPE, again, plan, prepare, two_folders

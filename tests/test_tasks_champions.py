@@ -9,20 +9,9 @@ import torch
 
 from models.gate import Rules
 from storage import checkpoints, columns, datasets, files, parts
-from tasks import (
-    backbone,
-    ensemble,
-    evaluate,
-    finetune,
-    gate,
-    predict,
-    registry,
-    scorer,
-    segments,
-    tracking,
-    train_rank,
-)
+from tasks import backbone, ensemble, evaluate, gate, predict, registry, scorer, segments, tracking, train_rank
 from tasks.train_rank import Spec
+from tasks.training import finetune
 from tests import lamps
 from tests.preparing import prepare
 

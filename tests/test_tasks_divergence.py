@@ -8,8 +8,8 @@ import torch
 
 from storage import checkpoints
 from tasks import train_rank
-from tasks.divergence import Diverged, exploded
-from tasks.loader import place
+from tasks.training.divergence import Diverged, exploded
+from tasks.training.loader import place
 from tests.ranks import Noise, spec_on
 
 

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
-from storage import bands, datasets, files, near, scores
+from storage import bands, datasets, files, near
 from storage.bands import HOT, VOTES, Index, Signatures, entries
 from storage.errors import InputError
+from storage.media import scores
 from tasks import duplicates, score
 from tasks.duplicates import across, find_duplicates, read_pairs, repeats
 from tests.films import encode, film, moving, prepare_films, write

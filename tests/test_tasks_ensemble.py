@@ -9,9 +9,10 @@ from test_tasks_prepare import prepare
 from models.gate import Rules
 from storage import checkpoints, columns
 from storage.errors import InputError
-from tasks import ensemble, evaluate, finetune, gate, predict, scorer, tracking, train_rank
-from tasks.pretrain import classes_of
+from tasks import ensemble, evaluate, gate, predict, scorer, tracking, train_rank
 from tasks.train_rank import Spec
+from tasks.training import finetune
+from tasks.training.pretrain import classes_of
 
 
 @pytest.fixture(scope="module")

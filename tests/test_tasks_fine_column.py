@@ -10,23 +10,11 @@ import torch
 from flows.retrain import retrain
 from storage import checkpoints, columns, parts
 from storage.errors import Damaged, InputError
-from tasks import (
-    batches,
-    evaluate,
-    fine_maps,
-    finetune,
-    loader,
-    samples,
-    scorer,
-    train_rank,
-    two_stages,
-    verify,
-    videos,
-    views,
-)  # fmt: skip
 from tasks import columns as of_columns
-from tasks.recipe import recipe
-from tasks.train import run_name
+from tasks import evaluate, scorer, train_rank, verify
+from tasks.training import batches, fine_maps, finetune, loader, samples, two_stages, videos, views  # fmt: skip
+from tasks.training.recipe import recipe
+from tasks.training.train import run_name
 from tests import lamps
 from tests.preparing import prepare
 
@@ -177,8 +165,8 @@ def test_scores_are_those_of_the_column_where_there_is_one_and_where_there_is_no
     monkeypatch.setattr(model, "config", replace(model.config, cells=0))
     larger = {}
     for clips in videos.videos(evaluate.held_out(lit.dataset)).values():
-        view = views._of_video(lit.root, replace(lit.checkpoint, about=about), clips, 1 << 20)
-        larger |= {row["key"]: view(part, row)[1] for part, row in clips}
+        wanted, checkpoint = {row["key"] for _, row in clips}, replace(lit.checkpoint, about=about)
+        larger |= {key: found for key, _, found in views._seen_in(lit.root, clips[0][0], checkpoint, clips, wanted)}
     gaps = [np.abs(larger[key] - computed[key]).max() for key in computed]
     assert 1e-5 < max(gaps) < 0.2, "maps of their own size are others"
 

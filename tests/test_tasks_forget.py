@@ -11,7 +11,9 @@ from click.testing import CliRunner
 from flows.__main__ import main
 from storage import columns, datasets, files, inventory, ledger, lineage, plans, tombstones
 from storage.errors import InputError
-from tasks import adopt, finetune, forget, predict, pretrain, registry, trace, tracking, train, verify
+from tasks import adopt, predict, registry, tracking, verify
+from tasks.lineage import forget, trace
+from tasks.training import finetune, pretrain, train
 from tests import preparing, traced
 
 GONE, COPY = "weak/02.mp4", "weak/copy of 02.mp4"

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from datetime import date, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,7 +18,7 @@ import pytest
 
 from storage import columns, datasets, files, ledger, plans, tables
 from storage.errors import Damaged, InputError
-from tasks import calibration, precedence, predict, segment_tables
+from tasks import calibration, precedence, predict, segment_tables, segments
 from tasks.calibration import Calibration, Pair
 from tests.preparing import CHECKOUT
 from tests.test_storage_claims import HOLD
@@ -115,6 +116,20 @@ def test_the_newest_the_oldest_or_the_most_watched_come_first(root):
     assert precedence.stamped("9:2026-01-02 03:04:05+00:00") == 1767323045 and precedence.stamped('9:"etag"') is None
 
 
+def test_a_store_that_lists_etags_is_asked_for_the_times(root, monkeypatch, capsys, s3):
+    data, planned = datasets.load(root, "a"), precedence.planned
+    first = precedence.in_order(root, data, data.parts, "newest")
+    monkeypatch.setattr(precedence, "planned", lambda *given: (row | {"stamp": '9:"0a1b"'} for row in planned(*given)))
+    assert precedence.in_order(root, data, data.parts, "newest") == first
+    assert precedence.in_order(root, data, data.parts, "oldest") != first and not capsys.readouterr().out
+    files.publish_bytes(b"bytes", f"{s3}/one.mp4")
+    assert "ETag" in files.info(f"{s3}/one.mp4") and abs(precedence.asked(f"{s3}/one.mp4") - time.time()) < 100
+    monkeypatch.setattr(precedence, "asked", lambda _: None)
+    assert precedence.in_order(root, data, data.parts[:2], "newest") == sorted(data.parts[:2], key=lambda part: part.id)
+    count = sum(row["part"] in {part.id for part in data.parts[:2]} for row in planned(root, data))
+    assert f"of {count} of {count} sources nobody says how old they are: they come last" in capsys.readouterr().out
+
+
 def test_a_source_that_goes_takes_its_rows_along(root):
     found, data = infer(root), datasets.load(root, "a")
     gone = data.parts[0]
@@ -148,12 +163,16 @@ def test_a_query_for_one_class_and_one_day_reads_little(root, monkeypatch):
     """And both queries run as README prints them."""
     rng, N = np.random.default_rng(0), 60_000
     table = pa.table({
-        "class": rng.choice(["up", "down", "a/b '..\\"], N),
-        "day": rng.choice(np.arange(20_600, 20_800), N).astype("M8[D]"),
-        "path": ["p"] * N, "source": ["s"] * N, "key": ["k"] * N, "start": rng.uniform(size=N), "end": np.ones(N),
-        "score": rng.uniform(size=N), "peak": rng.uniform(size=N),
-    }).cast(segment_tables.SCHEMA).sort_by(segment_tables.ORDER)  # fmt: skip
-    monkeypatch.setattr(segment_tables, "_gathered", lambda *_: table)
+        "key": ["k"] * N, "path": [f"{n % 4000}" for n in range(N)], "source": ["s"] * N,
+        "class": rng.choice(["up", "down", "a/b '..\\"], N), "start": rng.uniform(size=N), "end": np.ones(N),
+        "score": rng.uniform(size=N), "peak": rng.uniform(size=N), "frames": [1] * N,
+    }).cast(segments.SCHEMA)  # fmt: skip
+
+    def gathered(*given):
+        given[-1].take("whole", table)
+        given[-1].date((f"{n}", date(2026, 5, 27) + timedelta(n % 200)) for n in range(4000))
+
+    monkeypatch.setattr(segment_tables, "_gathered", gathered)
     place = infer(root)["segments_path"]
     meta = pq.read_metadata(place)
     day = np.datetime64("2026-11-22")

@@ -10,7 +10,8 @@ import pytest
 
 from storage import columns, datasets, files
 from storage.datasets import Dataset
-from tasks import pretrain, tracking
+from tasks import tracking
+from tasks.training import pretrain
 from tests import traced
 
 
@@ -55,7 +56,7 @@ def test_every_dataset_and_column_is_an_input_by_its_digest(ran):
         said = {tag.key: tag.value for tag in inputs[name].tags}
         assert inputs[name].dataset.digest == columns.digest(root, name, version, ids)
         assert said == {"mlflow.data.context": "training", "version": version, "parts": str(len(ids))}
-    assert set(inputs) == {"a", "pseudo_labels", "selection"}
+    assert set(inputs) == {"a", "pseudo_labels", "selection", "frames"}
 
 
 def test_the_machine_and_the_prefect_run_are_with_it(ran):

@@ -7,10 +7,11 @@ from click.testing import CliRunner
 from flows.__main__ import main
 from storage import columns, files
 from storage.errors import InputError
-from tasks import extract, label, loader, predict
-from tasks.pretrain import spec_for
+from tasks import extract, label, predict
 from tasks.proposals import Proposals
-from tasks.recipe import Recipe
+from tasks.training import loader
+from tasks.training.pretrain import spec_for
+from tasks.training.recipe import Recipe
 from tests.films import moving, prepare_films
 
 CLASSES = ["bounce", "dog", "roll", "slide"]

@@ -14,10 +14,11 @@ import torch
 
 from storage import datasets, files
 from storage.errors import InputError
-from tasks import launch, pretrain, tracking, train
-from tasks.launch import TrainingFailed
-from tasks.recipe import Recipe, recipe
-from tasks.spec import Placement
+from tasks import tracking
+from tasks.training import launch, pretrain, train
+from tasks.training.launch import TrainingFailed
+from tasks.training.recipe import Recipe, recipe
+from tasks.training.spec import Placement
 from tests.ranks import spec_on
 
 SCRIPT = """
@@ -81,7 +82,7 @@ def test_a_rank_that_is_stopped_ends_its_training(tmp_path, monkeypatch):
                 started.patience, began = 3.0, time.monotonic()
     assert time.monotonic() - began < 60
     assert "stopped" in str(caught.value).split("the end of its log")[0]
-    assert "tasks/train_step.py" in str(caught.value) or "tasks/parallel.py" in str(caught.value)
+    assert "tasks/training/train_step.py" in str(caught.value) or "tasks/training/parallel.py" in str(caught.value)
     assert not [rank for rank in (first, second) if rank.is_running() and rank.status() != psutil.STATUS_ZOMBIE]
 
 

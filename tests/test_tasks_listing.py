@@ -11,9 +11,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from storage import datasets, files, ledger, lists, plans, sources, stores, synthetic
+from storage import datasets, files, ledger, lists, plans, sources, stores
 from storage.errors import InputError
-from tasks import audit_data, page_archive, status
+from storage.media import synthetic
+from tasks import status
+from tasks.audits import contents
+from tasks.pages import archive as page_archive
 from tests.preparing import RECIPE, again, bytes_of, plan, prepare, two_folders
 
 
@@ -28,7 +31,7 @@ def home(clips, tmp_path):
     return two_folders(clips, tmp_path)
 
 
-def contents(data):
+def clips_of(data):
     return sorted(row["content_id"] for part in data.parts for row in part.rows())
 
 
@@ -40,12 +43,12 @@ def test_an_unchanged_archive_has_the_same_plan_and_nothing_to_decode(home):
 
 
 def test_moved_and_renamed_files_are_not_decoded_again(home):
-    before = contents(datasets.load(str(home / "root"), "a"))
+    before = clips_of(datasets.load(str(home / "root"), "a"))
     for number, path in enumerate(sorted((home / "archive").rglob("*.mp4"))):
         (home / "archive" / "three" / str(number)).mkdir(parents=True)
         path.rename(home / "archive" / "three" / str(number) / f"new name {number}.mp4")
     data, report = again(home)
-    assert report.decoded == 0 and contents(data) == before
+    assert report.decoded == 0 and clips_of(data) == before
     for part in data.parts:
         part.verify()
         assert all(row["path"].startswith("three/") for row in part.rows())
@@ -73,7 +76,7 @@ def test_a_clip_that_cannot_be_taken_from_the_old_part_is_cut_again(home):
     for part in old.parts:
         os.unlink(part.media)
     data, report = again(home, units=100)
-    assert report.decoded == 8 and contents(data) == contents(old)
+    assert report.decoded == 8 and clips_of(data) == clips_of(old)
 
 
 def test_another_recipe_takes_nothing_over(home):
@@ -114,11 +117,11 @@ def large(clips, tmp_path):
 def test_bytes_that_no_fingerprint_looks_at_still_tell_a_replaced_file(large, clips):
     one, two = large / "archive" / "a.mp4", _large(large / "other.mp4", clips[0], marks=[150_000])
     assert sources.fingerprint_file(str(one)) == sources.fingerprint_file(str(two))
-    before = contents(datasets.load(str(large / "root"), "a"))
+    before = clips_of(datasets.load(str(large / "root"), "a"))
     two.rename(one)
     data, report = again(large)
-    assert report.decoded == 1 and len(set(contents(data)) - set(before)) == 1
-    assert files.digest_file(one) in contents(data)
+    assert report.decoded == 1 and len(set(clips_of(data)) - set(before)) == 1
+    assert files.digest_file(one) in clips_of(data)
     _, report = again(large)
     assert report.decoded == 0
 
@@ -146,13 +149,13 @@ def test_two_large_files_of_one_fingerprint_are_told_apart(clips, tmp_path):
     data, report = again(tmp_path)
     entries = {e.item: e for e in ledger.read(str(tmp_path / "root"), "list", "a")}
     assert (entries["c.mp4"].verdict, entries["c.mp4"].reason) == ("dropped", "duplicate")
-    assert "same bytes as a.mp4" in entries["c.mp4"].detail and len(set(contents(data))) == report.decoded == 2
+    assert "same bytes as a.mp4" in entries["c.mp4"].detail and len(set(clips_of(data))) == report.decoded == 2
 
 
 def test_a_newcomer_with_a_known_fingerprint_is_told_apart(large, clips):
     _large(large / "archive" / "c.mp4", clips[0], marks=[150_000])
     data, report = again(large)
-    assert report.decoded == 1 and len(set(contents(data))) == 3
+    assert report.decoded == 1 and len(set(clips_of(data))) == 3
 
 
 # Sources
@@ -287,7 +290,7 @@ def test_a_long_video_is_counted_as_a_file_and_as_the_pieces_that_may_be_lost(lo
     pieces = sum(len(ledger.read(root, "shard", name)) for name in names)
     first, *rest = ledger.read(root, "shard", names[0])
     ledger.write(root, "shard", names[0], [replace(first, verdict="quarantined", reason="timeout"), *rest])
-    found = audit_data.funnel(root, data)
+    found = contents.funnel(root, data)
     assert (found["listed"], found["pieces"]) == (1, pieces) and pieces > 2
     assert found["kept"] == pieces - 1 and found["by_reason"] == {"quarantined: timeout": 1}
     assert f"1 file in {pieces} pieces: {pieces - 1} kept" in status.status(root)

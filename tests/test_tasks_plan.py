@@ -10,7 +10,8 @@ from click.testing import CliRunner
 from flows.__main__ import main
 from storage import datasets, files, ledger
 from storage.ledger import Entry
-from tasks import plan_prepare, rates
+from tasks.audits import contents
+from tasks.plans.prepare import sources
 from tests import preparing
 
 
@@ -74,7 +75,7 @@ def test_plans_of_two_listings():
         {**row, "path": "z", "identity": "3"},
         {**row, "path": "d", "identity": "4", "labels": "[]"},
     ]
-    found = plan_prepare.sources(now, then)
+    found = sources(now, then)
     assert {kind: paths for kind, paths in found.items() if paths} == {
         "unchanged": ["a"], "changed": ["b"], "moved": ["z"], "relabelled": ["d"],
     }  # fmt: skip
@@ -93,7 +94,7 @@ def test_inference_names_what_is_missing_and_takes_its_time_from_the_last_one(ho
     assert f"1 of {len(data.parts)} parts, {part.samples} of {data.clips} clips" in found
     assert "not known: no run under this root has measured predictions" in found
     took = Entry("predict", "kept", clips=part.samples, seconds=part.samples * 30.0)
-    ledger.write(files.absolute(str(root)), rates.STEP, "infer-a", [took])
+    ledger.write(files.absolute(str(root)), contents.STAGES, "infer-a", [took])
     assert f"about {part.samples * 30 // 60}:{part.samples * 30 % 60:02d}" in planned(
         "infer", str(root), "--dataset", "a"
     )

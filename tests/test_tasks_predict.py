@@ -12,8 +12,8 @@ from storage import checkpoints, columns, files
 from storage.errors import InputError
 from tasks import evaluate, predict, scorer, segments, train_rank
 from tasks.calibration import Calibration
-from tasks.pretrain import classes_of
 from tasks.train_rank import Spec
+from tasks.training.pretrain import classes_of
 
 
 @pytest.fixture(scope="module")

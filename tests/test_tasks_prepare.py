@@ -11,7 +11,7 @@ import pytest
 from storage import columns, datasets, files, ledger, parts
 from storage.errors import BudgetExceeded, Incomplete, StoreError
 from storage.ledger import Report
-from storage.sandbox import Sandbox
+from storage.media.sandbox import Sandbox
 from tasks import label, shard, stage, volumes
 from tests.forked import forks
 from tests.preparing import RECIPE, bytes_of, plan, prepare

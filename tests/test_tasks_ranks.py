@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from storage import checkpoints
-from tasks import batches, samples
-from tasks.pretrain import records
 from tasks.train_rank import Spec, build
+from tasks.training import batches, samples
+from tasks.training.pretrain import records
 from tests import lamps
 from tests.preparing import CHECKOUT, prepare
 

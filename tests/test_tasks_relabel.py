@@ -7,8 +7,8 @@ import pytest
 from test_tasks_adopt import put
 
 from storage import datasets, files
-from storage.encoder import Encoder
 from storage.errors import InputError
+from storage.media.encoder import Encoder
 from tasks import adopt as adopting
 from tasks.adopt import adopt
 

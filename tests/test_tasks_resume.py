@@ -11,11 +11,12 @@ import torch
 
 from storage import checkpoints
 from storage.errors import InputError
-from tasks import train, train_rank
-from tasks.batches import Batches, Shape
-from tasks.loader import Sample, place
-from tasks.recipe import recipe
-from tasks.spec import Placement
+from tasks import train_rank
+from tasks.training import train
+from tasks.training.batches import Batches, Shape
+from tasks.training.loader import Sample, place
+from tasks.training.recipe import recipe
+from tasks.training.spec import Placement
 from tests.ranks import Noise, spec_on
 from tests.ranks import ranks as ranks_of
 

@@ -9,9 +9,9 @@ from models.gate import Rules
 from storage import files
 from storage.datasets import Dataset
 from tasks import registry, retraining
-from tasks.recipe import Recipe
 from tasks.retraining import Retraining
 from tasks.rollback import rollback
+from tasks.training.recipe import Recipe
 
 GIVEN = (DATA, "m", Recipe(), Rules(), ["none"], [])
 
@@ -41,11 +41,14 @@ def done(root):  # noqa: F811
     return root, this, found
 
 
-def test_what_was_judged_is_not_done_again(done):
+def test_what_was_judged_is_not_done_again(done, monkeypatch):
     root, this, found = done  # noqa: F811
     assert retraining.outcome(root.url, "m", this.url) is None
     assert this.kept(found) == found == retraining.outcome(root.url, "m", this.url)
-    state = retraining._nothing_to_do(DATA, found)
+    notes = []
+    monkeypatch.setattr(retraining.page, "told", lambda *_, note: notes.append(note) or "page.html")
+    state = retraining._nothing_to_do(root.url, DATA, "m", found)
+    assert notes == [f"Nothing to do: {state.message}"] and state.data["report"] == "page.html"
     assert state.is_completed() and state.name == "NothingToDo" and "none was promoted" in state.message
     assert state.data["gates"] == found["gates"] and state.message == state.data["nothing_to_do"]
 

@@ -10,7 +10,8 @@ import torch
 
 from storage import checkpoints, files
 from storage.errors import StoreError
-from tasks import saving, train_rank
+from tasks import train_rank
+from tasks.training import saving
 from tests.ranks import Noise, spec_on
 
 

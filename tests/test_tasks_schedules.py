@@ -8,10 +8,11 @@ from test_tasks_train import steps_of
 
 from models.losses import at_places
 from storage.errors import InputError
-from tasks import batches, multigrid, parallel, train_rank, train_step
-from tasks.loader import Sample
-from tasks.recipe import Recipe, candidates_of, recipe
+from tasks import train_rank
 from tasks.train_rank import Spec
+from tasks.training import batches, multigrid, parallel, train_step
+from tasks.training.loader import Sample
+from tasks.training.recipe import Recipe, candidates_of, recipe
 
 SPEC = Spec(root="", parts=[], classes=["a", "b", "c"], objective="detection", options={"size": "TINY"}, lr=0.003)
 

@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from storage import columns, datasets, files, scores
-from storage.encoder import Encoder
+from storage import columns, datasets, files
 from storage.errors import Damaged
-from storage.sandbox import Sandbox, mine
-from storage.video import Rejected
+from storage.media import scores
+from storage.media.encoder import Encoder
+from storage.media.sandbox import Sandbox, mine
+from storage.media.video import Rejected
 from tasks import score
 from tests.films import encode, film, moving, prepare_films
 

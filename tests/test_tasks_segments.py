@@ -1,5 +1,6 @@
 """Segments: two thresholds, chosen on held-out videos; no seam between clips; overlapping ones decay."""
 
+from contextlib import closing
 from datetime import date
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from storage.errors import Damaged
 from tasks import calibration, segment_tables, segments
 from tasks.calibration import Calibration, Pair
+from tasks.gathering import Gathering
 
 TWO = Calibration({"a": Pair(0.8, 0.4)}, Pair(0.6, 0.3))
 STEP = 0.1
@@ -120,14 +122,41 @@ def test_other_thresholds_are_other_segments_of_the_same_predictions():
     assert segments.version("p", TWO) != segments.version("p", Calibration()) and segments.version("p", TWO)[:2] == "p-"
 
 
-def test_the_summary_counts_by_class_and_day():
-    rows = [
-        {"class": c, "day": d, "start": 0.0, "end": e, "score": s}
-        for c, d, e, s in (("a", date(2026, 1, 1), 2.0, 0.5), ("a", date(2026, 1, 1), 1.0, 0.7), ("b", None, 3.0, 0.9))
-    ]
-    found = segment_tables.summary(pa.Table.from_pylist(rows, schema=pa.schema([
-        segment_tables.SCHEMA.field(n) for n in ("class", "day", "start", "end", "score")
-    ]))).to_pylist()  # fmt: skip
-    assert [(r["class"], r["segments"], r["seconds"], round(r["score"], 2)) for r in found] == [
-        ("a", 2, 3.0, 0.6), ("b", 1, 3.0, 0.9),
+def row(path, kind, start, end, score, frames=10, key=None):
+    about = {"key": key or path, "path": path, "source": f"file:///{path}", "class": kind, "start": start, "end": end}
+    return about | {"score": score, "peak": 0.9, "frames": frames}
+
+
+@pytest.fixture
+def gathering(tmp_path):
+    with closing(Gathering(tmp_path)) as made:
+        yield made
+
+
+def test_the_summary_counts_by_class_and_day(gathering):
+    rows = [row("x", "a", 0.0, 2.0, 0.5), row("x", "a", 3.0, 4.0, 0.7), row("y", "b", 0.0, 3.0, 0.9)]
+    gathering.take("whole", pa.Table.from_pylist(rows, schema=segments.SCHEMA))
+    gathering.date([("x", date(2026, 1, 1)), ("x", date(2026, 1, 1)), ("z", date(2026, 1, 2))])
+    found = gathering.summary().to_pylist()
+    assert [(r["class"], r["day"], r["segments"], r["seconds"], round(r["score"], 2)) for r in found] == [
+        ("a", date(2026, 1, 1), 2, 3.0, 0.6), ("b", None, 1, 3.0, 0.9),
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("batch", [1, 3, 7, 1000])
+def test_pieces_come_out_source_by_source_whatever_is_read_at_once(gathering, monkeypatch, batch):
+    """Also where the clips of a source lie in several parts."""
+    from tasks import gathering as module
+
+    monkeypatch.setattr(module, "BATCH", batch)
+    rng, sizes = np.random.default_rng(0), [1, 9, 2, 30, 1, 1, 5]
+    rows = [
+        row(f"v{v}", "a", float(n), n + 1.0, 0.5, key=f"{v}-{n}") for v, size in enumerate(sizes) for n in range(size)
+    ]
+    order = rng.permutation(len(rows))
+    for some in np.array_split(order, 4):
+        gathering.take("pieces", pa.Table.from_pylist([rows[i] for i in some], schema=segments.SCHEMA))
+    seen = [sorted(set(table["path"].to_pylist())) for table in gathering.of_sources()]
+    assert sum(seen, []) == [f"v{v}" for v in range(len(sizes))]
+    assert sum(len(table) for table in gathering.of_sources()) == len(rows)
+    assert batch > 9 or len(seen) > 2

@@ -8,15 +8,18 @@ import pytest
 from click.testing import CliRunner
 
 from flows.__main__ import main
-from storage import columns, datasets, files, ledger, parts, scores
+from storage import columns, datasets, files, ledger, parts
 from storage.errors import Damaged, InputError
-from storage.sandbox import Sandbox
-from tasks import audit_data, duplicates, evaluate, label, loader, predict, select, train, what_if
-from tasks.pretrain import classes_of, records
+from storage.media import scores
+from storage.media.sandbox import Sandbox
+from tasks import duplicates, evaluate, label, predict, select, what_if
+from tasks.audits import contents
 from tasks.score import score_dataset
 from tasks.select import select_dataset
 from tasks.thresholds import REASONS, RULES, Thresholds
 from tasks.train_rank import Spec
+from tasks.training import loader, train
+from tasks.training.pretrain import classes_of, records
 from tests.films import film, moving, prepare_films, write
 
 BLACK = np.zeros((48, 64, 3), np.uint8)
@@ -206,8 +209,8 @@ def test_another_selection_is_another_training(made):
 def test_the_audit_counts_selected_clips(made):
     root, dataset, version = made
     chosen, _ = select_dataset(root, dataset, version, LIMITS)
-    assert audit_data.labels(root, dataset)["train"] == {"a": 9, "only": 1}
-    assert audit_data.labels(root, chosen)["train"] == {"a": 5}
+    assert contents.labels(root, dataset)["train"] == {"a": 9, "only": 1}
+    assert contents.labels(root, chosen)["train"] == {"a": 5}
 
 
 def predictions(root, dataset, name):

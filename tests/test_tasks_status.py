@@ -11,7 +11,8 @@ import pytest
 
 from storage import claims, columns, datasets, files, inflight
 from storage.errors import InputError
-from tasks import audit_columns, audit_data, status
+from tasks import status
+from tasks.audits import contents, stale
 from tests import made_parts
 
 CHECKOUT = Path(__file__).parent.parent
@@ -50,11 +51,11 @@ def test_a_root_without_models_is_said_at_once_and_loads_none_of_the_large_libra
 def test_growth_is_against_the_version_before(tmp_path):
     root = str(tmp_path / "root")
     data = small(root)
-    found = audit_data.growth(root, data)
+    found = contents.growth(root, data)
     assert (found["clips"], found["parts_new"], found["parts_gone"]) == (3, 1, 0)
     assert found["bytes"] == data.parts[1].bytes or found["bytes"] == data.parts[0].bytes
     files.remove(files.join(root, "datasets", "films", f"{data.about['before']}.json"))
-    assert "gone" in audit_data.growth(root, data)["since"]
+    assert "gone" in contents.growth(root, data)["since"]
 
 
 def test_the_version_that_covers_most_is_current_and_others_are_stale(tmp_path):
@@ -66,18 +67,18 @@ def test_the_version_that_covers_most_is_current_and_others_are_stale(tmp_path):
         for part in parts:
             keys = [row["key"] for row in part.rows()]
             columns.write(root, "features", version, part, pa.table({"key": keys, "x": [1.0] * 3}), {})
-    listed = audit_columns.survey(root, data)
-    (facts,) = audit_columns.coverage(data, listed).values()
+    listed = stale.survey(root, data)
+    (facts,) = stale.coverage(data, listed).values()
     assert (facts["version"], facts["clips"], facts["of"]) == ("new", 6, 6)
     assert list(facts["stale"]) == ["old"] and facts["stale"]["old"] > 0
-    lagging = audit_columns.coverage(data, listed, "x" * 12)
+    lagging = stale.coverage(data, listed, "x" * 12)
     assert lagging == {"features": facts}, "the champion's version is of the column predictions alone"
 
 
 def test_the_funnel_counts_what_the_ledgers_of_the_newest_plan_say(copied):
     root = str(copied)
     data = datasets.load(root, "a")
-    found = audit_data.funnel(root, data)
+    found = contents.funnel(root, data)
     assert found["listed"] == 10 and found["by_reason"] == {"dropped: duplicate": 1}
     assert found["kept"] + found["dropped"] + found["quarantined"] == found["listed"]
 
@@ -85,9 +86,9 @@ def test_the_funnel_counts_what_the_ledgers_of_the_newest_plan_say(copied):
 def test_the_champion_and_what_lacks_its_predictions(copied):
     root = str(copied)
     data = datasets.load(root, "a")
-    assert audit_columns.behind(root, data, "detector")["clips_without_predictions"] == 0
+    assert stale.behind(root, data, "detector")["clips_without_predictions"] == 0
     assert "all" in status.page(status.gather(root, "a", "detector"), "detector")
-    name = audit_columns.behind(root, data, "detector")["version"]
+    name = stale.behind(root, data, "detector")["version"]
     part = max(data.parts, key=lambda p: p.samples)
     taken = Path(files.locate(columns.url(root, "predictions", name, part.id))[1])
     kept = taken.read_bytes()
@@ -104,25 +105,25 @@ def test_the_champion_and_what_lacks_its_predictions(copied):
 def test_what_is_in_hand_and_who_has_it(tmp_path):
     root = str(tmp_path / "root")
     small(root)
-    assert audit_data.in_hand(root) == {}
+    assert contents.in_hand(root) == {}
     inflight.begin(root, "p9", "films/now.mp4", {"films/bad.mp4"})
     with claims.claimed(root, "retrain-x"):
-        found = audit_data.in_hand(root)
+        found = contents.in_hand(root)
     assert found["part p9"] == "films/now.mp4, after 1 suspects"
-    assert "claimed by process" in found["retrain-x"] and "in_hand" not in audit_data.in_hand(root)
-    assert list(audit_data.in_hand(root)) == ["part p9"]
+    assert "claimed by process" in found["retrain-x"] and "in_hand" not in contents.in_hand(root)
+    assert list(contents.in_hand(root)) == ["part p9"]
 
 
 def test_the_last_retraining_is_the_newest(tmp_path):
     root = str(tmp_path / "root")
     small(root)
-    assert audit_data.last_retraining(root, "m") is None
+    assert contents.last_retraining(root, "m") is None
     for number, decision in enumerate(("promoted", "refused")):
         gates = {"none": {"decision": decision, "why": "so"}}
         found = {"dataset": f"films@{number}", "champion": 1, "gates": gates}
         files.replace_json({"found": found}, files.join(root, "retrained", "m", f"{number}.json"))
         time.sleep(0.02)
-    last = audit_data.last_retraining(root, "m")
+    last = contents.last_retraining(root, "m")
     assert last and last["gates"] == {"none": "refused, so"} and last["dataset"] == "films@1"
 
 

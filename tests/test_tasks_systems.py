@@ -12,26 +12,10 @@ import models
 from models.ensemble import mean_logit
 from storage import checkpoints, columns, files, parts
 from storage.errors import InputError
-from tasks import (
-    backbone,
-    checks,
-    ensemble,
-    evaluate,
-    finetune,
-    footprint,
-    label,
-    loader,
-    predict,
-    pretrain,
-    samples,
-    scorer,
-    train_rank,
-    two_stages,
-    videos,
-    views,
-)  # fmt: skip
-from tasks.recipe import recipe
-from tasks.train import run_name
+from tasks import backbone, checks, ensemble, evaluate, footprint, label, predict, scorer, train_rank
+from tasks.training import finetune, loader, pretrain, samples, two_stages, videos, views  # fmt: skip
+from tasks.training.recipe import recipe
+from tasks.training.train import run_name
 from tests import lamps
 from tests.preparing import prepare
 
@@ -226,9 +210,9 @@ def test_an_ensemble_is_a_checkpoint_like_any_other(lit):
     assert ensemble.join(lit.root, members).url == joined.url
     video = torch.randint(0, 256, (20, 3, 16, 16), dtype=torch.uint8)
     each = torch.stack(
-        [scorer._answer(scorer.load(m.url), video[None, :16].transpose(1, 2), [0], None) for m in members]
+        [scorer.answer(scorer.load(m.url), video[None, :16].transpose(1, 2), [0], None) for m in members]
     )
-    found = scorer._answer(scorer.load(joined.url), video[None, :16].transpose(1, 2), [0], None)
+    found = scorer.answer(scorer.load(joined.url), video[None, :16].transpose(1, 2), [0], None)
     assert torch.allclose(found.sigmoid(), each.sigmoid().mean(0), atol=1e-6)
     assert torch.allclose(found, mean_logit(each)) and not torch.equal(each[0], each[1])
     assert held_out_map(lit, joined) > 0.5

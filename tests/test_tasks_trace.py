@@ -10,7 +10,8 @@ from click.testing import CliRunner
 
 from flows.__main__ import main
 from storage import checkpoints, columns, datasets, files, lineage, parts
-from tasks import registry, trace, tracking
+from tasks import registry, tracking
+from tasks.lineage import trace
 
 
 def run(*words):

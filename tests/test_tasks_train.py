@@ -20,10 +20,11 @@ from test_tasks_prepare import prepare
 from storage import checkpoints, files
 from storage.errors import Damaged, InputError
 from storage.parts import Part
-from tasks import batches as batches_
-from tasks import join, label, loader, train, train_rank, train_step
-from tasks.pretrain import classes_of, records
-from tasks.spec import Placement, Spec
+from tasks import label, train_rank
+from tasks.training import batches as batches_
+from tasks.training import join, loader, train, train_step
+from tasks.training.pretrain import classes_of, records
+from tasks.training.spec import Placement, Spec
 from tests import servers
 
 GOLDEN = Path(__file__).parent / "golden" / "x3d_tiny.json"
@@ -252,7 +253,7 @@ def test_old_checkpoints_are_pruned(tmp_path):
 
 def test_ranks_end_with_the_launcher(spec, tmp_path):
     code = (
-        "import json,sys; from tasks.train import fit; from tasks.train_rank import Spec;"
+        "import json,sys; from tasks.training.train import fit; from tasks.train_rank import Spec;"
         f"fit(Spec(**json.loads(open({str(tmp_path / 's.json')!r}).read())), 'orphan')"
     )
     (tmp_path / "s.json").write_text(json.dumps(asdict(replace(spec, steps=5000))))

@@ -8,9 +8,10 @@ from torch import nn
 
 from storage import checkpoints
 from storage.errors import InputError
-from tasks import ema, parallel, starting, train, train_rank, train_step
-from tasks.recipe import recipe
-from tasks.spec import Placement
+from tasks import train_rank
+from tasks.training import ema, parallel, starting, train, train_step
+from tasks.training.recipe import recipe
+from tasks.training.spec import Placement
 from tests.ranks import Noise, spec_on
 
 PLAIN = {"size": "TINY"}

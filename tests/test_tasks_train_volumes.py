@@ -6,9 +6,9 @@ import pytest
 from test_tasks_train import steps_of
 
 from storage import files
-from tasks import train_step
-from tasks.spec import Spec
-from tasks.train import run_name
+from tasks.training import train_step
+from tasks.training.spec import Spec
+from tasks.training.train import run_name
 
 SPEC = Spec(root="", parts=[], classes=["a", "b", "c"], objective="detection", options={"size": "TINY"}, lr=0.003)
 

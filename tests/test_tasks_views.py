@@ -5,10 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from storage import checkpoints, columns, datasets, parts
-from tasks import backbone, loader, pool, predict, shard, train_rank, videos, views
-from tasks.loader import decode
+from storage import carry, checkpoints, columns, datasets, files, parts
+from tasks import backbone, pool, predict, shard, train_rank
 from tasks.train_rank import Spec
+from tasks.training import loader, videos, views
+from tasks.training.loader import decode
 from tests import lamps
 from tests.preparing import prepare
 
@@ -81,6 +82,22 @@ def test_features_of_a_video_in_three_parts_are_scored_once(split, monkeypatch):
     monkeypatch.setattr(views, "sequence_logits", lambda *given: scored.append(1) or sequence(*given))
     _, done = predict.predict_parts(root, thirds, checkpoint)
     assert len(scored) == 2 and done.decoded == 0 and done.items == 6
+
+
+def test_a_clip_that_has_a_new_neighbour_is_predicted_again_and_other_sources_are_not(split, tmp_path):
+    root, thirds = split
+    clips = sorted((clip for part in thirds for clip in part.clips()), key=lambda c: (c[0]["path"], c[0]["start"]))
+    few, all_ = (_part(root, name, some, tmp_path) for name, some in (("few", clips[1:]), ("all", clips)))
+    before = datasets.freeze(root, "grown", [few], {})
+    now = datasets.freeze(root, "grown", [all_], {"before": before.version})
+    checkpoint = untrained(root, "x3d", whole=0)
+    predict.predict_parts(root, [few], checkpoint)
+    name, done = predict.predict_parts(root, [all_], checkpoint, before=carry.replaced(root, now))
+    assert done.items == 3  # of the source that has one more
+    found = columns.read(root, predict.COLUMN, name, all_)
+    files.remove(columns.url(root, predict.COLUMN, name, all_.id))
+    assert predict.predict_parts(root, [all_], checkpoint)[1].items == 6
+    assert columns.read(root, predict.COLUMN, name, all_).equals(found)
 
 
 def _any(rows):

@@ -6,22 +6,8 @@ from typing import Any
 from storage import checkpoints, datasets, files
 from storage.checkpoints import Checkpoint
 from storage.datasets import Dataset
-from tasks import (
-    duplicates,
-    finetune,
-    label,
-    predict,
-    pretrain,
-    recipe,
-    registry,
-    score,
-    select,
-    thresholds,
-    tracking,
-    train,
-    train_rank,
-    volumes,
-)
+from tasks import duplicates, label, predict, registry, score, select, thresholds, tracking, train_rank, volumes
+from tasks.training import finetune, pretrain, recipe, train
 from tests import lamps
 from tests.preparing import prepare
 

@@ -1,0 +1,1 @@
+"""Video: probing, decoding, cutting and writing it, in processes that may die."""

@@ -1,0 +1,1 @@
+"""What is stale, dropped, drifting, orphaned or behind."""

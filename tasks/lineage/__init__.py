@@ -1,0 +1,1 @@
+"""Where a model came from, where a source went, and taking a source down."""

@@ -1,0 +1,1 @@
+"""What a flow would do, why, and for how long."""

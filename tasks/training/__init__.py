@@ -1,0 +1,1 @@
+"""Training: what decides it, what starts it, what one rank runs, and what systems are given."""
