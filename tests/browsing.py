@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+PATIENCE = 240_000  # milliseconds for a step in the browser, on a machine that others load
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
 
 
@@ -16,7 +17,8 @@ def browser():
         pytest.skip(f"none of {', '.join(PROGRAMS)} is on this machine; `make browser` installs one")
     api = pytest.importorskip("playwright.sync_api")
     with api.sync_playwright() as play:
-        started = play.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        words = ["--no-sandbox", "--disable-dev-shm-usage"]
+        started = play.chromium.launch(executable_path=program, timeout=PATIENCE, args=words)
         yield started
         started.close()
 
@@ -28,6 +30,7 @@ def opened(browser):
 
     def open_(path: Path, width: int = 1200, scheme: str = "light"):
         context = browser.new_context(viewport={"width": width, "height": 844}, color_scheme=scheme)
+        context.set_default_timeout(PATIENCE)
         contexts.append(context)
         tab = context.new_page()
         tab.on("request", lambda request: asked.append(request.url))

@@ -38,6 +38,9 @@ def pytest_collection_modifyitems(items):
     """Files that take long come first, so that no process ends with one of them while the other has nothing to do."""
     order = {f"test_{name}.py": place for place, name in enumerate(LONG)}
     items.sort(key=lambda item: order.get(item.path.name, len(LONG)))
+    for item in items:
+        if item.get_closest_marker("seconds"):
+            item.add_marker(pytest.mark.flaky(reruns=2))
 
 
 def pytest_configure():

@@ -69,6 +69,7 @@ def test_a_worker_that_dies_costs_its_part_in_hand_at_most(cluster, films, calm,
     assert bytes_of(root) == bytes_of(calm[0])
 
 
+@pytest.mark.seconds
 def test_a_scheduler_that_dies_ends_the_stage_and_a_second_run_finishes_it(cluster, films, calm, tmp_path, monkeypatch):
     """Within a minute, with a clear error; what was committed stays. One worker is left of the cluster."""
     scheduler, _ = cluster

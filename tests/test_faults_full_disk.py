@@ -70,7 +70,7 @@ def namespace() -> list[str] | None:
     for command in (NAMESPACE, NAMESPACE[:1] + NAMESPACE[3:]):
         tried = [*command, "sh", "-c", "mount -t tmpfs -o size=4k tmpfs /mnt"]
         try:
-            if subprocess.run(tried, capture_output=True, timeout=20).returncode == 0:
+            if subprocess.run(tried, capture_output=True, timeout=200).returncode == 0:
                 return command
         except OSError:
             break

@@ -50,7 +50,7 @@ def said(tmp_path_factory):
     env.pop("PREFECT_API_URL", None)
     words = {command: [word.format(root=root) for word in given] for command, given in WORDS.items()}
     line = [sys.executable, "-c", PROGRAM, str(root), json.dumps(words)]
-    done = subprocess.run(line, cwd=CHECKOUT, env=env, capture_output=True, text=True, timeout=800)
+    done = subprocess.run(line, cwd=CHECKOUT, env=env, capture_output=True, text=True, timeout=1100)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return root, dict(zip(WORDS, done.stdout.split("begins:\n")[1:], strict=True))
 

@@ -58,7 +58,7 @@ print(json.dumps([writes, done]))
 def test_a_take_down_killed_at_any_write_is_completed_by_the_next(traced, tmp_path, step=9):
     shutil.copytree(traced / "root", tmp_path / "root", ignore=shutil.ignore_patterns("mlflow"))
     command = [sys.executable, "-c", KILLED, str(tmp_path), str(step)]
-    done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, timeout=500)
+    done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, timeout=1000)
     assert done.returncode == 0, done.stderr[-3000:]
     writes, points = json.loads(done.stdout.splitlines()[-1])
     assert writes > 40 and len(points) >= 5

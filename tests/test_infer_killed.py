@@ -51,7 +51,7 @@ def test_inference_killed_at_any_write_is_completed_by_the_next(traced, tmp_path
     for name in ("columns/predictions", "segments", "tables"):
         shutil.rmtree(tmp_path / "root" / name)
     command = [sys.executable, "-c", KILLED, str(tmp_path), "3"]
-    done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, timeout=250)
+    done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, timeout=1000)
     assert done.returncode == 0, done.stderr[-3000:]
     writes, points, objects = json.loads(done.stdout.splitlines()[-1])
     assert writes >= 8 and len(points) >= 3 and objects >= 4

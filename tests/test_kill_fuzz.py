@@ -122,7 +122,7 @@ def fuzz(base, scratch, *, seed, units, kills, size):
     arguments = [base, *map(str, (seed, units, kills, size))]
     env = os.environ | {"TMPDIR": str(scratch)}  # the killed leave their scratch folders
     done = subprocess.run(
-        [sys.executable, "-c", FUZZ, *arguments], capture_output=True, text=True, timeout=280, env=env
+        [sys.executable, "-c", FUZZ, *arguments], capture_output=True, text=True, timeout=1000, env=env
     )
     assert done.returncode == 0, done.stderr[-3000:]
     said = json.loads(done.stdout)

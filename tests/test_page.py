@@ -21,6 +21,7 @@ from tasks.pages.models import Measured
 from tasks.references import References
 from tests import lamps
 from tests import traced as traced_root
+from tests.browsing import PATIENCE
 
 SECTIONS = ["totals", "funnel", "time", "gate", "classes", "curves", "timelines", "quarantined", "unsure"]
 SECTIONS += ["drift", "lineage"]
@@ -184,8 +185,8 @@ def test_the_policy_stops_what_escaping_would_let_through(browser, listener, mad
     for page_, runs in ((text, False), (text.replace("Content-Security-Policy", "X-Nothing"), True)):
         (tmp_path / "page.html").write_text(page_)
         tab = browser.new_page()
-        tab.goto((tmp_path / "page.html").as_uri(), wait_until="commit")
-        tab.wait_for_timeout(400)
+        tab.set_default_timeout(PATIENCE)
+        tab.goto((tmp_path / "page.html").as_uri())  # until what could be loaded was
         assert (tab.title() == "run", bool(calls)) == (runs, runs)
         tab.close()
 

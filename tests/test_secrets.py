@@ -333,7 +333,7 @@ def prepared(runs: tuple[Forks, Path], name: str, before: str = "") -> dict[str,
 
 def in_prefect(folder: Path, runs: int) -> tuple[list[str], list[str]]:
     """What Prefect's database holds of the states of runs, and of their logs; its server may still be writing."""
-    until = time.monotonic() + 30
+    until = time.monotonic() + 300
     while True:
         with contextlib.closing(sqlite3.connect(folder / "prefect" / "prefect.db")) as base:
             flows = [row[0] for row in base.execute("SELECT message FROM flow_run_state WHERE message IS NOT NULL")]

@@ -56,6 +56,7 @@ def test_who_comes_second_is_told_who_has_it_and_waits_for_its_end(place, other,
     assert files.names(f"{root}/claims/work") == []
 
 
+@pytest.mark.seconds
 def test_of_three_that_come_at_once_one_holds_at_a_time_and_each_has_its_turn(place, other):
     root = place("local")
     waiting = [other(root) for _ in range(3)]
@@ -98,6 +99,7 @@ def test_a_claim_from_another_machine_is_free_when_its_lease_is_over(place, monk
         assert taken == "" and files.names(f"{root}/claims/{name}") != ["other.json"]
 
 
+@pytest.mark.seconds
 def test_a_claim_is_renewed_while_its_holder_lives(place, monkeypatch):
     monkeypatch.setattr(lease, "BEAT", 0.1)
     monkeypatch.setattr(lease, "EXPIRY", 1.0)

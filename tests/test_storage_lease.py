@@ -127,6 +127,7 @@ def test_a_writer_that_could_not_renew_stops_by_itself(place, monkeypatch):
     lease.release(root)
 
 
+@pytest.mark.seconds
 def test_a_lease_is_renewed_while_its_holder_lives(place, monkeypatch):
     monkeypatch.setattr(lease, "BEAT", 0.1)
     root = files.open_root(place("rclone"))

@@ -263,9 +263,9 @@ def test_a_thousand_of_a_hundred_thousand_are_found_quickly(tmp_path, monkeypatc
     monkeypatch.setattr(parts.Part, "table", table)
     catalogue.build(root, data)
     monkeypatch.setattr(parts.Part, "table", None)
-    began = time.monotonic()
+    began = time.process_time()
     found = Catalogue(root, data)
     for number in random.Random(1).sample(range(many), 1000):
         place = found.find(keys[number])
         assert (place.part.id, place.row) == (f"p{number // 1000}", number % 1000)
-    assert time.monotonic() - began < 3
+    assert time.process_time() - began < 3

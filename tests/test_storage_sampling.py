@@ -101,6 +101,7 @@ def test_probe_sees_sound(tmp_path, box):
         box.probe(str(tmp_path / "b.mp4"))
 
 
+@pytest.mark.seconds
 def test_probe_is_quick(tmp_path, box):
     path = str(make(tmp_path / "a.mp4", size=(64, 48)))
     box.probe(path)

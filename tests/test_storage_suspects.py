@@ -1,6 +1,5 @@
 """Files that were in work when an earlier worker died: the process between takes what they do to it."""
 
-import time
 from pathlib import Path
 
 import pytest
@@ -9,6 +8,7 @@ from storage.errors import StoreError
 from storage.media.sandbox import cut_alone
 from storage.media.video import Rejected
 from tests.decoders import checkout, good
+from tests.servers import until
 
 
 @pytest.fixture(scope="module")
@@ -59,8 +59,7 @@ def test_a_file_that_kills_its_worker_takes_down_only_the_process_between(clip, 
     with pytest.raises(Rejected) as caught:
         cut_alone(str(clip), tmp_path, span=1.0, short_side=32)
     assert (caught.value.reason, caught.value.detail) == ("worker_killed", "signal 9")
-    time.sleep(0.2)
-    assert not _decoders(tmp_path / "checkout")
+    until("nothing is left", lambda: not _decoders(tmp_path / "checkout"))
 
 
 def test_a_suspect_that_is_only_broken_keeps_its_own_reason(tmp_path):

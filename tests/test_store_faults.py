@@ -45,6 +45,7 @@ def test_three_faults_in_a_row_are_waited_out(root, proxy, source, kind):
     assert files.read(f"{root}/object") == LARGE
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize("kind", ["500", "503", "reset"])
 def test_a_fault_that_does_not_end_is_an_error_of_the_store(root, proxy, kind):
     """OSError or StoreError, within a limit; nothing is there."""
@@ -59,6 +60,7 @@ def test_a_fault_that_does_not_end_is_an_error_of_the_store(root, proxy, kind):
     assert not files.exists(f"{root}/object")
 
 
+@pytest.mark.seconds
 def test_a_trickle_is_given_up(root, proxy, monkeypatch):
     """A server that sends five bytes a second keeps nobody waiting."""
     files.replace(LARGE, f"{root}/object")
@@ -71,6 +73,7 @@ def test_a_trickle_is_given_up(root, proxy, monkeypatch):
     assert time.monotonic() - began < 5
 
 
+@pytest.mark.seconds
 def test_silence_is_given_up(seaweed, at, monkeypatch):
     """A server that takes a request and never answers."""
     monkeypatch.setattr(stores, "SILENCE", 0.3)

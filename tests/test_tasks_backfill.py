@@ -79,6 +79,7 @@ def test_times_are_read_as_stores_give_them():
     assert files.modified({"size": 3, "LastModified": None}) is None
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize(("limit", "most"), [(1, 1), (2, 2), (None, 4)])
 def test_no_more_than_so_many_at_a_time(limit, most):
     now, highest, lock = 0, 0, threading.Lock()
@@ -97,6 +98,7 @@ def test_no_more_than_so_many_at_a_time(limit, most):
     assert highest == most
 
 
+@pytest.mark.seconds
 def test_the_limit_holds_on_a_cluster(monkeypatch):
     from dask.distributed import LocalCluster
 

@@ -104,7 +104,7 @@ def test_champions_load_in_a_process_that_knows_none_of_this_code(lit, tmp_path)
     uri = tracking.client(root)._tracking_client.tracking_uri
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=tmp_path, env={"PATH": "", "MLFLOW_TRACKING_URI": uri},
-        capture_output=True, text=True, timeout=200,
+        capture_output=True, text=True, timeout=1000,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     for name in EXPORTED:

@@ -45,6 +45,7 @@ def test_a_program_that_fails_is_told_with_the_end_of_its_log():
     assert caught.value.clips == {"3": ["one", "two"]}
 
 
+@pytest.mark.seconds
 def test_a_program_that_falls_silent_is_ended():
     began = time.monotonic()
     with pytest.raises(TrainingFailed, match="a title said nothing for 1 s and was ended; its ranks: pid") as caught:
@@ -59,6 +60,7 @@ def test_a_program_that_falls_silent_is_ended():
             time.sleep(0.05)
 
 
+@pytest.mark.seconds
 @pytest.mark.long
 def test_a_rank_that_is_stopped_ends_its_training(tmp_path, monkeypatch):
     """Two real ranks, of which one gets no more time: the other one says where it waits."""

@@ -59,7 +59,7 @@ def test_two_ranks_train_both_streams_and_the_fusion(spec, tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     command += ["-m", "tasks.train_rank", "--spec", str(tmp_path / "spec.json"), "--name", "two"]
     done = subprocess.run(
-        command, cwd=CHECKOUT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300
+        command, cwd=CHECKOUT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=1000
     )
     assert done.returncode == 0, done.stderr[-3000:]
     found = checkpoints.find(spec.root, "two")

@@ -84,6 +84,7 @@ def test_a_store_that_comes_back_is_asked_again(spec, monkeypatch, error):
     assert len(asked) == 2 + 3 and checkpoints.find(spec.root, "patient").final
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize(
     ("error", "told"),
     [

@@ -21,6 +21,7 @@ from tasks.plans import rates
 from tasks.spending import Measured, Meter, Work
 
 
+@pytest.mark.seconds
 def test_the_outermost_mark_counts_and_only_for_the_thread_that_collects():
     def beside() -> None:
         with during("model"):
@@ -54,6 +55,7 @@ def slow(unit: str) -> Report:
     return Report(items=3)
 
 
+@pytest.mark.seconds
 def test_a_stage_says_what_its_workers_did_and_that_its_parts_can_be_sent_elsewhere(monkeypatch):
     monkeypatch.setattr(spending, "_spent", {})
     done: set[str] = set()

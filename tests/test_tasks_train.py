@@ -149,7 +149,7 @@ def test_a_killed_training_goes_on_as_if_nothing_had_happened(spec, uninterrupte
         time.sleep(0.01)
     (rank,) = _trainings(f"--name\0killed {who}")
     os.kill(rank if who == "rank" else process.pid, signal.SIGKILL)
-    assert process.communicate(timeout=60) and process.returncode != 0
+    assert process.communicate(timeout=600) and process.returncode != 0
     assert not _trainings(f"--name\0killed {who}")
     newest = checkpoints.find(spec.root, f"killed {who}")
     assert newest is not None and not newest.final
@@ -264,7 +264,7 @@ def test_ranks_end_with_the_launcher(spec, tmp_path):
     assert _trainings("orphan")
     launcher.kill()
     launcher.wait()
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 300
     while time.monotonic() < deadline and _trainings("orphan"):
         time.sleep(0.1)
     assert not _trainings("orphan")
