@@ -20,7 +20,7 @@ from tests import lamps
 from tests.preparing import prepare
 
 CHEAP = {"pretrain_steps": 10, "whole": 48, "batch": 6, "pretrain_batch": 6, "pixels": 16}
-STEPS = {"x3d": 20, "coarse_fine": 10, "fine_fine": 14, "slowfast_det": 12, "super_events": 25, "tgm": 25, "pdan": 25}
+STEPS = {"x3d": 20, "coarse_fine": 10, "fine_fine": 14, "slowfast_det": 12, "super_events": 80, "tgm": 80, "pdan": 80}
 
 
 @pytest.fixture(scope="module")
