@@ -136,7 +136,8 @@ def names(url: str, suffix: str = "") -> list[str]:
     except (FileNotFoundError, NotADirectoryError):
         return []
     bare = (str(entry).rstrip("/").rsplit("/", 1)[-1] for entry in found)
-    return sorted(name for name in bare if name.endswith(suffix) and not name.startswith("."))
+    # Some servers list an object twice while it is being replaced.
+    return sorted({name for name in bare if name.endswith(suffix) and not name.startswith(".")})
 
 
 def digest(data: bytes) -> str:

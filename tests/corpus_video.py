@@ -11,8 +11,10 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import av
@@ -150,6 +152,18 @@ def init_only(p):
 
 case(24, "fragmented, without a fragment", "no_frames", init_only)
 case(25, "within a fragment", "truncated", lambda p: cut(good(movflags="frag_keyframe+empty_moov"), 0.6))
+
+
+@cache
+def matroska(live: bool = False) -> bytes:
+    with TemporaryDirectory() as folder:
+        return make(Path(folder) / "a.mkv", frames=60, **({"live": "1"} if live else {})).read_bytes()
+
+
+case(7, "Matroska that lacks its last bytes", "truncated", lambda p: matroska()[:-9], file="a.mkv")
+case(7, "Matroska cut in its last tenth", "truncated", lambda p: cut(matroska(), 0.97), file="a.mkv")
+case(25, "Matroska that was written live", OK, lambda p: matroska(live=True), file="a.mkv")
+case(25, "Matroska that was written live, cut", OK, lambda p: cut(matroska(live=True), 0.97), file="a.mkv")
 case(26, "junk behind it", OK, lambda p: good() + np.random.default_rng(1).bytes(5000))
 case(27, "junk before it", "not_video", lambda p: b"junk" * 8 + good())
 case(28, "text", "not_video", lambda p: b"This is not a video.\n" * 99)
@@ -301,6 +315,9 @@ video(75, "WMV", codec="wmv2", file="a.wmv", format="asf")
 video(75, "ProRes", codec="prores_ks", pix="yuv422p10le", file="a.mov")
 video(75, "MPEG-2", codec="mpeg2video", file="a.mpg")
 video(75, "MPEG-1", codec="mpeg1video", file="b.mpg", rate=25)
+video(75, "MXF", "unsupported_container", codec="mpeg2video", file="a.mxf", rate=25)
+video(75, "RealMedia", "unsupported_container", codec="rv20", file="a.rm", size=(64, 48), rate=25)
+video(75, "H.263", codec="h263", file="a.3gp", size=(176, 144), rate=Fraction(30000, 1001))
 case(76, "AV1", OK, lambda p: apart(p, codec="libsvtav1", frames=12, options={"preset": "12"}))
 case(77, "the same under another name", OK, lambda p: good(), file="another.mp4")
 case(78, "another under the same name", OK, lambda p: good(**FAST), file="good.mp4")

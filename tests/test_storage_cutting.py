@@ -203,6 +203,22 @@ def test_a_copy_keeps_its_place_on_the_source_clock(files, tmp_path, name):
     np.testing.assert_allclose(found, times - times[0], atol=1e-3)
 
 
+@pytest.mark.parametrize("how", [cutting.cut, copying.copy])
+@pytest.mark.parametrize("kind", ["mp4", "mkv"])
+def test_a_clip_ends_before_the_next_one_begins_where_the_rate_varies(tmp_path, how, kind):
+    """Bursts of frames and waits between them: frames come much sooner than on average after some ends."""
+    times = [float(start + step) for start in (0.0, 3.0, 7.5) for step in np.arange(0, 2.0, 0.02).round(2)]
+    path = make(tmp_path / f"a.{kind}", frames=len(times), times=times, size=(32, 24), options={"g": "25"})
+    options = {"span": 1.0} | ({"short_side": 24} if how is cutting.cut else {})
+    clips, _ = _clips(how, path, tmp_path / "a", **options)
+    assert sum(clip["frames"] for clip in clips) == len(times) and len(clips) == 6
+    for clip, after in zip(clips, clips[1:], strict=False):
+        assert clip["end"] <= after["start"] and clip["end_pts"] <= after["start_pts"]
+    assert clips[-1]["end"] > times[-1]
+    in_windows, _ = _in_windows(how, path, tmp_path / "b", [0, 3, 8], **options)
+    assert _times(in_windows) == _times(clips)
+
+
 def test_copies_begin_at_the_first_key_frame_after_each_span(files, tmp_path):
     clips, _ = _clips(copying.copy, files["b_frames.mp4"], tmp_path / "a", span=2.0)
     assert [clip["start"] for clip in clips] == pytest.approx([0, 2.5, 5.0, 6.25, 8.75, 10.0, 12.5])

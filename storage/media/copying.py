@@ -153,10 +153,10 @@ class _Copier:
 
     def _advance(self) -> bool:
         assert self.held
+        self._finish(until=self._time_of(self.rest[0]))
         if self.plan.beyond(self.held):
             self.rest.clear()
             return True
-        self._finish()
         self.writer = _Writer(self.folder / f"{len(self.clips):06d}.mp4", self.clock, self._time_of(self.rest[0]))
         self.place = self.held
         self._write()
@@ -167,14 +167,14 @@ class _Copier:
         self.writer.write(self.rest)
         self.rest.clear()
 
-    def _finish(self) -> None:
+    def _finish(self, until: int | None = None) -> None:
         if self.writer is None:
             return
         writer, self.writer = self.writer, None
         writer.close()
         assert self.place
         numbers = (len(self.clips), self.place, (writer.begun, writer.last), writer.count)
-        self.clips.append(record(self.clock, self.plan, *numbers, (self.width, self.height)))
+        self.clips.append(record(self.clock, self.plan, *numbers, (self.width, self.height), until=until))
 
 
 class _Writer:

@@ -17,7 +17,7 @@ from storage.media.limits import DEFAULT, Limits
 from storage.media.picture import Upright, range_of
 from storage.media.video import NEAR, Clock
 
-METHOD = 2  # goes up when the same source and options give other clips; part of what identifies a part
+METHOD = 3  # goes up when the same source and options give other clips; part of what identifies a part
 HELD_BACK = 256  # frames in memory while a rest may still be too short for a clip
 Place = tuple[int, int]  # (shot, piece of the shot)
 
@@ -101,12 +101,15 @@ def record(
     frames: int,
     size: tuple[int, int],
     notes: Iterable[str] = (),
+    until: int | None = None,
 ) -> Any:
-    """The `Clip` record of the frames from ``span[0]`` to ``span[1]``.
+    """The `Clip` record of the frames from ``span[0]`` to ``span[1]``; ``until`` is when the clip after it begins.
 
     With bounds it also has its ``shot`` and whether that is ``short`` of a tail.
     """
     first, begun, end = clock.first or 0, span[0], span[1] + clock.tick
+    if until is not None:  # where the rate varies, the next frame may come sooner than frames do on average
+        end = min(end, until)
     seconds = float((end - begun) * clock.base)
     clip = Clip(
         file=f"{number:06d}.mp4",
@@ -209,10 +212,10 @@ class _Cutter:
     def _advance(self) -> bool:
         """Begins the clip that is held; True where it is beyond the window instead."""
         assert self.held
+        self._finish(until=self.rest[0][0])
         if self.plan.beyond(self.held):
             self.rest.clear()
             return True
-        self._finish()
         upright = self.rest[0][1]
         file = self.folder / f"{len(self.clips):06d}.mp4"
         self.writer = Encoder(file, upright.width, upright.height, self.clock.rate, self.clock.base)
@@ -228,14 +231,14 @@ class _Cutter:
         self.last, self.count = self.rest[-1][0], self.count + len(self.rest)
         self.rest.clear()
 
-    def _finish(self) -> None:
+    def _finish(self, until: int | None = None) -> None:
         if self.writer is None:
             return
         self.writer.close()
         assert self.place
         size = (self.writer.stream.width, self.writer.stream.height)
         numbers = (len(self.clips), self.place, (self.begun, self.last), self.count)
-        self.clips.append(record(self.clock, self.plan, *numbers, size, self.notes))
+        self.clips.append(record(self.clock, self.plan, *numbers, size, self.notes, until))
         self.writer, self.notes = None, set()
 
 

@@ -14,7 +14,7 @@ REASONS = {
     "file_too_large": "more bytes than the limit",
     "source_changed": "other bytes than when it was listed",
     "not_video": "no known video container",
-    "unsupported_container": "a picture, a bare stream or a sound file",
+    "unsupported_container": "a picture, a bare stream, a sound file, or a container that is not on the list",
     "forbidden_reference": "names other files or hosts, which are never followed",
     "encrypted": "protected by a key that we do not have",
     "no_video_stream": "a container without a video stream",

@@ -12,6 +12,7 @@ REFERENCES = (b"#EXTM3U", b"ffconcat", b"v=0\r\n", b"v=0\n", b"<MPD", b"[playlis
 PICTURES = (b"\x89PNG", b"GIF8", b"\xff\xd8\xff", b"BM", b"II*\0", b"MM\0*", b"\0\0\1\0", b"\x8aMNG", b"YUV4MPEG2")
 SOUNDS = (b"ID3", b"fLaC", b".snd", b"#!AMR", b"\xff\xfb", b"\xff\xf1")
 BARE = (b"\0\0\0\1", b"\0\0\1\x67", b"\0\0\1\x09", b"\0\0\1\x40", b"DKIF")  # a stream without a container
+OTHERS = (b"\x06\x0e\x2b\x34", b".RMF", b"nut/multimedia container")  # MXF, RealMedia, NUT
 PARENTS = (b"moov", b"trak", b"mdia", b"minf", b"dinf", b"stbl", b"moof", b"traf")
 MAX_BOXES = 10_000
 
@@ -53,7 +54,7 @@ def verdict(head: bytes) -> str:
         return "truncated"
     riff = head[:4] == b"RIFF" and head[8:12] in (b"WEBP", b"WAVE")
     still = head[4:8] == b"ftyp" and head[8:12] in (b"avif", b"heic", b"mif1")
-    known = riff or still or any(head.startswith(mark) for mark in PICTURES + SOUNDS + BARE)
+    known = riff or still or any(head.startswith(mark) for mark in PICTURES + SOUNDS + BARE + OTHERS)
     return "unsupported_container" if known else "not_video"
 
 
@@ -87,6 +88,27 @@ def check_boxes(path: str) -> None:
                 raise Rejected("forbidden_reference", f"its media are in another file: {url}")
             if name == b"stsd" and file.read(min(end - start, 16))[12:16] in (b"encv", b"drmi"):
                 raise Rejected("encrypted", "its samples are encrypted")
+
+
+def check_segment(path: str) -> None:
+    """Refuses a Matroska file that is shorter than its segment says; one that was written live says nothing."""
+    with open(path, "rb") as file:
+        size, head = os.fstat(file.fileno()).st_size, file.read(4096)
+    begin, length = _element(head, 0, b"\x1aE\xdf\xa3")
+    begin, length = _element(head, begin + length, b"\x18S\x80g")
+    if begin + length > size:
+        raise Rejected("truncated", f"{size} bytes, its segment reaches to byte {begin + length}")
+
+
+def _element(head: bytes, at: int, name: bytes) -> tuple[int, int]:
+    """Where the body of an EBML element of four bytes of name begins and how long it is; (0, 0) where it is not."""
+    first = head[at + 4 : at + 5]
+    if head[at : at + 4] != name or first in (b"", b"\0"):
+        return 0, 0
+    width = 9 - first[0].bit_length()
+    value = int.from_bytes(head[at + 4 : at + 4 + width], "big") - (1 << 7 * width)
+    unknown = value == (1 << 7 * width) - 1
+    return at + 4 + width, 0 if unknown else value
 
 
 def _boxes(file: BinaryIO, start: int, end: int) -> Iterator[tuple[bytes, int, int, bool]]:

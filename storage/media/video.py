@@ -26,7 +26,7 @@ from storage.media.limits import DEFAULT, Limits, Rejected, check_size
 FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,ogg,asf,wmv"
 CODECS = (
     "h264,hevc,vp8,vp9,av1,libdav1d,mpeg4,mpeg2video,mpeg1video,mjpeg,prores,wmv1,wmv2,wmv3,"
-    "msmpeg4,msmpeg4v3,msmpeg4v2,theora,flv"
+    "msmpeg4,msmpeg4v3,msmpeg4v2,theora,flv,h263"
 )
 OPTIONS = {"format_whitelist": FORMATS, "protocol_whitelist": "file"}
 
@@ -45,9 +45,10 @@ def open_video(path: str, limits: Limits = DEFAULT) -> InputContainer:
     except (av.error.InvalidDataError, av.error.FFmpegError, ValueError) as error:
         with open(path, "rb") as file:
             raise Rejected(sniff.verdict(file.read(1024)), str(error)) from error
-    if "mp4" in container.format.name:
+    checks = {"mp4": sniff.check_boxes, "matroska": sniff.check_segment}
+    if check := next((checks[kind] for kind in checks if kind in container.format.name), None):
         try:
-            sniff.check_boxes(path)
+            check(path)
         except Rejected:
             container.close()
             raise
