@@ -108,6 +108,10 @@ def retrain(
     class_drop: Annotated[
         float, Field(description="AP (0 to 1) that a class may lose; one that surely loses more is refused.", ge=0)
     ] = 0.05,
+    successor_drop: Annotated[
+        float,
+        Field(description="What may be lost against a champion trained on a source that was taken down since.", ge=0),
+    ] = 0.05,
     slower: Annotated[
         float | None, Field(description="Times the champion's latency that a challenger may take.", gt=0)
     ] = None,
@@ -132,7 +136,10 @@ def retrain(
         multigrid=multigrid, precision=precision, accumulate=accumulate, clip=clip, ema=ema, compile=compile,
         ranks=ranks, nodes=nodes, rendezvous=rendezvous, sharding=sharding, patience=patience, resume=resume, seed=seed,
     )  # fmt: skip
-    rules = Rules(metric=metric, margin=margin, class_drop=class_drop, slower=slower, costlier=costlier)
+    rules = Rules(
+        metric=metric, margin=margin, class_drop=class_drop, successor_drop=successor_drop, slower=slower,
+        costlier=costlier,
+    )  # fmt: skip
     root, kinds = opened(root), candidates_of(given, pretraining, ensemble_of)
     with begun(root, dataset, model, given, rules, kinds, ensemble_of) as this:
         if this.over is not None:

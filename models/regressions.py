@@ -55,7 +55,12 @@ def single(delta: Array, without: Array, videos: Array) -> Array:
     """The one-sided p-value [K] of each difference being below 0, unadjusted; 1 for one that no video changes."""
     from scipy import stats
 
-    V = without.shape[1]
-    spread = np.sqrt((V - 1) / V * ((without - without.mean(1, keepdims=True)) ** 2).sum(1))
+    spread = jackknife_error(without)
     certain = spread < 1e-12
     return np.where(certain, 1.0, stats.t.cdf(delta / np.where(certain, 1, spread), videos - 1))
+
+
+def jackknife_error(without: Array) -> Array:
+    """The standard error of what is `without` [..., V] each of V videos in turn."""
+    V = without.shape[-1]
+    return np.sqrt((V - 1) / V * ((without - without.mean(-1, keepdims=True)) ** 2).sum(-1))

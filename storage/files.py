@@ -135,7 +135,8 @@ def names(url: str, suffix: str = "") -> list[str]:
         found = ask(fs, "ls", path, detail=False, size=UNKNOWN, **({} if is_local(fs) else {"refresh": True}))
     except (FileNotFoundError, NotADirectoryError):
         return []
-    bare = (str(entry).rstrip("/").rsplit("/", 1)[-1] for entry in found)
+    own = path.rstrip("/")  # which s3fs answers with where SeaweedFS keeps an emptied folder
+    bare = (entry.rsplit("/", 1)[-1] for entry in (str(one).rstrip("/") for one in found) if entry != own)
     # Some servers list an object twice while it is being replaced.
     return sorted({name for name in bare if name.endswith(suffix) and not name.startswith(".")})
 

@@ -1,6 +1,6 @@
 """The gate: a challenger becomes champion only where the held-out videos show that it is better."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from prefect import task
@@ -11,10 +11,11 @@ from threadpoolctl import threadpool_limits
 
 from models.gate import Rules, objections, paired_bootstrap
 from models.metrics import FrameScores
-from storage import checkpoints, claims, files
+from storage import checkpoints, claims, files, tombstones
 from storage.datasets import Dataset
 from tasks import calibration, registry, report, tracking
 from tasks.evaluate import Evaluation, evaluate_checkpoint
+from tasks.lineage import ancestry
 from tasks.overlap import trained_on
 from tasks.spending import staged
 
@@ -33,6 +34,8 @@ def judge(
     The first model of a name has nobody to beat and is promoted. A champion that knows other classes cannot be
     compared; the challenger is refused and the reason says so. Held-out videos that the champion was trained on, in a
     version where they were not held out, count for neither; those that show what training clips show never did.
+    A champion that was trained on a source that was taken down since has to go: a challenger that was not need not be
+    better, only surely no worse than `Rules.successor_drop` allows.
     """
     champion = registry.champion(root, model)
     found: dict[str, Any] = {
@@ -65,6 +68,9 @@ def judge(
             )  # fmt: skip
     except ValueError as error:
         return found | {"decision": "refused", "why": f"not comparable: {error}"}
+    if gone := champion.taken_down:
+        found |= {"taken_down": gone}
+        rules = replace(rules, margin=min(rules.margin, -rules.successor_drop))
     costs = against.metrics, challenger.metrics
     classes = [row["class"] for row in challenger.per_class]
     against_it = objections(comparison, rules, classes, costs)
@@ -72,6 +78,8 @@ def judge(
         "decision": "refused" if against_it else "promoted",
         "why": "; ".join(against_it) or f"{comparison.interval} is above the margin {rules.margin:g}",
     }
+    if gone:
+        decision["why"] += f"; the champion was trained on what was taken down since ({gone})"
     measured = {f"{who}_{name}": each[name] for who, each in zip(("champion", "challenger"), costs, strict=True)
                 for name in ("latency_ms", "gmacs") if name in each}  # fmt: skip
     numbers = asdict(comparison)
@@ -105,7 +113,8 @@ def gate(
     """Registers a candidate, judges it and moves the alias ``champion`` if it won; emits an event either way.
 
     A version is judged once on a dataset version: asking again until chance agrees would not be a test. One that a
-    person took the alias from (`reelmill rollback`) does not get it back here. With ``approval`` a winner is
+    person took the alias from (`reelmill rollback`) does not get it back here, and one that was trained on a source
+    that was taken down meanwhile does not get it at all. With ``approval`` a winner is
     ``waiting`` for a person's word (`tasks.approval`), until the champion is another one. One challenger of a model is
     judged at a time, whoever runs.
     """
@@ -124,14 +133,19 @@ def gate(
         reigning = champion.version if champion else None
         earlier = registry.decided(root, model, version)
         if earlier and earlier["dataset"] == tags["dataset"]:
-            stands = earlier["decision"] != "waiting" or (approval and earlier["champion_version"] == reigning)
-            if stands:
+            settled = earlier["decision"] != "waiting" or (approval and earlier["champion_version"] == reigning)
+            if settled and registry.stands(earlier, champion):
                 report.say(f"  gate         {title}: {earlier['decision']} earlier, {earlier['why']}")
                 return earlier
         decision = judge(root, dataset, model, evaluation, title, rules, seed)
         decision |= {"version": version, "run": candidate["run"]}
         if away := registry.rolled_back(root, model, version):
             decision |= {"decision": "refused", "why": f"it was rolled back: {away}"}
+        if gone := ancestry.taken_down(root, checkpoint.url):
+            for one in gone:
+                registry.add_to_tag(root, model, version, tombstones.TAG, one)
+            why = f"it was trained on what was taken down meanwhile ({', '.join(gone)})"
+            decision |= {"decision": "refused", "why": why}
         if approval and decision["decision"] == "promoted" and reigning != version:
             decision |= {"decision": "waiting", "why": f"it would be promoted ({decision['why']}) once a person agrees"}
         conclude(root, model, decision)

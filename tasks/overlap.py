@@ -1,6 +1,6 @@
 """Held-out videos that a model was trained on: in another version of the dataset they were in the training split."""
 
-from storage import datasets
+from storage import datasets, tombstones
 from storage.datasets import Dataset
 from storage.errors import InputError
 from tasks.evaluate import held_out
@@ -9,12 +9,14 @@ from tasks.evaluate import held_out
 def trained_on(root: str, dataset: Dataset, version: str) -> tuple[set[str], str]:
     """The held-out videos of a dataset of which the content is in the training split of ``version`` (``name@version``).
 
-    The second value says what could not be looked at. Contents are compared, not pictures: pairs of near-duplicates
-    (`tasks.evaluate.leaks`) are known within a version alone.
+    The second value says what could not be looked at. In place of a version that a take-down has removed the one that
+    followed is read: it lacks only what nobody measures on any more. Contents are compared, not pictures: pairs of
+    near-duplicates (`tasks.evaluate.leaks`) are known within a version alone.
     """
-    if version in ("", f"{dataset.name}@{dataset.version}"):
-        return set(), ""
     name, _, number = version.partition("@")
+    number = tombstones.followers(tombstones.read(root)).get(version, number)
+    if version == "" or (name, number) == (dataset.name, dataset.version):
+        return set(), ""
     try:
         then = datasets.load(root, name, number)
     except InputError:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from storage import tombstones
 from storage.secrets import redact
 from tasks import tracking
 
@@ -40,6 +41,11 @@ class ModelVersion:
     @property
     def checkpoint(self) -> str:
         return self.tags["checkpoint"]
+
+    @property
+    def taken_down(self) -> str:
+        """The tombstones of sources that it was trained on, with commas between them."""
+        return self.tags.get(tombstones.TAG, "")
 
 
 def champion(root: str, name: str, alias: str = CHAMPION) -> ModelVersion | None:
@@ -122,6 +128,12 @@ def roll_back(root: str, name: str, version: int, to: int, why: str) -> None:
     if rolled_back(root, name, to):
         c.delete_model_version_tag(name, str(to), ROLLED_BACK)
     promote(root, name, to)
+
+
+def stands(decision: dict[str, Any], champion: ModelVersion | None) -> bool:
+    """Whether a decision is one on the champion as it is: of one that has to go since, less is asked of challengers."""
+    due = champion.taken_down if champion and champion.version != decision["version"] else ""
+    return due in ("", decision.get("taken_down"))
 
 
 def decide(root: str, name: str, version: int, decision: dict[str, Any]) -> None:

@@ -62,19 +62,22 @@ def identity(
 
 
 def outcome(root: str, model: str, url: str) -> dict[str, Any] | None:
-    """What a retraining came to, where that is kept and the registry still has each of its decisions."""
+    """What a retraining came to, where that is kept and each of its decisions still stands in the registry."""
     try:
         kept = files.read_json(url)
     except FileNotFoundError:
         return None
     files.check_schema(root, kept)
-    if kept["format"] != FORMAT or registry.champion(root, model) is None:
+    champion = registry.champion(root, model)
+    if kept["format"] != FORMAT or champion is None:
         return None
     known, found = registry.versions(root, model), kept["found"]
     for decision in found["gates"].values():
         version = decision["version"]
         now = registry.decided(root, model, version) if version in known else None
         if not now or (now["decision"], now["dataset"]) != (decision["decision"], decision["dataset"]):
+            return None
+        if not registry.stands(now, champion):
             return None
     return found
 

@@ -40,6 +40,7 @@ class Training:
     """A model on its way from one step to the next."""
 
     def __init__(self, spec: Spec, name: str, rank: int, ranks: int, sharding: Sharding = "none") -> None:
+        Placement(ranks=ranks, sharding=sharding).check(spec.batch, spec.accumulate, spec.multigrid)
         self.spec, self.rank = spec, rank
         self.losses: list[float] = []
         found = _newest(spec.root, name, rank)

@@ -110,9 +110,9 @@ def test_a_refusal_starts_nothing(monkeypatch):
 def test_a_take_down_starts_a_retraining_of_each_model_that_was_trained_on_it(monkeypatch):
     emit = MagicMock()
     monkeypatch.setattr("prefect.events.emit_event", emit)
-    scope = SimpleNamespace(stones=[SimpleNamespace(models=["detector/3", "detector/4"])], touched={})
+    monkeypatch.setattr(forget, "_due", lambda *_: {"detector": SimpleNamespace(name="films", version="v2")})
     with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:4200/api"}):
-        forget._tell("/data/films", forget.Takedown(scope), [SimpleNamespace(name="films", version="v2")])
+        forget._tell("/data/films", forget.Takedown(SimpleNamespace(stones=[], touched={})))
     (name,), rest = emit.call_args
     event = ReceivedEvent(id=uuid4(), occurred=datetime.now(UTC), received=datetime.now(UTC), event=name, **rest)
     assert emit.call_count == 1 and watching("retrain/nightly").covers(event) and not watching().covers(event)

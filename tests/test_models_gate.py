@@ -76,13 +76,26 @@ def test_the_point_estimate_is_the_difference_on_all_videos(metric):
     assert (comparison.metric, comparison.samples, comparison.videos) == (metric, 200, 20)
 
 
-def test_the_bounds_are_percentiles_of_paired_draws():
-    champion, challenger = two_models(4, videos=8)
-    comparison = paired_bootstrap(champion, challenger, samples=400, confidence=0.8, seed=5)
-    counts = np.random.default_rng(5).multinomial(8, np.full(8, 1 / 8), size=400).T.astype(float)
-    differences = np.subtract(*(class_mean(*resampled(m, counts), "map") for m in (challenger, champion)))
-    assert [comparison.ci_low, comparison.ci_high] == pytest.approx(np.quantile(differences, [0.1, 0.9]))
-    assert comparison.p_worse == (differences <= 0).mean()
+@pytest.mark.parametrize("metric", MODES)
+def test_the_bounds_are_the_outer_ones_of_paired_draws_and_of_student(metric):
+    """Each is the outer one somewhere; 1.4149 is Student's 90th percentile of seven degrees of freedom."""
+    outer = set()
+    for seed in range(4, 12):
+        champion, challenger = two_models(seed, videos=8)
+        comparison = paired_bootstrap(champion, challenger, metric=metric, samples=400, confidence=0.8, seed=5)
+        counts = np.random.default_rng(5).multinomial(8, np.full(8, 1 / 8), size=400).T.astype(float)
+        differences = np.subtract(*(class_mean(*resampled(m, counts, metric), metric) for m in (challenger, champion)))
+        assert comparison.p_worse == (differences <= 0).mean()
+        low, high = np.quantile(differences, [0.1, 0.9])
+        left = []
+        for counted in 1 - np.eye(8, dtype=int):
+            after, before = (getattr(frame_map(*repeated(m, counted)), metric) for m in (challenger, champion))
+            left.append(after - before)
+        reach = 1.4149 * np.std(left) * np.sqrt(7)
+        assert comparison.ci_low == pytest.approx(min(low, comparison.delta - reach), abs=1e-5)
+        assert comparison.ci_high == pytest.approx(max(high, comparison.delta + reach), abs=1e-5)
+        outer |= {low < comparison.delta - reach, high > comparison.delta + reach}
+    assert outer == {True, False}
 
 
 def test_equal_models_differ_by_nothing_and_are_refused():

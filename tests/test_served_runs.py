@@ -13,7 +13,7 @@ import sys
 import time
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import asyncpg
 import psutil
@@ -22,15 +22,20 @@ import yaml
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.objects import ConcurrencyLimitStrategy, ConcurrencyOptions
 from prefect.events.schemas.automations import AutomationCore
+from prefect.events.schemas.deployment_triggers import DeploymentEventTrigger
 from prefect.exceptions import ObjectNotFound
-from prefect.states import Pending, Scheduled
+from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.states import Completed, Pending, Running, Scheduled
+from test_tasks_dead_runs import HOLDS
+from test_tasks_forget import left, pieces_of
 
-from storage import checkpoints, files
-from tasks import registry, serve, slots, tracking
-from tests import lamps
+from storage import checkpoints, datasets, files, lineage, tombstones
+from tasks import label, registry, retraining, serve, slots, tracking
+from tasks.lineage import forget, trace
+from tests import lamps, traced
 from tests.forked import forks
 from tests.preparing import CHECKOUT, prepare
-from tests.servers import end_with_us, free_ports, postgres, postgres_programs, prefect_server, until
+from tests.servers import CREDENTIALS, end_with_us, free_ports, postgres, postgres_programs, prefect_server, until
 
 pytestmark = [pytest.mark.timeout(900), pytest.mark.long]
 IMPORTS = """
@@ -71,6 +76,10 @@ from tasks import serve
 serve.GPUS = Path(sys.argv[1])
 serve.register()
 """
+OUTAGE = 120.0  # seconds: Prefect's own retries are over after 75, and automations.yaml waits 90 for a sign of life
+DEPLOYMENTS = {one["name"]: one for one in yaml.safe_load((CHECKOUT / "prefect.yaml").read_text())["deployments"]}
+QUICKLY = {"root": "", "dataset": "", "pretraining": ["detection"], "pretrain_steps": 1, "finetune_steps": 1}
+QUICKLY |= {"successor_drop": 1.0, "class_drop": 1.0}  # so that whoever is trained for a step may follow
 WORDS = ["--dataset", "a", "--pretraining", "none", "--finetune-steps", "2"]
 
 
@@ -130,7 +139,7 @@ def deploy(served, name, entrypoint, parameters, strategy=None):
         pull_steps=[{"prefect.deployments.steps.set_working_directory": {"directory": str(CHECKOUT)}}],
         concurrency_limit=1 if strategy else None,
         concurrency_options=ConcurrencyOptions(collision_strategy=strategy) if strategy else None,
-        job_variables={"env": {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30"}},
+        job_variables=DEPLOYMENTS["nightly"]["work_pool"]["job_variables"],
         tags=["reelmill"],
     )
 
@@ -210,6 +219,81 @@ def test_a_run_that_waits_for_a_person_ends_its_process_and_another_one_goes_on(
     assert sorted(states) == [("FINISHED", "finetune-none"), ("FINISHED", "retrain a")], "the one run went on"
 
 
+def test_a_retraining_that_was_killed_is_ended_on_the_server_by_the_next(served, run, root):
+    """One that lives is not, nor one that has ended; of one that the server does not know nothing is said."""
+    where = deploy(served, "killed", "tests.served_flows.works", {"folder": "none", "seconds": 0})
+    alive, done = (
+        served.client.create_flow_run_from_deployment(where, state=kind()).id for kind in (Running, Completed)
+    )
+    for flow_run in (done, uuid4()):
+        tracking.start(root, "retrain", {}, {retraining.CLAIM: "retrain-c", "prefect.flow_run_id": str(flow_run)})
+    with temporary_settings({PREFECT_API_URL: served.env["PREFECT_API_URL"]}):
+        holder = run(root, str(alive), program=HOLDS)
+        runs = holder.stdout.readline().split()
+        assert len(retraining.end_dead(root, "retrain-other")) == 2 and state(served, alive).is_running()
+        holder.kill()
+        holder.wait()
+        assert set(retraining.end_dead(root, "retrain-other")) == set(runs)
+    assert state(served, alive).is_crashed() and state(served, alive).message == retraining.GONE
+    assert state(served, done).is_completed()
+
+
+# A take-down
+
+TAKEN_DOWN = "weak/01.mp4"
+WITH = "import json, os, sys; os.environ.update(json.loads(sys.argv.pop(1)))\n"
+
+
+def test_a_take_down_on_object_storage_ends_with_a_champion_that_never_saw_the_source(
+    served, run, place, tmp_path, monkeypatch
+):
+    """It tags the model and schedules a retraining, which runs on what is left; no byte of the source is anywhere."""
+    root = place("seaweed")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    env = json.dumps({name: os.environ[name] for name in (*CREDENTIALS, "AWS_ENDPOINT_URL", "MLFLOW_TRACKING_URI")})
+    where = deploy(served, "nightly", "flows.retrain.retrain", QUICKLY)
+    watch(served, where)
+    lamps.render(tmp_path, train=3, held_out=5, weak=3)
+    old, _ = prepare(root, str(tmp_path / "archive"), str(tmp_path / "labels.csv"), units=4)
+    tracking.client(root).create_experiment(tracking.EXPERIMENT, artifact_location=(tmp_path / "artifacts").as_uri())
+    label.label_dataset(root, old)
+    assert traced.champion(root, old) == 1
+    (row,) = [row for row in lineage.clips(root).to_pylist() if row["path"] == TAKEN_DOWN]
+    clips = {row["key"]: (row["path"], media, {}) for part in old.parts for row, media in part.clips()}
+    names, pieces = [TAKEN_DOWN, row["identity"], row["content_id"], row["sha256"]], pieces_of(clips, TAKEN_DOWN)
+    assert left(root, names[:1], pieces[:1])
+
+    said = run(env, "forget", TAKEN_DOWN, "--root", root, program=WITH + COMMAND).communicate()
+    assert "proved: " in said and f"{forget.EVENT} was emitted for detector" in said, said
+    (stone,) = tombstones.read(root)
+    assert registry.versions(root, "detector")[1][tombstones.TAG] == stone.id
+    asked = until("a retraining is scheduled", lambda: [r for r in served.client.read_flow_runs()
+                                                        if r.deployment_id == where])  # fmt: skip
+    assert len(asked) == 1 and asked[0].state.is_scheduled()
+    assert asked[0].parameters.items() >= {"root": root, "dataset": "a", "model": "detector"}.items()
+
+    served.client.set_flow_run_state(asked[0].id, Pending(), force=True)
+    process = run(env, str(asked[0].id), program=WITH + ENGINE)
+    out = process.communicate()
+    assert process.returncode == 0 and state(served, asked[0].id).is_completed(), out
+    data, champion = datasets.load(root, "a"), registry.champion(root, "detector")
+    assert data.version != old.version and champion.version != 1 and not champion.taken_down, out
+    assert registry.decided(root, "detector", champion.version)["taken_down"] == stone.id
+    rows, tree = trace.of_model(root, "models:/detector@champion")
+    assert set(rows["dataset"].to_pylist()) == {f"a@{data.version}"} and not [r for r in tree if "forgotten" in r]
+    assert set(rows["path"].to_pylist()) == {*(f"dense/{n:02d}.mp4" for n in range(3)), "weak/00.mp4", "weak/02.mp4"}
+    assert left(root, names, pieces) == []
+    again = run(env, "forget", TAKEN_DOWN, "--root", root, program=WITH + COMMAND).communicate()
+    assert "proved: " in again and forget.EVENT not in again, again
+
+
+def watch(served, where):
+    """Has the trigger of prefect.yaml start a deployment, as `prefect deploy` does."""
+    found = DeploymentEventTrigger.model_validate(DEPLOYMENTS["nightly"]["triggers"][0])
+    found.set_deployment_id(where)
+    served.client.create_automation(found.as_automation())
+
+
 # A worker
 
 
@@ -263,20 +347,20 @@ def test_late_runs_end_as_one_and_a_server_that_is_killed_meanwhile_loses_none(s
     assert runs in late and state(served, runs).is_running()
     served.process.kill()
     served.process.wait()
-    time.sleep(3)
+    time.sleep(OUTAGE)
     served.process = served.start()
     (folder / "enough").touch()
     until("it ends well", lambda: state(served, runs).is_completed())
     done = int(began.with_suffix(".done").read_text())
     assert done >= 3 and len(list(folder.glob("*.began"))) == 1
-    tasks = until("its tasks are told", lambda: len(completed(served, runs)) == done and completed(served, runs))
-    assert len({task.name for task in tasks}) == done
+    until("its tasks are told", lambda: len(completed(served, runs)) == done)
+    assert "Crashed" not in (names := [one.name for one in served.client.read_flow_run_states(runs)]), names
     (folder / "enough").unlink()
 
 
 def completed(served, runs):
     found = served.client.request("POST", "/task_runs/filter", json={"flow_runs": {"id": {"any_": [str(runs)]}}}).json()
-    return [SimpleNamespace(**task) for task in found if task["state_type"] == "COMPLETED"]
+    return [task for task in found if task["state_type"] == "COMPLETED"]
 
 
 def test_a_run_that_was_killed_with_its_worker_is_found_and_its_place_is_free(served, works, worker):

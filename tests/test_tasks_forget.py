@@ -88,12 +88,12 @@ def root(traced, tmp_path):
     return str(tmp_path / "root")
 
 
-@pytest.mark.parametrize("store", ["local", pytest.param("s3", marks=pytest.mark.long)])
-def test_nothing_is_left_and_all_else_is_as_before(root, store, request, tmp_path, monkeypatch):
+@pytest.mark.parametrize("store", ["local", pytest.param("seaweed", marks=pytest.mark.long)])
+def test_nothing_is_left_and_all_else_is_as_before(root, store, place, tmp_path, monkeypatch):
     before, tracked = clips_of(root), f"sqlite:///{root}/mlflow/mlflow.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", tracked)
-    if store == "s3":
-        remote = f"{request.getfixturevalue('s3')}/{tmp_path.name}"
+    if store != "local":
+        remote = place(store)
         for item in inventory.walk(root):
             if not item.name.startswith("mlflow/"):
                 files.replace(files.read(files.join(root, item.name)), files.join(remote, item.name))
@@ -133,7 +133,7 @@ def test_nothing_is_left_and_all_else_is_as_before(root, store, request, tmp_pat
     for name in files.names(files.join(root, "forgotten")):
         assert GONE.encode() not in files.read(files.join(root, "forgotten", name))
     assert registry.versions(root, "detector")[1][tombstones.TAG] == stone.id
-    assert f"run `reelmill retrain --root {root} --dataset a`" in said.output
+    assert f"run `reelmill retrain --root {root} --dataset a --model detector`" in said.output
     with pytest.raises(InputError, match="no source and no clip"):
         trace.of_source(root, GONE)
     rows, tree = trace.of_model(root, "models:/detector@champion")
@@ -145,6 +145,10 @@ def test_nothing_is_left_and_all_else_is_as_before(root, store, request, tmp_pat
         "it is known by its name, which is nowhere"
     )
     assert {item.name: item.size for item in inventory.walk(root) if not item.name.startswith("mlflow/")} == everything
+    assert "run `reelmill retrain" in again.output, "until there is another champion"
+    other = registry.register(root, "detector", "runs:/1/m", "1", {"checkpoint_digest": "x"})
+    registry.promote(root, "detector", other)
+    assert "reelmill retrain" not in run(GONE, "--root", root).output
 
 
 def test_it_does_not_come_back_under_any_name_and_the_rest_goes_on(root, request, tmp_path):

@@ -8,7 +8,7 @@ import torch
 
 from models.gate import Rules
 from models.metrics import FrameScores
-from storage import checkpoints, files
+from storage import checkpoints, files, tombstones
 from storage.datasets import Dataset
 from storage.errors import InputError
 from tasks import gate, registry, tracking
@@ -83,6 +83,46 @@ def test_an_equal_challenger_is_refused(root):
     first = judged(root, candidate(root, 0, 1.0))
     assert judged(root, candidate(root, 7, 1.0))["decision"] == "refused"
     assert registry.champion(root.url, "m").version == first["version"]
+
+
+def test_a_champion_that_was_trained_on_what_was_taken_down_is_followed_by_an_equal_one(root):
+    """Also by one that was refused before the take-down, on the same data; not by one that is surely worse."""
+    first = judged(root, candidate(root, 0, 1.0))
+    equal, worse = candidate(root, 7, 1.0), candidate(root, 8, 0.3)
+    assert judged(root, equal)["decision"] == judged(root, worse)["decision"] == "refused"
+    registry.add_to_tag(root.url, "m", first["version"], tombstones.TAG, "5709e")
+    refused = judged(root, worse, rules=Rules(successor_drop=0.1))
+    assert refused["decision"] == "refused" and refused["ci_high"] < -0.1 and refused["taken_down"] == "5709e"
+    assert judged(root, equal, rules=Rules(successor_drop=0.0, margin=0.1))["decision"] == "refused"
+    decision = judged(root, equal, data=Dataset("d", "v2", [], {}), rules=Rules(successor_drop=0.1))
+    assert decision["decision"] == "promoted" and decision["ci_low"] < 0
+    assert "above the margin -0.1" in decision["why"] and "taken down since (5709e)" in decision["why"]
+    assert registry.champion(root.url, "m").version == decision["version"]
+    assert judged(root, equal, data=Dataset("d", "v2", [], {})) == decision, "which stands"
+
+
+def test_a_decision_from_before_a_take_down_does_not_stand(root):
+    first = judged(root, candidate(root, 0, 1.0))
+    equal = candidate(root, 7, 1.0)
+    judged(root, equal)
+    registry.add_to_tag(root.url, "m", first["version"], tombstones.TAG, "5709e")
+    assert judged(root, equal, rules=Rules(successor_drop=0.1))["decision"] == "promoted"
+
+
+def test_what_was_trained_on_a_source_that_was_taken_down_meanwhile_is_refused_and_tagged(root):
+    first = judged(root, candidate(root, 0, 0.5))
+    stones = [tombstones.Tombstone([n * 48], [], "", "", "", parts={part: ""}) for n, part in (("1", "p"), ("2", "q"))]
+    for stone in stones:
+        tombstones.write(root.url, stone)
+    for number, (part, expected) in enumerate((("p", "refused"), ("r", "promoted"))):
+        better = candidate(root, 1 + number, 3.0 + 3 * number)
+        about = {"system": "x3d", "spec": {"parts": [{"id": part}]}}
+        saved = checkpoints.save(root.url, part, 1, {"w": torch.full((1,), -1.0 - number)}, {}, about, True)
+        decision = judged(root, better | {"checkpoint": saved})
+        assert decision["decision"] == expected, decision["why"]
+        tags = registry.versions(root.url, "m")[decision["version"]]
+        assert tags.get(tombstones.TAG) == (stones[0].id if part == "p" else None)
+    assert registry.champion(root.url, "m").version == decision["version"] != first["version"]
 
 
 def test_a_decision_stands(root):

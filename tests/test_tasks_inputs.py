@@ -8,10 +8,12 @@ from threading import Barrier
 
 import pytest
 
-from storage import columns, datasets, files
+from storage import columns, datasets, files, tables
 from storage.datasets import Dataset
+from storage.errors import Damaged
+from storage.parts import Part
 from tasks import tracking
-from tasks.training import pretrain
+from tasks.training import pretrain, samples
 from tests import traced
 
 
@@ -84,6 +86,19 @@ def test_a_digest_of_a_column_is_of_its_values_over_its_parts(traced, tmp_path):
     changed = table.set_column(1, "times", [[[0.0]] * len(table)])
     columns.write(root, "predictions", version, data.parts[0], changed, {})
     assert columns.digest(root, "predictions", version, ids) != one
+
+
+def test_labels_beside_other_clips_than_theirs_are_never_trained_on(ran):
+    """They are joined by key: the same rows in another order, or one less, end the training before a step."""
+    root, _, spec, _ = ran
+    part = next(part for part in map(lambda record: Part(**record), spec.parts) if part.samples > 1)
+    url = columns.url(root, "pseudo_labels", spec.labels, part.id)
+    table, about = tables.both(url)
+    samples.samples_of(spec)
+    for wrong in (table.take(list(range(len(table)))[::-1]), table.slice(1)):
+        files.replace(tables.pack(wrong, about), url)
+        with pytest.raises(Damaged, match=f"column pseudo_labels: its keys are not those of part {part.id}"):
+            samples.samples_of(spec)
 
 
 def test_runs_that_name_a_new_input_at_once_all_have_it(tmp_path):

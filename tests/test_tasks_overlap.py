@@ -2,6 +2,7 @@
 
 import pytest
 
+from storage import tombstones
 from tasks import overlap
 from tests import lamps
 from tests.preparing import prepare
@@ -40,3 +41,11 @@ def test_of_the_version_itself_nothing_is_read(swapped, version, monkeypatch):
 def test_a_version_that_is_gone_is_said(swapped):
     root, _, second = swapped
     assert overlap.trained_on(root, second, "a@0123") == (set(), "the list of a@0123 is gone")
+
+
+def test_of_a_version_that_a_take_down_has_removed_the_one_that_followed_is_read(swapped):
+    root, first, second = swapped
+    stone = tombstones.Tombstone(["1" * 48], [], "", "", "", versions={"a@0123": first.version})
+    tombstones.write(root, stone)
+    assert overlap.trained_on(root, second, "a@0123") == ({"dense/07.mp4"}, "")
+    assert overlap.trained_on(root, first, "a@0123") == (set(), "")

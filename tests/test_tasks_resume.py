@@ -199,7 +199,15 @@ def test_a_sharded_checkpoint_goes_on_in_one_rank_and_the_other_way_round(ranks,
 
 
 @pytest.mark.parametrize(("given", "told"), [({"multigrid": True, "ranks": 2}, "multigrid"), ({}, "--ranks 2 or more")])
-def test_sharding_that_cannot_be_is_refused_before_anything_is_trained(given, told):
+def test_sharding_that_cannot_be_is_refused_before_anything_is_read(given, told, tmp_path, monkeypatch):
+    """By whoever is asked first: the command line, a training of an ablation, or a rank that was started by hand."""
+    monkeypatch.setattr(train_rank, "samples_of", lambda _: pytest.fail("read"))
+    monkeypatch.setattr(train.launch, "command", lambda *_: pytest.fail("started"))
+    spec, ranks = spec_on(tmp_path, multigrid="multigrid" in given), given.get("ranks", 1)
     with pytest.raises(InputError, match=told):
         recipe(sharding="fsdp", **given)
+    with pytest.raises(InputError, match=told):
+        train.fit(spec, "sharded", placement=Placement(ranks=ranks, sharding="fsdp"))
+    with pytest.raises(InputError, match=told):
+        train_rank.run(spec, "sharded", 0, ranks, "fsdp")
     assert recipe(sharding="fsdp", ranks=2).placement == Placement(ranks=2, sharding="fsdp")

@@ -6,7 +6,7 @@ import pytest
 from test_tasks_gate import DATA, candidate, judged, root  # noqa: F401  fixtures
 
 from models.gate import Rules
-from storage import files
+from storage import files, tombstones
 from storage.datasets import Dataset
 from tasks import registry, retraining
 from tasks.retraining import Retraining
@@ -67,6 +67,17 @@ def test_a_registry_that_knows_nothing_of_it_or_another_decision_makes_it_be_don
     version = found["gates"]["detection"]["version"]
     registry.decide(root.url, "m", version, found["gates"]["detection"] | {"dataset": "d@v0"})
     assert retraining.outcome(root.url, "m", this.url) is None
+
+
+def test_what_was_refused_is_done_again_once_the_champion_was_trained_on_what_was_taken_down(done):
+    root, this, found = done  # noqa: F811
+    this.kept(found)
+    registry.add_to_tag(root.url, "m", found["gates"]["none"]["version"], tombstones.TAG, "5709e")
+    assert retraining.outcome(root.url, "m", this.url) is None
+    again = judged(root, candidate(root, 1, 0.5))
+    assert again["decision"] == "refused" and again["taken_down"] == "5709e"
+    this.kept({"gates": {"detection": again}})
+    assert retraining.outcome(root.url, "m", this.url), "once more would come to the same"
 
 
 def test_after_a_rollback_it_is_not_done_again(root):  # noqa: F811

@@ -44,6 +44,13 @@ def again(folder: Path, root: str) -> Dataset:
     dataset, _ = select.select_dataset(root, dataset, name, wanted, datasets.latest(root, "a"))
     made, _ = label.label_dataset(root, dataset)
     volumes.volumes.fn(root, dataset, made, "mixup", True, 0)
+    champion(root, dataset)
+    predict.predict.fn(root, "a", "detector", [])
+    return dataset
+
+
+def champion(root: str, dataset: Dataset) -> int:
+    """Registers a champion of two trainings on a dataset with pseudo labels; returns its version."""
     parent = tracking.start(root, "retrain a", {}, {"dataset": f"a@{dataset.version}"})
     spec = pretrain.spec_for(root, dataset, "detection", RECIPE)
     first, _ = trained(root, spec, "pretrain-detection", dataset, parent)
@@ -53,5 +60,4 @@ def again(folder: Path, root: str) -> Dataset:
     tags["dataset"] = f"a@{dataset.version}"
     version = registry.register(root, "detector", f"runs:/{run}/model", run, tags)
     registry.promote(root, "detector", version)
-    predict.predict.fn(root, "a", "detector", [])
-    return dataset
+    return version

@@ -1,7 +1,7 @@
 """What models were trained on, as their checkpoints say: trainings, their parts and columns, back to the first."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from storage import checkpoints, datasets, files, tombstones
@@ -24,8 +24,9 @@ class Training:
     name: str
     objective: str
     checkpoint: str
-    parts: list[str]
+    parts: list[str]  # those that a take-down has replaced are those that took their place
     columns: dict[str, str]
+    had: list[str] = field(default_factory=list)  # the parts that it read, whatever became of them
 
 
 def columns_of(spec: dict[str, Any]) -> dict[str, str]:
@@ -41,7 +42,7 @@ def here(root: str, url: str) -> str:
 def trainings(root: str, url: str) -> Iterator[Training]:
     """The training that made a checkpoint, and those that made what it started from, each once.
 
-    Parts that a take-down has replaced are those that took their place. Raises `InputError` where a checkpoint is gone.
+    Raises `InputError` where a checkpoint is gone.
     """
     waiting, seen = [here(root, url)], set()
     now = tombstones.successors(tombstones.read(root))
@@ -54,9 +55,17 @@ def trainings(root: str, url: str) -> Iterator[Training]:
         members = [member["url"] for member in about.get("members", [])]  # of an ensemble, which was not trained
         before = [*members, spec.get("start"), *spec.get("starts", {}).values()]
         waiting += [here(root, start) for start in before if start]
-        parts = [now.get(part["id"], part["id"]) for part in spec.get("parts", [])]
+        had = [part["id"] for part in spec.get("parts", [])]
+        parts = [part for part in (now.get(id, id) for id in had) if part]
         name = one.rstrip("/").split("/")[-2]
-        yield Training(name, spec.get("objective", "ensemble"), one, [*filter(None, parts)], columns_of(spec))
+        yield Training(name, spec.get("objective", "ensemble"), one, parts, columns_of(spec), had)
+
+
+def taken_down(root: str, url: str) -> list[str]:
+    """The tombstones of sources that a part had which was read by a training behind a checkpoint."""
+    stones = tombstones.read(root)
+    had = {part for training in trainings(root, url) for part in training.had} if stones else set()
+    return sorted(stone.id for stone in stones if had & stone.parts.keys())
 
 
 def _described(url: str) -> Checkpoint:

@@ -82,11 +82,11 @@ def forget(
         found.patterns[stone.id] = tombstones.keep(root, stone, found.patterns[stone.id])
     _keep(root, down)
     _parts(root, down)
-    moved = _datasets(root, down)
+    _datasets(root, down)
     _models(root, down)
     gone = _remove(root, down)
     say(f"  removed      {gone} objects; {len(down.instead)} parts made anew")
-    told = _tell(root, down, moved)
+    told = _tell(root, down)
     return _prove(root, down, search == "all") + told
 
 
@@ -161,11 +161,10 @@ def _parts(root: str, down: Takedown) -> None:
             without.replan(root, name, down.identities)
 
 
-def _datasets(root: str, down: Takedown) -> list[Dataset]:
-    """Moves every newest dataset that has a touched part on to one without; returns those."""
+def _datasets(root: str, down: Takedown) -> None:
+    """Moves every newest dataset that has a touched part on to one without."""
     from tasks import duplicates, select, thresholds
 
-    moved = []
     known = {id: new for stone in down.stones for id, new in stone.parts.items()} | down.instead
     for data in _latest(root):
         if not _ids(down) & {part.id for part in data.parts}:
@@ -186,9 +185,7 @@ def _datasets(root: str, down: Takedown) -> list[Dataset]:
         if _ids(down) & {part.id for part in after.parts}:
             raise Conflict(f"dataset {data.name} has moved on meanwhile; run again, nothing is lost")
         say(f"  dataset      {data.name} {data.version} → {after.version}: {after.clips} clips in {len(kept)} parts")
-        moved.append(after)
         down.stones = [replace(one, versions=_followed(one.versions, after)) for one in down.stones]
-    return moved
 
 
 def _followed(versions: dict[str, str], after: Dataset) -> dict[str, str]:
@@ -235,22 +232,44 @@ def _remove(root: str, down: Takedown) -> int:
     return len(names)
 
 
-def _tell(root: str, down: Takedown, moved: list[Dataset]) -> str:
-    """Asks for models without the sources: by an event where there is a Prefect server, else in words."""
-    models = sorted({model.rpartition("/")[0] for stone in down.stones for model in stone.models})
-    if not models or not moved:
+def _tell(root: str, down: Takedown) -> str:
+    """Asks for models without the sources: by an event where there is a Prefect server, else in words.
+
+    Asked for are successors of champions that were trained on one, again each time until they are there.
+    """
+    due = _due(root, down)
+    if not due:
         return ""
+    models = ", ".join(sorted(due))
     if not get_current_settings().api.url:  # without a server nobody listens, and one would be started to be told
-        commands = [f"`reelmill retrain --root {root} --dataset {data.name}`" for data in moved]
-        return f"; models {', '.join(models)} were trained on it: run {' and '.join(commands)}"
+        commands = [f"`reelmill retrain --root {root} --dataset {data.name} --model {model}`"
+                    for model, data in sorted(due.items())]  # fmt: skip
+        return f"; models {models} were trained on it: run {' and '.join(commands)}"
     from prefect.events import emit_event
 
-    for data in moved:
-        for model in models:
-            resource = {"prefect.resource.id": f"reelmill.dataset.{data.name}", "prefect.resource.name": data.name}
-            payload = {"root": root, "dataset": data.name, "model": model, "version": data.version}
-            emit_event(EVENT, resource=resource, payload=payload)
-    return f"; {EVENT} was emitted for {', '.join(models)}, which starts the deployments that wait for it"
+    for model, data in sorted(due.items()):
+        resource = {"prefect.resource.id": f"reelmill.dataset.{data.name}", "prefect.resource.name": data.name}
+        payload = {"root": root, "dataset": data.name, "model": model, "version": data.version}
+        emit_event(EVENT, resource=resource, payload=payload)
+    return f"; {EVENT} was emitted for {models}, which starts the deployments that wait for it"
+
+
+def _due(root: str, down: Takedown) -> dict[str, Dataset]:
+    """The models of which the champion was trained on one of the sources, with the dataset to train the next one on."""
+    named = sorted({model.rpartition("/")[0] for stone in down.stones for model in stone.models})
+    if not named:
+        return {}
+    from tasks import registry
+
+    due = {}
+    for name in named:
+        champion, stones = registry.champion(root, name), {stone.id for stone in down.stones}
+        if champion is None or not stones & set(champion.taken_down.split(",")):
+            continue
+        dataset = champion.tags.get("dataset", "").partition("@")[0]
+        if dataset and datasets.latest(root, dataset):
+            due[name] = datasets.load(root, dataset)
+    return due
 
 
 def _prove(root: str, down: Takedown, media: bool) -> str:

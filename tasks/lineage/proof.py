@@ -9,9 +9,9 @@ from storage.search import Pattern, Search
 from tasks.report import progress
 
 OURS = (  # folders that Reelmill writes
-    "ablation", "adopted", "archives", "catalogues", "checkpoints", "columns", "datasets", "figures", "inflight",
-    "ledger", "logs", "mlflow", "near", "parts", "plans", "reports", "requeued", "retired", "segments", "tables",
-    "writers", "summary.json",
+    "ablation", "adopted", "archives", "catalogues", "checkpoints", "claims", "columns", "datasets", "figures",
+    "inflight", "joining", "ledger", "logs", "mlflow", "near", "parts", "plans", "reports", "requeued", "retired",
+    "retrained", "segments", "tables", "writers", "summary.json",
 )  # fmt: skip
 WORDS = {"name": "its name", "digest": "a digest of it", "bytes": "bytes of it"}
 

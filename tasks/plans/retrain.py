@@ -11,7 +11,7 @@ from tasks.columns import tracked
 from tasks.report import clock
 from tasks.training.recipe import Recipe, candidates_of, recipe
 
-OF_THE_GATE = ("margin", "metric", "class_drop", "slower", "costlier")
+OF_THE_GATE = ("margin", "metric", "class_drop", "successor_drop", "slower", "costlier")
 OF_NEITHER = ("approval", "optimizer", "schedule")
 
 

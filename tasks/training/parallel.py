@@ -22,7 +22,6 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 import models
-from storage.errors import InputError
 from tasks.training.spec import Sharding, Spec
 
 
@@ -51,7 +50,7 @@ def joined(ranks: int, where: torch.device, patience: float) -> Iterator[None]:
 def spread(model: nn.Module, spec: Spec, ranks: int, sharding: Sharding = "none") -> nn.Module:
     """The model as it is called, compiled or not: a copy on each rank (DDP), or a shard of every tensor (FSDP)."""
     if sharding == "fsdp":
-        model = _sharded(model, spec)
+        model = _sharded(model)
     elif ranks > 1:
         # The head of a Fine stream has no part in the logits, so some parameters have no gradient.
         unused = spec.system in models.TWO_STREAMS
@@ -59,12 +58,8 @@ def spread(model: nn.Module, spec: Spec, ranks: int, sharding: Sharding = "none"
     return torch.compile(model) if spec.compile else model  # type: ignore[return-value]
 
 
-def _sharded(model: nn.Module, spec: Spec) -> nn.Module:
+def _sharded(model: nn.Module) -> nn.Module:
     """The model in place, its stages gathered one after the other where it has any."""
-    if not dist.is_initialized():
-        raise InputError("--sharding fsdp spreads a model over several ranks; give --ranks 2 or more")
-    if spec.norm_group:
-        raise InputError("--sharding fsdp: multigrid training exchanges the layers that would be sharded")
     model = model.to(memory_format=torch.contiguous_format)  # the only one that can be sharded
     for stage in [child for child in model.children() if isinstance(child, nn.Sequential)]:
         fully_shard(stage)

@@ -165,9 +165,7 @@ def _check(made: Recipe) -> None:
     except ValueError as error:
         raise InputError(f"--system {made.system} --size {made.size}: {error}") from error
     for batch in {made.pretrain_batch, made.batch}:
-        made.placement.check(batch, made.accumulate)
-    if made.sharding == "fsdp" and (made.multigrid or made.ranks * made.nodes == 1):
-        raise InputError("--sharding fsdp needs --ranks 2 or more, and does not go with --multigrid")
+        made.placement.check(batch, made.accumulate, made.multigrid)
     if made.system in models.TWO_STREAMS and made.frames % config.ratio:
         raise InputError(
             f"--frames {made.frames}: {made.system} keeps one of {config.ratio} frames; give a multiple of it"

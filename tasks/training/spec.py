@@ -66,10 +66,16 @@ class Placement:
     sharding: Sharding = "none"
     patience: float = 600.0  # seconds without a step, after which a training is given up
 
-    def check(self, batch: int, accumulate: int) -> None:
-        """Raises `InputError` for nodes that cannot meet, and for a batch that ranks and pieces do not share evenly."""
+    def check(self, batch: int, accumulate: int, multigrid: bool = False) -> None:
+        """Raises `InputError` for a placement that cannot be.
+
+        That is of nodes that cannot meet, of a batch that ranks and pieces do not share evenly, and of shards of a
+        model on one rank or in a multigrid schedule, which exchanges layers between steps.
+        """
         if self.nodes > 1 and not self.rendezvous:
             raise InputError(f"--nodes {self.nodes}: say with --rendezvous HOST:PORT where they meet")
+        if self.sharding == "fsdp" and (multigrid or self.ranks * self.nodes == 1):
+            raise InputError("--sharding fsdp needs --ranks 2 or more, and does not go with --multigrid")
         share_of(batch, self.ranks * self.nodes, accumulate)
 
 

@@ -45,7 +45,7 @@ def fit(
     Without ``resume`` both are trained anew.
     ``log(values, step)`` receives the loss of every step. Raises `TrainingFailed` with the end of the log.
     """
-    placement.check(spec.batch, spec.accumulate)
+    placement.check(spec.batch, spec.accumulate, spec.multigrid)
     name = run_name(spec, title)
     found = checkpoints.find(spec.root, name)
     if resume and found and found.final:
