@@ -6,19 +6,26 @@ which leave the interpreter free. ``DASK_SCHEDULER_ADDRESS``, or `on`, sends the
 
 import os
 import sys
+import time
+import uuid
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed, wait
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import cache
+from functools import cache, lru_cache
 from itertools import islice
 from multiprocessing import get_context
+from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from storage.errors import InputError
 
 PATIENCE = "30s"  # for a scheduler to answer
+LOST = 600.0  # seconds without a worker that can do the work, unless Dask's NO_WORKERS says how many
+NO_WORKERS = "distributed.scheduler.no-workers-timeout"
+LOOK = 10.0  # seconds without a result before the workers are looked at, and between two looks
+SAID = 60.0  # seconds between two words about waiting
 PORT = 8787  # of a scheduler's pages, unless DASK_DASHBOARD_ADDRESS says where they are
 GPU = "GPU"  # the resource of a worker: dask worker --resources "GPU=1"
 Item = TypeVar("Item")
@@ -88,11 +95,19 @@ def workers() -> int:
 
 
 def run(
-    function: Callable[[Item], Result], items: list[Item], *, width: int | None = None
+    function: Callable[[Item], Result],
+    items: list[Item],
+    *,
+    width: int | None = None,
+    waits: Callable[[str], None] = print,
 ) -> Iterator[tuple[Item, Result | Exception]]:
-    """Yields (item, result or the exception it raised) in order of completion."""
+    """Yields (item, result or the exception it raised) in order of completion.
+
+    ``waits`` is told now and then what a cluster that finishes nothing is waited for. Raises `ClusterLost` where it has
+    had no worker that can do the work for as long as `patience` says.
+    """
     if address := scheduler():
-        yield from _on_cluster(address, function, items)
+        yield from _on_cluster(address, function, items, waits)
         return
     waiting = {
         _threads(min(width or workers(), _most.get() or sys.maxsize), os.getpid()).submit(function, item): item
@@ -129,32 +144,95 @@ def _connected(address: str) -> Any:
         raise ClusterLost(f"no Dask scheduler answers at {address} ({error})") from error
 
 
+def patience() -> float:
+    """Seconds that work waits while a cluster has no worker for it: such as until an adaptive one has started some."""
+    from dask import config
+    from dask.utils import parse_timedelta
+
+    said = config.get(NO_WORKERS, None)
+    return LOST if said is None else float(parse_timedelta(said))
+
+
 def _on_cluster(
-    address: str, function: Callable[[Item], Result], items: list[Item]
+    address: str, function: Callable[[Item], Result], items: list[Item], waits: Callable[[str], None]
 ) -> Iterator[tuple[Item, Result | Exception]]:
+    from cloudpickle import dumps
     from dask.distributed import CancelledError
-    from dask.distributed import as_completed as done
     from distributed.comm import CommClosedError
 
     client = _connected(address)
+    finished: SimpleQueue[Any] = SimpleQueue()
+    owner: dict[str, Item] = {}
     try:
-        first, where = items[: _most.get()], {GPU: 1} if _gpus.get() and _able(client) else None
-        futures, others = client.map(function, first, pure=False, resources=where), iter(items[len(first) :])
-        owner = {future.key: item for future, item in zip(futures, first, strict=True)}
-        running = done(futures, loop=client.loop)
-        for future in running:
+        where, packed = {GPU: 1} if _gpus.get() and _able(client) else None, dumps(function)
+        title = getattr(function, "title", getattr(function, "__name__", "work"))  # in Dask's pages
+
+        def send(some: list[Item]) -> None:
+            keys = [f"{title}-{uuid.uuid4().hex}" for _ in some]
+            owner.update(zip(keys, some, strict=True))
+            given = [dumps(item) for item in some]
+            for future in client.map(_called, [packed] * len(some), given, key=keys, pure=False, resources=where):
+                future.add_done_callback(finished.put)
+
+        first = items[: _most.get()]
+        others = iter(items[len(first) :])
+        send(first)
+        while owner:
+            future = _awaited(client, finished, bool(where), len(owner), waits)
             raised = future.exception()
-            yield owner[future.key], raised if raised is not None else future.result()
-            for item in islice(others, 1):
-                another = client.submit(function, item, pure=False, resources=where)
-                owner[another.key] = item
-                running.add(another)
+            yield owner.pop(future.key), raised if raised is not None else future.result()
+            send(list(islice(others, 1)))
     except (CancelledError, CommClosedError) as error:
         raise ClusterLost(
             f"the Dask scheduler at {address} is gone; what was committed stays, run again for the rest"
         ) from error
     finally:
         client.close(timeout=10)
+
+
+def _called(function: bytes, item: bytes) -> Any:
+    """Calls a function on an item. Both come as bytes: a scheduler passes these on, and would else import torch."""
+    from distributed.protocol.pickle import loads
+
+    return _unpacked(function)(loads(item))
+
+
+@lru_cache(maxsize=4)
+def _unpacked(function: bytes) -> Callable[[Any], Any]:
+    from distributed.protocol.pickle import loads  # as Dask itself would
+
+    made: Callable[[Any], Any] = loads(function)
+    return made
+
+
+def _awaited(client: Any, finished: SimpleQueue, bound: bool, left: int, waits: Callable[[str], None]) -> Any:
+    """The next future that is done; meanwhile says what is waited for. ``bound``: only workers with a GPU may work."""
+    able_at, spoke = time.monotonic(), -SAID
+    while True:
+        try:
+            return finished.get(timeout=LOOK)
+        except Empty:
+            now, (can, said) = time.monotonic(), _standing(client, bound)
+        able_at, without = (now, 0.0) if can else (able_at, now - able_at)
+        if without >= patience():
+            raise ClusterLost(
+                f"{left} items wait, and for {without:.0f} s the cluster has had no worker for them: {said}; "
+                f"what was committed stays, run again for the rest ({NO_WORKERS} says how long to wait)"
+            )
+        if now - spoke >= SAID:
+            waits(f"{left} wait for the cluster: {said}")
+            spoke = now
+
+
+def _standing(client: Any, bound: bool) -> tuple[bool, str]:
+    """Whether some worker of a cluster can do the work, and what there is of workers, in words."""
+    known = client.scheduler_info(n_workers=-1)["workers"].values()
+    fit = [facts for facts in known if not bound or facts["resources"].get(GPU)]
+    busy = [facts for facts in fit if facts["metrics"].get("task_counts", {}).get("executing")]
+    ready = [facts for facts in fit if facts["status"] == "running" or facts in busy]
+    said = f"{len(known)} workers{f', {len(fit)} of them with a {GPU}' if bound else ''}"
+    paused = f", {len(fit) - len(ready)} paused or closing" if len(ready) < len(fit) else ""
+    return bool(ready), f"{said}{paused}, {len(busy)} at work"
 
 
 def _able(client: Any) -> list[str]:

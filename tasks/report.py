@@ -80,6 +80,12 @@ class Progress:
         text = f"{self.done:,} of {self.total:,} {self.unit}, {rate:.1f}/s, ETA {clock(left)}"
         self.show(f"{text}{'; ' + slow if slow else ''}", 100.0 * self.done / max(1, self.total))
 
+    def waits(self, why: str) -> None:
+        """Says, on the terminal and in the artifact, what is waited for while nothing gets done."""
+        done = f"{self.done:,}{f' of {self.total:,}' if self.total else ''} {self.unit}"
+        say(f"  {self.name:<12} {done} · {why}")
+        self.show(f"{done}; {why}", 100.0 * self.done / max(1, self.total))
+
     def show(self, text: str, percent: float) -> None:
         """Brings the artifact and the name of the run up to date."""
         if self.artifact is not None:

@@ -32,15 +32,26 @@ def alone() -> None:
     torch.set_num_threads(1)
 
 
-@cached(LRUCache(4), condition=threading.Condition(), info=True)
+def device() -> torch.device:
+    """Where this process predicts: on the first GPU that CUDA shows it, on the CPU where it shows none."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def placed(model: Any) -> torch.device:
+    """Where a model is: what goes into it has to be there too. One without weights is on the CPU."""
+    return next((weights.device for weights in model.parameters()), torch.device("cpu"))
+
+
+@cached(LRUCache(4), lambda url, on="cpu": (url, str(on)), condition=threading.Condition(), info=True)
 @during("start")
-def load(url: str) -> nn.Module:
+def load(url: str, on: torch.device | str = "cpu") -> nn.Module:
     """The model of a checkpoint, ready to predict; kept, so that a process loads it once, whatever its threads."""
     alone()
     about = checkpoints.describe(url).about
     model = models.build(about["system"], num_classes=len(about["classes"]), **about["options"])
     model.load_state_dict(checkpoints.load_weights(url, model.state_dict()))
-    return model.eval() if takes(about) == "features" else model.eval().to(memory_format=torch.channels_last_3d)
+    model = model.eval().to(on)
+    return model if takes(about) == "features" else model.to(memory_format=torch.channels_last_3d)
 
 
 def takes(about: dict[str, Any]) -> models.Inputs:
@@ -64,7 +75,7 @@ class Context:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def inputs(self, model: Any, starts: list[int], length: int) -> dict[str, Any]:
-        """What goes with windows of ``length`` frames that begin at these frames of the video."""
+        """What goes with windows of ``length`` frames that begin at these frames of the video, where the model is."""
         with self._lock:
             if id(model) not in self._maps:
                 self._maps[id(model)] = self._seen(model)
@@ -76,23 +87,24 @@ class Context:
             return pad(x, (0, 0, 0, 0, 0, more)).expand(len(starts), -1, -1, -1, -1)
 
         fine = padded(maps) if isinstance(maps, Tensor) else {name: padded(x) for name, x in maps.items()}
-        valid = (torch.arange(F + more) < F).expand(len(starts), -1)
-        return {"fine": fine, "start": torch.tensor(starts), "step": float(step), "valid": valid}
+        valid = (torch.arange(F + more, device=placed(model)) < F).expand(len(starts), -1)
+        return {"fine": fine, "start": torch.tensor(starts, device=placed(model)), "step": float(step), "valid": valid}
 
     def _seen(self, model: Any) -> dict[str, Tensor] | Tensor:
         """The maps of the video by level, or all as a column has them where the model was trained on one."""
         if self.whole.frames.dtype.is_floating_point:
-            return self.whole.frames.transpose(0, 1)[None].float().contiguous()
+            return self.whole.frames.to(placed(model)).transpose(0, 1)[None].float().contiguous()
         if model.config.cells:
-            return fine_maps(self.whole, model.fine, model.config.cells).transpose(0, 1)[None].float().contiguous()
-        return model.fine.features(pixels(self.whole.frames.transpose(0, 1)[None], model))
+            maps = fine_maps(self.whole, model.fine, model.config.cells).to(placed(model))
+            return maps.transpose(0, 1)[None].float().contiguous()
+        return model.fine.features(pixels(self.whole.frames.to(placed(model)).transpose(0, 1)[None], model))
 
 
 @torch.inference_mode()
 def fine_maps(whole: Whole, fine: Any, cells: int) -> Tensor:
-    """What a Fine stream makes of a whole video: `[F, C, cells, cells]` float16, as a column has it."""
-    maps = fine.features(pixels(whole.frames.transpose(0, 1)[None], fine))
-    return as_column(maps, cells)[0].transpose(0, 1).half().contiguous()
+    """What a Fine stream makes of a whole video: `[F, C, cells, cells]` float16 on the CPU, as a column has it."""
+    maps = fine.features(pixels(whole.frames.to(placed(fine)).transpose(0, 1)[None], fine))
+    return as_column(maps, cells)[0].transpose(0, 1).half().contiguous().cpu()
 
 
 def pixels(video: Tensor, model: Any) -> Tensor:
@@ -102,13 +114,17 @@ def pixels(video: Tensor, model: Any) -> Tensor:
 
 @during("model")
 def answer(model: Any, clips: Tensor, starts: list[int], context: Context | None) -> Tensor:
-    """Logits `[B, T, K]` of windows `[B, 3, T, S, S]` that begin at these frames of the video, or of features."""
+    """Logits `[B, T, K]` of windows `[B, 3, T, S, S]` that begin at these frames of the video, or of features.
+
+    They go to where the model is, as bytes, and the logits come back to the CPU.
+    """
     if isinstance(members := getattr(model, "members", None), nn.ModuleList):
         return mean_logit(torch.stack([answer(member, clips, starts, context) for member in members]))
+    clips = clips.to(placed(model))
     if clips.dtype != torch.uint8:
-        return model(clips)["logits"]
+        return model(clips)["logits"].cpu()
     more = {} if context is None else context.inputs(model, starts, clips.shape[2])
-    return model(pixels(clips, model), **more)["logits"]
+    return model(pixels(clips, model), **more)["logits"].cpu()
 
 
 @torch.inference_mode()

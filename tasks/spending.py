@@ -61,6 +61,11 @@ class Measured(Generic[Unit]):
 
     function: Callable[[Unit], Any]
 
+    @property
+    def title(self) -> str:
+        """What the function is called."""
+        return str(getattr(getattr(self.function, "func", self.function), "__name__", "work"))
+
     def __call__(self, unit: Unit) -> Work:
         began = time.perf_counter()
         with timing.collected() as into:

@@ -50,7 +50,7 @@ def cover(
             if wave:
                 time.sleep(2.0**wave)
             failures = {}
-            for done, answer in pool.run(Measured(work), todo, width=width):
+            for done, answer in pool.run(Measured(work), todo, width=width, waits=state.waits):
                 if isinstance(answer, Work):
                     state.meter.add(answer)
                 result = answer.result if isinstance(answer, Work) else answer

@@ -174,6 +174,20 @@ def until(what: str, found: Callable[[], Any], seconds: float = 240.0) -> Any:
 
 
 @contextmanager
+def dask_worker(address: str, *more: str) -> Iterator[subprocess.Popen]:
+    """A worker of one thread for a Dask scheduler."""
+    command = [sys.executable, "-m", "distributed.cli.dask_worker", address, "--nthreads", "1", "--no-dashboard"]
+    options: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    options |= {"cwd": Path(__file__).parent.parent, "preexec_fn": end_with_us}
+    worker = subprocess.Popen([*command, "--no-nanny", *more], **options)
+    try:
+        yield worker
+    finally:
+        worker.kill()
+        worker.wait()
+
+
+@contextmanager
 def dask_cluster(count: int, *more: str) -> Iterator[tuple[str, subprocess.Popen, list[subprocess.Popen]]]:
     """The address of a Dask scheduler, its process, and those of workers of one thread each."""
     port = free_ports(1)
@@ -182,11 +196,9 @@ def dask_cluster(count: int, *more: str) -> Iterator[tuple[str, subprocess.Popen
     options |= {"cwd": Path(__file__).parent.parent, "preexec_fn": end_with_us}
     where = ["--host", "127.0.0.1", "--port", str(port), "--no-dashboard"]
     scheduler = subprocess.Popen([sys.executable, "-m", "distributed.cli.dask_scheduler", *where], **options)
-    command = [sys.executable, "-m", "distributed.cli.dask_worker", address, "--nthreads", "1", "--no-dashboard"]
-    workers = [subprocess.Popen([*command, "--no-nanny", *more], **options) for _ in range(count)]
     try:
-        yield address, scheduler, workers
+        with ExitStack() as stack:
+            yield address, scheduler, [stack.enter_context(dask_worker(address, *more)) for _ in range(count)]
     finally:
-        for process in (scheduler, *workers):
-            process.kill()
-            process.wait()
+        scheduler.kill()
+        scheduler.wait()

@@ -18,7 +18,7 @@ from torch import Tensor
 from storage.checkpoints import Checkpoint
 from storage.errors import Damaged, InputError
 from storage.parts import Part
-from tasks.scorer import Context, alone, answer, at_source_rate, load, sequence_logits, takes
+from tasks.scorer import Context, alone, answer, at_source_rate, device, load, sequence_logits, takes
 from tasks.training import stretches
 from tasks.training.loader import CACHE_BYTES, Decoded, Footage, decode
 from tasks.training.samples import source_times
@@ -73,7 +73,7 @@ def _by_features(
 
 
 def _seen_in(root: str, part: Part, checkpoint: Checkpoint, clips: list[Clip], wanted: set[str]) -> Iterator[Scored]:
-    model, spec, context, footage = load(checkpoint.url), checkpoint.about["spec"], None, None
+    model, spec, context, footage = load(checkpoint.url, device()), checkpoint.about["spec"], None, None
     if takes(checkpoint.about) != "clip":
         opened = _opened(root, checkpoint, clips)
         context, footage = opened.context, opened.footage
@@ -134,7 +134,7 @@ def _sequence(root: str, checkpoint: Checkpoint, clips: list[Clip]) -> tuple[np.
     """Logits of a video's features and their times."""
     spec = checkpoint.about["spec"]
     video = Features(root, spec["features"]).video(clips)
-    return sequence_logits(load(checkpoint.url), video.features, spec["frames"]).numpy(), video.times
+    return sequence_logits(load(checkpoint.url, device()), video.features, spec["frames"]).numpy(), video.times
 
 
 def _seen(root: str, spec: dict[str, Any], clips: list[Clip]) -> Whole | None:
