@@ -16,6 +16,7 @@ from storage.errors import InputError
 from storage.labels import Labels, split_of
 from storage.parts import Part
 from storage.reading import VIDEOS
+from storage.secrets import without_credentials
 from storage.shards import Member, Sample
 from storage.stores import UNKNOWN, ask
 
@@ -108,18 +109,20 @@ def describe(beside: dict[str, bytes], text: str) -> tuple[Labels | None, dict[s
         if named and (not isinstance(named, str) or named not in SPLITS):
             raise BadSidecar(f"split {named!r} is none of {', '.join(SPLITS)}")
         split = SPLITS.get(named, "")
-    for kind in ("cls", "label", "txt"):
+    for kind in ("label", "txt", "cls"):
         if kind in beside:
             value = _text(beside[kind], kind)
             if kind == "txt" and text == "caption":
                 metadata.setdefault("caption", value)
+            elif kind == "cls" and rows:
+                metadata.setdefault("cls", value)  # the number of a class that has a name
             elif value:
                 said = True
                 rows.append((None, None, value))
     rows = list(dict.fromkeys(rows))
     if len({start is None for start, _, _ in rows}) > 1:
         raise BadSidecar("labels with and without times")
-    return (Labels(tuple(sorted(rows, key=str)), split) if said else None), metadata
+    return (Labels(tuple(sorted(rows, key=str)), split) if said else None), without_credentials(metadata)
 
 
 def _text(data: bytes, kind: str) -> str:

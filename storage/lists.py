@@ -14,7 +14,7 @@ from fsspec.implementations.local import LocalFileSystem
 from storage import files
 from storage.errors import InputError, StoreError
 from storage.ranges import opened
-from storage.secrets import refuse_credentials
+from storage.secrets import refuse_credentials, without_credentials
 from storage.sources import Source
 
 SUFFIXES = (".csv", ".parquet", ".jsonl", ".ndjson", ".json")
@@ -34,7 +34,8 @@ def rows(url: str) -> Iterator[dict[str, Any]]:
             for number, row in enumerate(_parsed(url, file), start=2):
                 if not isinstance(row, dict) or None in row:
                     number -= 1
-                    raise ValueError("not a row of the columns that the file begins with")
+                    kind = "more values than the file has columns" if isinstance(row, dict) else "no object with names"
+                    raise ValueError(kind)
                 yield row
     except FileNotFoundError as error:
         raise InputError(f"{url}: no such file") from error
@@ -87,7 +88,8 @@ def listing(url: str) -> Iterator[Source]:
 def _place(url: str, number: int, row: dict[str, Any]) -> str:
     place = str(row.get("path") or row.get("url") or "").strip()
     if not place:
-        raise InputError(f"{url}, row {number}: neither path nor url; every row needs one")
+        has = ", ".join(repr(name) for name in list(row)[:8])
+        raise InputError(f"{url}, row {number}: neither path nor url, which every row needs; it has {has}")
     return place
 
 
@@ -96,7 +98,8 @@ def _source(folder: str, row: dict[str, Any]) -> Source:
     target = str(row.get("url") or place).strip()
     url = target if "://" in target or target.startswith("/") else files.join(folder, target)
     refuse_credentials(url, "the list")
-    metadata = json.dumps({k: v for k, v in row.items() if k not in OWN and v not in (None, "")}, default=str)
+    beside = {k: v for k, v in row.items() if k not in OWN and v not in (None, "")}
+    metadata = json.dumps(without_credentials(json.loads(json.dumps(beside, default=str))))
     try:
         info = files.info(url)
     except (FileNotFoundError, NotADirectoryError):

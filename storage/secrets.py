@@ -8,6 +8,7 @@ import json
 import os
 import re
 from collections.abc import Mapping
+from typing import Any
 from urllib.parse import quote, quote_plus
 
 from storage.errors import InputError
@@ -113,6 +114,17 @@ def _redact_any(value: object) -> object:
         return type(value)(_redact_any(item) for item in value)  # type: ignore[call-arg, attr-defined]
     if type(value) is dict:
         return {key: _redact_any(item) for key, item in value.items()}  # type: ignore[attr-defined]
+    return value
+
+
+def without_credentials(value: Any) -> Any:
+    """A JSON value from outside, with the credentials taken out of the URLs in it, such as those of signed ones."""
+    if isinstance(value, str):
+        return _without_forms(value) if "://" in value else value
+    if isinstance(value, list | tuple):
+        return [without_credentials(item) for item in value]
+    if isinstance(value, dict):
+        return {without_credentials(name): without_credentials(item) for name, item in value.items()}
     return value
 
 

@@ -88,9 +88,8 @@ class _Cutter:
                 done, notes = self._cut(member, folder, alone=member.name in suspects)
             except Rejected as error:
                 detail = error.detail.replace(str(self.folder), "").strip()
-                cause = type(error.__cause__).__name__ if error.__cause__ else "Rejected"
                 spent = time.monotonic() - began
-                entry = Entry(member.name, "quarantined", error.reason, detail, error=cause, seconds=spent)
+                entry = Entry(member.name, "quarantined", error.reason, detail, error=error.kind, seconds=spent)
                 yield entry, [], []
             else:
                 yield self._entry(member, began, done, notes)

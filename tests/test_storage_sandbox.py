@@ -16,7 +16,7 @@ from storage.errors import StoreError
 from storage.media import decoder, sampling
 from storage.media import sandbox as sandbox_module
 from storage.media.encoder import Encoder
-from storage.media.sandbox import CHECKOUT, Sandbox, mine
+from storage.media.sandbox import CHECKOUT, Sandbox, cut_alone, mine
 from storage.media.video import Limits, Rejected
 from tests.decoders import checkout, good
 
@@ -71,6 +71,17 @@ def test_a_refusal_comes_through_and_the_child_lives_on(box, clip, tmp_path):
     assert caught.value.reason == "empty"
     _works(box, clip, tmp_path)
     assert box.child.pid == child
+
+
+def test_a_refusal_names_the_class_of_the_exception_behind_it(box, clip, tmp_path):
+    """The ledger keeps it; a child that lies may only give a word."""
+    text = tmp_path / "text.mp4"
+    text.write_bytes(b"not a video " * 99)
+    for refused in (lambda: _cut(box, text, tmp_path), lambda: cut_alone(str(text), tmp_path, span=1.0, short_side=32)):
+        with pytest.raises(Rejected) as caught:
+            refused()
+        assert (caught.value.reason, caught.value.kind) == ("not_video", "InvalidDataError")
+    assert Rejected("too_small").kind == Rejected("too_small", "", "rm -rf /").kind == "Rejected"
 
 
 def test_the_limits_hold_in_the_child(clip, tmp_path):

@@ -194,6 +194,32 @@ def test_a_list_with_labels_and_metadata_is_an_archive(home, kind):
     assert entries["archive/gone.mp4"] == "not_found"
 
 
+def test_credentials_beside_a_path_are_not_taken_along(home):
+    """A catalogue of links to share: the clips' metadata are read by many."""
+    name = str(next((home / "archive").rglob("*.mp4")).relative_to(home))
+    share = "https://me:pa55word@host/v?X-Amz-Signature=c0ffee00c0ffee00&page=2"
+    (home / "list.jsonl").write_text(json.dumps({"path": name, "seen": {"at": [share]}, "note": "token = a word"}))
+    data, _ = prepare(str(home / "listed"), str(home / "list.jsonl"))
+    [row] = data.parts[0].rows()
+    kept = {"seen": {"at": ["https://***@host/v?X-Amz-Signature=***&page=2"]}, "note": "token = a word"}
+    assert json.loads(row["metadata"]) == kept
+    for path in (home / "listed").rglob("*"):
+        assert path.is_dir() or not any(word in path.read_bytes() for word in (b"pa55word", b"c0ffee00")), path
+
+
+def test_the_ledger_has_the_class_of_the_exception_behind_a_quarantine(home):
+    (home / "archive" / "text.mp4").write_bytes(b"not a video " * 99)
+    data, _ = prepare(str(home / "listed"), str(home / "archive"))
+    entries = [entry for part in data.parts for entry in ledger.read(str(home / "listed"), "shard", part.id)]
+    assert {(e.reason, e.error) for e in entries} == {("", ""), ("not_video", "InvalidDataError")}
+
+
+def test_a_list_that_is_one_json_value_says_so(tmp_path):
+    (tmp_path / "list.json").write_text('[{"path": "a.mp4"}]')
+    with pytest.raises(InputError, match=r"row 1: no object with names; give CSV, Parquet or JSON lines"):
+        list(lists.rows(str(tmp_path / "list.json")))
+
+
 def test_a_list_of_urls_without_labels_is_an_archive(home):
     paths = sorted((home / "archive").rglob("*.mp4"))[:3]
     (home / "list.csv").write_text("url\n" + "".join(f"file://{path}\n" for path in paths))
@@ -240,7 +266,12 @@ def test_webdataset_tars_are_an_archive(home, clips, tmp_path):
 
 @pytest.mark.parametrize(
     "text, message",
-    [("path,x\n,1\n", "row 1: neither path nor url"), ("path\na.mp4,x\n", "row 1: not a row"), ("", "is empty")],
+    [
+        ("path,x\n,1\n", "row 1: neither path nor url, which every row needs; it has 'path', 'x'"),
+        ("path;label\na.mp4;x\n", "row 1: neither path nor url, which every row needs; it has 'path;label'"),
+        ("path\na.mp4,x\n", "row 1: more values than the file has columns"),
+        ("", "is empty"),
+    ],
 )
 def test_what_is_wrong_with_a_list_is_said(tmp_path, text, message):
     (tmp_path / "list.csv").write_text(text)

@@ -126,19 +126,24 @@ def _answer(message: dict[str, Any], blob: bytes, pipe: BinaryIO) -> tuple[Any, 
             return {"result": "done"}, b""
         raise LookupError(call)
     except Rejected as error:
-        return {"reason": error.reason, "detail": error.detail}, b""
+        return {"reason": error.reason, "detail": error.detail, "kind": error.kind}, b""
     except StoreError as error:
         return {"error": str(error)}, b""
     except MemoryError:
-        return {"reason": "oom", "detail": "memory limit reached"}, b""
+        return {"reason": "oom", "detail": "memory limit reached", "kind": "MemoryError"}, b""
     except OSError as error:
         if error.errno in STORE_ERRORS:  # ours to mend, never the video's fault
             return {"error": f"{type(error).__name__}: {error}"}, b""
         if error.errno in (errno.ENOMEM, errno.EAGAIN):  # EAGAIN: no room for the stack of a thread
-            return {"reason": "oom", "detail": str(error)}, b""
-        return {"reason": "decode_error", "detail": f"{type(error).__name__}: {error}"}, b""
+            return {"reason": "oom", "detail": str(error), "kind": type(error).__name__}, b""
+        return _failed(error), b""
     except Exception as error:
-        return {"reason": "decode_error", "detail": f"{type(error).__name__}: {error}"}, b""
+        return _failed(error), b""
+
+
+def _failed(error: Exception) -> dict[str, Any]:
+    kind = type(error).__name__
+    return {"reason": "decode_error", "detail": f"{kind}: {error}", "kind": kind}
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+LONGEST_KIND = 80  # characters of the name of an exception's class
 LIMIT_BYTES = 256 << 30  # a file larger than this is not even hashed
 
 REASONS = {
@@ -40,11 +41,20 @@ REASONS = {
 
 
 class Rejected(Exception):
-    """A file that cannot be used; ``reason`` is a key of `REASONS`."""
+    """A file that cannot be used; ``reason`` is a key of `REASONS`.
 
-    def __init__(self, reason: str, detail: str = "") -> None:
+    ``kind`` is the class of the exception behind it, where that was raised in another process.
+    """
+
+    def __init__(self, reason: str, detail: str = "", kind: str = "") -> None:
         super().__init__(reason, detail)
         self.reason, self.detail = reason, detail
+        self._kind = kind if kind.isidentifier() and len(kind) <= LONGEST_KIND else ""
+
+    @property
+    def kind(self) -> str:
+        """The class of the exception that led to this one; "Rejected" where it was found without any."""
+        return self._kind or type(self.__cause__ or self).__name__
 
 
 @dataclass(frozen=True)

@@ -107,7 +107,7 @@ class Sandbox:
         if "error" in answer:
             raise StoreError(str(answer["error"]))
         if "reason" in answer:
-            raise Rejected(answer["reason"], str(answer.get("detail", "")))
+            raise Rejected(answer["reason"], str(answer.get("detail", "")), str(answer.get("kind", "")))
         return answer, data
 
     def _ready(self, pipe: Any, event: int) -> int:

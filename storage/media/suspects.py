@@ -35,10 +35,10 @@ def run(path: str, folder: Path, options: dict[str, Any], checkout: str) -> list
             raise StoreError(str(answer["error"]))
         if "reason" not in answer:
             return list(answer["result"])
-        reason, detail = str(answer["reason"]), str(answer.get("detail", ""))
+        reason, detail, kind = (str(answer.get(name, "")) for name in ("reason", "detail", "kind"))
     except (ValueError, TypeError, KeyError) as error:
         raise Rejected("worker_killed", f"exit code {child.returncode}, no answer") from error
-    raise Rejected(reason if reason in REASONS else "worker_killed", detail)
+    raise Rejected(reason if reason in REASONS else "worker_killed", detail, kind)
 
 
 def _end(child: subprocess.Popen) -> None:
@@ -57,7 +57,7 @@ def main() -> None:
     try:
         answer = {"result": Sandbox().cut(message["path"], Path(message["folder"]), **message["options"])}
     except Rejected as error:
-        answer = {"reason": error.reason, "detail": error.detail}
+        answer = {"reason": error.reason, "detail": error.detail, "kind": error.kind}
     except StoreError as error:
         answer = {"error": str(error)}
     print(json.dumps(answer))
