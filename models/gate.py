@@ -34,8 +34,8 @@ class Rules:
     """What a challenger has to show to be promoted.
 
     On fewer than `min_videos` nobody can say how wide an interval has to be. Of a thousand or more simulated
-    challengers no better than the champion (95 %: 2.5 % should pass), 1.5 to 2.2 % passed on 8, 12 and 20 videos; by
-    the draws alone 3.5 to 4.5 % would have. `python -m bench gate` simulates it on seeds of one's own.
+    challengers no better than the champion (95 %: 2.5 % should pass), 1.2 to 2.4 % passed on 5, 8, 12, 20 and 40
+    videos; by the draws alone 3.5 to 5.0 % would have. `python -m bench gate` simulates it on seeds of one's own.
     """
 
     metric: str = "map"

@@ -86,18 +86,18 @@ def test_a_rank_that_is_killed_at_any_step_costs_nothing(spec, ranks, whole, bef
     assert len(losses) == STEPS and (same == STEPS or losses[same:] != whole[before][0][same:])
 
 
-def test_the_loss_is_that_of_all_ranks(spec, ranks, whole):
-    """Without mixing, the first step of two ranks has the mean of the losses of its halves."""
-    plain = replace(spec, augmentation="none", options={"size": "TINY"}, steps=1, checkpoint_every=1)
-    loss = trained(ranks, plain, "mean", 2)
+def test_two_ranks_take_the_steps_of_one_that_takes_their_shares_in_turn(spec, ranks, whole):
+    """Losses are those of all ranks, and gradients their mean: those of one rank that adds up the two halves."""
+    plain = replace(spec, augmentation="none", options={"size": "TINY"}, steps=3, checkpoint_every=3)
+    losses = trained(ranks, plain, "mean", 2)
     ranks.steps()
-    halves = []
-    for rank in (0, 1):
-        model = train_rank.build(plain).train()
-        (batch,) = Batches(Noise(), lambda _: Shape(4, 4, 16, 0), 0, rank, 2).from_step(0, 1)
-        optimizer = train_rank.optimiser(model, plain)
-        halves.append(train_rank.train_step(model, optimizer, batch.seen, batch.labels, 0, plain, rank, batch))
-    assert halves[0] != pytest.approx(halves[1], abs=1e-4) and loss == pytest.approx([sum(halves) / 2], abs=1e-6)
+    model, halves = train_rank.build(plain).train(), replace(plain, accumulate=2)
+    optimizer, alone = train_rank.optimiser(model, plain), []
+    for step, batch in enumerate(Batches(Noise(), lambda step: Shape(4, 4, 16, 4 * step), 0).from_step(0, 3)):
+        shared = batch._each(lambda rows: rows[[0, 2, 1, 3]])
+        given = shared.seen, shared.labels, step, halves, 0, shared
+        alone.append(train_rank.train_step(model, optimizer, *given))
+    assert losses == pytest.approx(alone, abs=1e-5) and len(set(losses)) == 3
 
 
 class Numbers:
