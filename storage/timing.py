@@ -44,12 +44,21 @@ def during(kind: str) -> Iterator[None]:
 
 @dataclass
 class Spent:
-    """What a stage took: wall seconds, units done, items (such as clips) in them, and the seconds by kind of work."""
+    """What a stage took: wall seconds, units done, items (such as clips) in them, and the seconds by kind of work.
+
+    ``wall`` is its part of the run's time: stages that ran side by side have it in equal parts (0: as ``seconds``).
+    """
 
     seconds: float = 0.0
     units: int = 0
     items: int = 0
     into: Counter[str] = field(default_factory=Counter)
+    wall: float = 0.0
+
+    @property
+    def part(self) -> float:
+        """The seconds of the run that are this stage's: those of all stages together are no more than the run took."""
+        return self.wall or self.seconds
 
 
 def shares(into: Counter[str] | dict[str, float], least: float = 0.005) -> str:
@@ -62,18 +71,18 @@ def shares(into: Counter[str] | dict[str, float], least: float = 0.005) -> str:
 
 
 def rows(took: dict[str, Spent]) -> list[dict[str, str]]:
-    """A row for each stage, the longest first: its share of the time of all, how long it took, and what that was."""
-    total = sum(one.seconds for one in took.values()) or 1.0
-    order = sorted(took, key=lambda name: -took[name].seconds)
+    """A row for each stage, the largest first: its share of the run's time, how long it took, and what that was."""
+    total = sum(one.part for one in took.values()) or 1.0
+    order = sorted(took, key=lambda name: -took[name].part)
     return [
         {
             "stage": name,
-            "share": f"{100 * took[name].seconds / total:.0f} %",
+            "share": f"{100 * took[name].part / total:.0f} %",
             "seconds": f"{took[name].seconds:.1f}",
             "within the stage": shares(took[name].into),
         }
         for name in order
-        if took[name].seconds >= 0.005 * total
+        if took[name].part >= 0.005 * total
     ]
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from storage import files
-from tasks import naming, report
+from tasks import account, naming, report
 
 
 @dataclass
@@ -82,7 +82,31 @@ def demonstrated(
     }
     files.replace_json(summary, files.join(root, "summary.json"))
     _tell(root, summary)
+    report.markdown("demo", _page(root, summary), "what the demo did")
     return summary
+
+
+def _page(root: str, summary: dict[str, Any]) -> str:
+    """The run's page in Prefect."""
+    archive, found, gate = summary["archive"], summary["infer"], summary["gate"]
+    said = {
+        "What went in": [f"{archive['videos']} rendered files, seed {summary['seed']}"],
+        "What came out": [
+            f"{archive['kept']} kept: {summary['clips']} clips in {summary['parts']} parts",
+            *(f"mAP {100 * value:.1f}, {name.replace('_', ' ')}" for name, value in summary["map"].items()),
+            f"detection was {gate['decision']}: {gate['why']}; version {summary['champion']} is champion",
+            f"{found['segments']} segments in {found['clips']} clips",
+            f"the second runs decoded {summary['decoded_second_run']} and predicted {found['recomputed_second_run']}",
+        ],
+        "What was dropped, and why": [
+            *([f"{archive['dropped']} dropped"] if archive["dropped"] else []),
+            *(f"{n} quarantined: {reason}" for reason, n in archive["quarantined"].items()),
+        ],
+    }
+    whole = sum(summary["seconds"].values()) or 1.0
+    took = {f"{name} took": f"{100 * n / whole:.0f} %, {n:.1f} s" for name, n in summary["seconds"].items()}
+    rows = {**took, **summary["reports"], "summary": f"{root}/summary.json", "MLflow": summary["mlflow"]["url"]}
+    return account.text(f"Demo, seed {summary['seed']}", said, rows)
 
 
 def _tell(root: str, summary: dict[str, Any]) -> None:

@@ -121,7 +121,13 @@ def progress(name: str, total: int, unit: str = "parts") -> Iterator[Progress]:
         tell(update_progress_artifact, artifact, progress=100.0, description=text)
 
 
-def alike(counts: Counter[str], items: Iterable[tuple[str, str]]) -> list[str]:
+class Alike(str):
+    """A line about items that were lost for one reason, and what it says as fields of a structured log."""
+
+    fields: dict[str, Any]
+
+
+def alike(counts: Counter[str], items: Iterable[tuple[str, str]]) -> list[Alike]:
     """A line for each reason that items were lost for: the first few by name, then how many are like them.
 
     ``counts`` are all of them by reason, ``items`` some (reason, name): thousands of files with one fault are one line.
@@ -134,7 +140,14 @@ def alike(counts: Counter[str], items: Iterable[tuple[str, str]]) -> list[str]:
     for reason, count in counts.most_common():
         first = named.get(reason, [])
         more = f" and {count - len(first):,} more like it, all in the ledger" if count > len(first) else ""
-        lines.append(f"{count:,} {reason}: {', '.join(first)}{more}")
+        line = Alike(f"{count:,} {reason}: {', '.join(first)}{more}")
+        line.fields = {
+            "reason": reason,
+            "item": first[0] if first else "",
+            "items": [*map(redact, first)],
+            "count": count,
+        }
+        lines.append(line)
     return lines
 
 

@@ -214,7 +214,7 @@ def shard_archive(
         raise Incomplete(f"shard: {sum(d.units for d in drafts)} sources were planned, {total.items} are in the ledger")
     found = [part for part in files.at_once(lambda draft: parts.find(root, draft.id), drafts) if part]
     for line in report.alike(total.quarantined, ((entry.reason, entry.item) for entry in bad)):
-        report.say(f"  quarantined  {line}")
+        report.say(f"  quarantined  {line}", **line.fields)
     _tables(found, bad, total.quarantined.total())
     count = total.quarantined.total() + listed.quarantined.total()
     if count >= BUDGET_FROM and count > failure_budget * listed.items:

@@ -30,6 +30,7 @@ _mine = threading.local()
 
 
 _spent: dict[str, dict[str, Spent]] = {}  # by flow run and stage; of the newest runs of this process
+_clocks: dict[str, "Clock"] = {}  # by flow run
 
 
 def spent() -> dict[str, Spent]:
@@ -115,13 +116,51 @@ class Meter:
         return +Counter(found)
 
 
+class Clock:
+    """Deals the time of a run out to its stages: each moment to those that are on then, in equal parts."""
+
+    def __init__(self) -> None:
+        self._on: list[Spent] = []
+        self._since = 0.0
+        self._lock = threading.Lock()
+
+    def turn(self, off: Spent | None, on: Spent | None) -> None:
+        """One stage of a thread pauses or ends, and one begins or goes on; None: none does."""
+        with self._lock:
+            now = time.perf_counter()
+            for one in self._on:
+                one.wall += (now - self._since) / len(self._on)
+            self._since = now
+            if off is not None:
+                # The same stage may be on in several threads; Spents of equal numbers are equal.
+                del self._on[next(place for place, one in enumerate(self._on) if one is off)]
+            if on is not None:
+                self._on.append(on)
+
+
+@contextmanager
+def _dealt(stage: Spent) -> Iterator[None]:
+    """Has the clock of the run count a stage while the block lasts, in place of the one that it is within."""
+    clock, before = _clocks.setdefault(str(flow_run.id), Clock()), getattr(_mine, "on", None)
+    around = before[1] if before and before[0] is clock else None
+    while len(_clocks) > RUNS:
+        del _clocks[next(iter(_clocks))]
+    _mine.on = clock, stage
+    clock.turn(around, stage)
+    try:
+        yield
+    finally:
+        clock.turn(stage, around)
+        _mine.on = before
+
+
 @contextmanager
 def measuring(name: str) -> Iterator[Meter]:
     """Measures a block as a stage of the current run; a stage within it is not counted twice."""
     meter, outer = Meter(of_stage(name)), getattr(_mine, "inner", 0.0)
     _mine.inner, began = 0.0, time.perf_counter()
     try:
-        with timing.collected() as own:
+        with _dealt(meter.spent), timing.collected() as own:
             yield meter
     finally:
         whole = time.perf_counter() - began
@@ -151,5 +190,5 @@ def between(took: dict[str, Spent]) -> dict[str, Spent]:
     if context is None or not took:
         return dict(took)
     passed = (datetime.now(UTC) - context.start_time).total_seconds()
-    rest = max(0.0, passed - sum(one.seconds for one in took.values()))
+    rest = max(0.0, passed - sum(one.part for one in took.values()))
     return {**took, BETWEEN: Spent(rest, into=Counter({OTHER: rest}))}

@@ -106,13 +106,13 @@ def sections(found: dict[str, Any], model: str) -> dict[str, list[str]]:
 
 def _plain(took: dict[str, Spent]) -> dict[str, dict[str, Any]]:
     return {
-        name: {"seconds": one.seconds, "clips": one.items, "into": dict(one.into.most_common())}
+        name: {"seconds": one.seconds, "of_the_run": one.part, "clips": one.items, "into": dict(one.into.most_common())}
         for name, one in took.items()
     }
 
 
 def _took(name: str, facts: dict[str, Any], all_: dict[str, Any]) -> str:
-    share = 100 * facts["seconds"] / max(1e-9, sum(one["seconds"] for one in all_.values()))
+    share = 100 * facts["of_the_run"] / max(1e-9, sum(one["of_the_run"] for one in all_.values()))
     return f"{share:.0f} % {name}, {facts['seconds']:.1f} s: {shares(facts['into'])}"
 
 

@@ -8,28 +8,15 @@ from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId, TaskR
 from prefect.futures import PrefectFuture
 from prefect.runtime import flow_run
 
-from storage import datasets, timing
+from storage import datasets
 from storage.datasets import Dataset
 from storage.inventory import in_units
 from storage.ledger import Report
-from tasks import naming, pool, registry, report, spending, tracking
+from tasks import account, naming, registry, report, tracking
 from tasks.audits.contents import in_files
 from tasks.footprint import MEASURES, shown
 from tasks.pages import page
 from tasks.plans import rates
-
-
-def _page(title: str, said: dict[str, list[str]], rows: dict[str, Any], link: str) -> str:
-    """A run's page: what it says under headings, where its time went, links, and every figure in a table."""
-    lines = [f"# {report.escape(title)}", ""]
-    for heading, some in said.items():
-        lines += [f"## {heading}", "", *(f"- {report.escape(one)}" for one in some or ["nothing"]), ""]
-    lines.append(timing.markdown(timing.rows(spending.between(spending.spent()))))
-    more = {"Dask dashboard": pool.dashboard("status"), "MLflow": rows.pop("MLflow", "")}
-    links = [f"- {name}: {url}" for name, url in more.items() if url]
-    body = [f"| {report.escape(str(k))} | {report.escape(str(v))} |" for k, v in rows.items()]
-    lines += ["", "## Links", "", *links, link, "", "## All figures", "", "| | |", "|---|---|", *body, ""]
-    return "\n".join(lines)
 
 
 def _reasons(counts: dict[str, int], verdict: str) -> list[str]:
@@ -114,7 +101,7 @@ def prepared(
             *_reasons(found["clips_dropped"], "clips dropped"),
         ],
     }
-    text = _page(f"Dataset {dataset.name} {dataset.version}", said, found, page.link(found["report"]))
+    text = account.text(f"Dataset {dataset.name} {dataset.version}", said, found, page.link(found["report"]))
     report.markdown("prepare", text, "what prepare did")
     return found
 
@@ -192,7 +179,7 @@ def retrained(
             if c["evaluation"].excluded
         ],
     }
-    text = _page(f"Retraining on {dataset.name}", said, rows, page.link(str(found["report"])))
+    text = account.text(f"Retraining on {dataset.name}", said, rows, page.link(str(found["report"])))
     report.markdown("retrain", text, "what retrain did")
     return found
 
@@ -229,7 +216,7 @@ def inferred(root: str, dataset: str, model: str, found: dict[str, Any]) -> dict
         ],
         "What was left out, and why": [f"{found['left']:,} clips: {found['why_left']}"] if found["left"] else [],
     }
-    text = _page(f"{model} over {dataset}", said, found | links, page.link(found["report"]))
+    text = account.text(f"{model} over {dataset}", said, found | links, page.link(found["report"]))
     report.markdown("infer", text, "what infer did")
     return found | {"task_runs": task_runs()}
 

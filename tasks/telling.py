@@ -3,17 +3,20 @@
 No work waits for Prefect: what is to stay there is kept and told later where its server does not answer.
 """
 
+import json
 import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import Context, copy_context
+from datetime import UTC, datetime
 from functools import cache, partial
 from typing import Any
 
 import httpx
 from prefect.context import FlowRunContext, SettingsContext, SyncClientContext, TaskRunContext, get_settings_context
+from prefect.runtime import flow_run
 
 from storage.secrets import redact
 
@@ -26,9 +29,32 @@ def in_run() -> bool:
     return TaskRunContext.get() is not None or FlowRunContext.get() is not None
 
 
-def say(text: str) -> None:
-    """Prints a line at once, without credentials."""
-    print(redact(text), flush=True)
+STRUCTURED = (
+    "PREFECT_LOGGING_HANDLERS_CONSOLE_FORMATTER"  # `json`: lines of JSON, as Prefect's own log records then are
+)
+STEP = slice(2, 15)  # of a line: where the step stands that it is about
+
+
+def say(text: str, **fields: Any) -> None:
+    """Prints a line at once, without credentials; as JSON with ``fields``, such as item and reason, where asked for."""
+    if os.environ.get(STRUCTURED) != "json":
+        print(redact(text), flush=True)
+        return
+    for line in filter(None, map(str.rstrip, text.split("\n"))):
+        print(_structured(line, fields), flush=True)
+
+
+def _structured(line: str, fields: dict[str, Any]) -> str:
+    """A line as JSON: when, of which run, flow and step, what is said of which item, and for which reason."""
+    aligned = line.startswith("  ") and line[2:3].strip() and not line[14:15].strip()
+    step, said = (line[STEP].strip(), line[15:]) if aligned else ("", line.strip())
+    known = {
+        "time": datetime.now(UTC).isoformat(timespec="milliseconds"), "level": "INFO",
+        "run": str(flow_run.id or ""), "flow": str(flow_run.flow_name or ""), "step": step, "item": "", "reason": "",
+        "message": said,
+    }  # fmt: skip
+    plain = {name: redact(value) if isinstance(value, str) else value for name, value in (known | fields).items()}
+    return json.dumps(plain, default=lambda value: redact(str(value)), ensure_ascii=False)
 
 
 _silent_until = 0.0  # Prefect did not answer; until then it is not asked again

@@ -70,8 +70,7 @@ def trigger(name: str = "infer/on-promotion", number: int = 0) -> dict[str, Any]
 def test_an_audit_that_finds_predictions_behind_starts_inference_and_no_other_finding_does(monkeypatch):
     emit = MagicMock()
     monkeypatch.setattr(limits, "emit_event", emit)
-    names = (limits.BEHIND, limits.STALE, limits.QUARANTINED, limits.DRIFT)
-    made = [limits.Finding(name, 3, 0, "so") for name in (*names, limits.ORPHANED)]
+    made = [limits.Finding(name, 3, 0, "so") for name in (limits.BEHIND, *limits.FOR_PEOPLE)]
     limits.announce("/data/films", "films", "detector", made)
     now = datetime.now(UTC)
     events = [
@@ -81,7 +80,9 @@ def test_an_audit_that_finds_predictions_behind_starts_inference_and_no_other_fi
     first, *others = events
     assert watching(number=1).covers(first) and not watching().covers(first)
     assert not watching("retrain/nightly").covers(first)
-    assert len(others) == 4 and not any(watching(number=n).covers(one) for one in others for n in (0, 1))
+    assert len(others) == 9 and not any(watching(number=n).covers(one) for one in others for n in (0, 1))
+    shown = ServerTrigger.model_validate(FOUND["trigger"])
+    assert all(shown.covers(one) for one in others) and not shown.covers(first), "a flow mends that one"
     rendered = {
         name: render_user_template_sync(template, {"event": first})
         for name, template in trigger(number=1)["parameters"].items()
@@ -134,7 +135,7 @@ def test_the_trigger_becomes_an_automation_that_fires_at_once():
 
 # Automations
 
-DEPLOYED, ANY = AUTOMATIONS["automations"]
+DEPLOYED, ANY, FOUND = AUTOMATIONS["automations"]
 
 
 def event_of(state: str, *tags: str) -> ReceivedEvent:
@@ -151,7 +152,7 @@ def event_of(state: str, *tags: str) -> ReceivedEvent:
     )
 
 
-@pytest.mark.parametrize("spec", AUTOMATIONS["automations"], ids=["deployed", "any"])
+@pytest.mark.parametrize("spec", [DEPLOYED, ANY], ids=["deployed", "any"])
 def test_automations_are_what_prefect_understands(spec):
     assert list(AUTOMATIONS) == ["automations"]
     assert unknown(AutomationCore, spec, "") == unknown(EventTrigger, spec["trigger"], "trigger") == []
@@ -163,7 +164,7 @@ def test_automations_are_what_prefect_understands(spec):
         assert found.actions[0].state == "CRASHED"
 
 
-@pytest.mark.parametrize("spec", AUTOMATIONS["automations"], ids=["deployed", "any"])
+@pytest.mark.parametrize("spec", [DEPLOYED, ANY], ids=["deployed", "any"])
 def test_silence_after_a_heartbeat_crashes_a_run_and_any_sign_of_life_does_not(spec):
     found = ServerTrigger.model_validate(spec["trigger"])
     heartbeat = event_of("heartbeat", "reelmill")

@@ -8,6 +8,7 @@ from unittest.mock import MagicMock
 import numpy as np
 import pyarrow as pa
 import pytest
+import yaml
 
 from storage import columns, datasets, files, ledger
 from storage.ledger import Entry
@@ -17,6 +18,7 @@ from tasks.audits import audit, contents, embeddings, limits
 from tasks.audits.limits import Limits
 from tasks.plans import rates
 from tests import made_parts
+from tests.preparing import CHECKOUT
 
 
 @pytest.fixture
@@ -69,20 +71,36 @@ def test_the_modality_gap_is_between_the_means_and_says_why_there_is_none(tmp_pa
 
 def facts(**changed):
     found = {
-        "freshness": {"age_hours": 1.0},
-        "funnel": {"quarantined": 0, "listed": 100, "pieces": 100},
+        "freshness": {"age_hours": 1.0, "clips": 90},
+        "funnel": {"quarantined": 0, "dropped": 0, "listed": 100, "pieces": 100},
         "predictions": {"champion": 1, "clips_without_predictions": 0, "clips": 10},
         "label_drift": 0.1,
         "orphaned": {"bytes": 0},
+        "growth": {"since": "v0", "clips": 0},
+        "features": {"towers": healthy()},
+        "columns": {"features": {"stale": {"old": 0}}},
+        "cost": {"bytes": {"parts": 1}, "seconds": {"cutting": 1.0}},
     }
     return found | changed
+
+
+def healthy(**changed):
+    return {"alignment": 0.5, "uniformity": -1.0, "modality_gap": "not measured"} | changed
 
 
 @pytest.mark.parametrize(
     ("changed", "name"),
     [
-        ({"freshness": {"age_hours": 49.0}}, "stale"),
-        ({"funnel": {"quarantined": 6, "listed": 100, "pieces": 100}}, "quarantined"),
+        ({"freshness": {"age_hours": 49.0, "clips": 90}}, "stale"),
+        ({"funnel": {"quarantined": 6, "dropped": 0, "listed": 100, "pieces": 100}}, "quarantined"),
+        ({"funnel": {"quarantined": 0, "dropped": 21, "listed": 100, "pieces": 100}}, "dropped"),
+        ({"growth": {"since": "v0", "clips": -11}}, "shrunk"),
+        ({"features": {"towers": healthy(), "other": healthy(uniformity=-0.01)}}, "embedding-health"),
+        ({"features": {"towers": healthy(alignment=2.1)}}, "embedding-health"),
+        ({"features": {"towers": healthy(modality_gap=1.6)}}, "embedding-health"),
+        ({"columns": {"features": {"stale": {"a": 1 << 29, "b": (1 << 29) + 1}}}}, "stale-columns"),
+        ({"cost": {"bytes": {"parts": 1 << 40, "columns": 1}, "seconds": {}}}, "cost"),
+        ({"cost": {"bytes": {}, "seconds": {"trainings": 3.7e6}}}, "cost"),
         ({"predictions": {"champion": 1, "clips_without_predictions": 1, "clips": 10}}, "predictions-behind"),
         ({"label_drift": 0.31}, "label-drift"),
         ({"orphaned": {"bytes": (1 << 30) + 1}}, "orphaned"),
@@ -94,13 +112,29 @@ def test_each_limit_has_its_finding(changed, name):
 
 def test_nothing_is_found_at_the_limits_nor_where_nothing_was_measured():
     at = {
-        "freshness": {"age_hours": 48.0},
-        "funnel": {"quarantined": 5, "listed": 100, "pieces": 100},
+        "freshness": {"age_hours": 48.0, "clips": 90},
+        "funnel": {"quarantined": 5, "dropped": 20, "listed": 100, "pieces": 100},
         "label_drift": 0.3,
+        "growth": {"since": "v0", "clips": -10},
+        "features": {"towers": healthy(alignment=2.0, uniformity=-0.05, modality_gap=1.5)},
+        "columns": {"features": {"stale": {"a": 1 << 30}}},
+        "cost": {"bytes": {"parts": 1 << 40}, "seconds": {"trainings": 3.6e6}},
     }
     assert limits.findings(facts(**at), Limits()) == []
-    unknown = {"freshness": {"age_hours": None}, "label_drift": None, "predictions": {"champion": None}}
-    assert limits.findings(facts(**unknown, funnel={"quarantined": 0, "listed": 0, "pieces": 0}), Limits()) == []
+    unknown = {"freshness": {"age_hours": None, "clips": 0}, "label_drift": None, "predictions": {"champion": None}}
+    unknown |= {
+        "growth": {"since": "none before it"},
+        "features": {},
+        "columns": {},
+        "cost": {"bytes": {}, "seconds": {}},
+    }
+    nothing = {"quarantined": 0, "dropped": 0, "listed": 0, "pieces": 0}
+    assert limits.findings(facts(**unknown, funnel=nothing), Limits()) == []
+
+
+def test_every_finding_for_people_has_its_event_in_an_automation():
+    watched = yaml.safe_load((CHECKOUT / "automations.yaml").read_text())["automations"][-1]["trigger"]["expect"]
+    assert watched == [limits.EVENT + name for name in limits.FOR_PEOPLE]
 
 
 def test_an_audit_tells_what_is_beyond_on_top_and_as_events(root, emitted, monkeypatch):
@@ -119,7 +153,9 @@ def test_an_audit_tells_what_is_beyond_on_top_and_as_events(root, emitted, monke
     assert found["orphaned"]["bytes"] >= 500 and found["cost"]["bytes"]["parts"] > 500
     assert found["cost"]["seconds"]["prepare: features"] == 4.5 and found["cost"]["seconds"]["cutting"] > 0
     (page,) = pages
-    assert page.index("predictions-behind") < page.index("## freshness")
+    assert page.index("predictions-behind") < page.index("| freshness: version |")
+    headings = ["## Beyond limits", "## What went in", "## What came out", "## What was dropped", "## All figures"]
+    assert sorted(headings, key=page.index) == headings and f"{data.clips} clips of" in page
     assert f"{lost.samples} of {data.clips} clips" in page
     calls = {call.args[0]: call.kwargs for call in emitted.call_args_list}
     assert set(calls) == {"reelmill.audit.predictions-behind", "reelmill.audit.orphaned"}

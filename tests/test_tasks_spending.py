@@ -83,6 +83,60 @@ def test_a_stage_within_a_stage_is_not_counted_twice(monkeypatch):
     assert took["inner"].seconds >= 0.05 > took["outer"].seconds >= 0.02
 
 
+def test_stages_side_by_side_have_their_time_in_equal_parts(monkeypatch):
+    """Two trainings at once are half of a run each, not all of it twice; a stage within another pauses that one."""
+    monkeypatch.setattr(spending, "_spent", {})
+    monkeypatch.setattr(spending, "_clocks", {})
+    now = [100.0]
+    monkeypatch.setattr(spending.time, "perf_counter", lambda: now[0])
+    clock, one, two = spending.Clock(), Spent(), Spent()
+    clock.turn(None, one)
+    now[0] += 10
+    clock.turn(None, two)
+    now[0] += 20
+    clock.turn(one, None)
+    now[0] += 5
+    clock.turn(two, None)
+    now[0] += 7
+    clock.turn(None, one)
+    assert (one.wall, two.wall) == (20.0, 15.0)
+    with spending.measuring("outer"):
+        now[0] += 4
+        with spending.measuring("inner"):
+            now[0] += 6
+        now[0] += 1
+    took = spending.spent()
+    assert {name: (stage.wall, stage.seconds) for name, stage in took.items()} == {"outer": (5, 5), "inner": (6, 6)}
+    rows = timing.rows({"pretrain": Spent(60.0, wall=30.0), "finetune": Spent(60.0, wall=30.0), "gate": Spent(60.0)})
+    assert [(row["stage"], row["share"], row["seconds"]) for row in rows] == [
+        ("gate", "50 %", "60.0"), ("pretrain", "25 %", "60.0"), ("finetune", "25 %", "60.0")
+    ]  # fmt: skip
+
+
+def test_threads_of_a_run_share_its_clock(monkeypatch):
+    monkeypatch.setattr(spending, "_spent", {})
+    monkeypatch.setattr(spending, "_clocks", {})
+    together = threading.Barrier(3)
+
+    def train(name: str) -> None:
+        with spending.measuring(name):
+            together.wait()
+            time.sleep(0.1)
+            together.wait()
+
+    threads = [threading.Thread(target=train, args=(name,)) for name in ("a", "b")]
+    began = time.perf_counter()
+    for thread in threads:
+        thread.start()
+    together.wait()
+    together.wait()
+    for thread in threads:
+        thread.join()
+    whole, took = time.perf_counter() - began, spending.spent()
+    assert sum(one.part for one in took.values()) <= whole < sum(one.seconds for one in took.values()) + 0.2
+    assert all(one.part < one.seconds for one in took.values())
+
+
 def test_stores_are_marked_by_what_is_asked_of_them(tmp_path):
     with timing.collected() as into:
         files.replace(b"x" * 1000, str(tmp_path / "a"))

@@ -12,7 +12,7 @@ from typing import Any
 from prefect.futures import PrefectFuture
 
 from storage import files
-from tasks import report, tracking
+from tasks import account, report, tracking
 from tasks.ablations.drawing import draw
 from tasks.ablations.rows import KINDS, MAP, Table
 from tasks.ablations.runs import BUDGETS, Budget, settings
@@ -68,8 +68,27 @@ def finish(
     tracking.log_metrics(root, run, dict(_summary(table, scores)))
     tracking.end(root, run)
     report.markdown(f"ablate-{table.id}", text, table.title)
+    told = _account(root, run, table, scores, seeds)
+    report.markdown(f"ablate-{table.id}-run", told, f"what the ablation of table {table.id} did")
     report.say(f"\n{text}")
     return {"table": table.id, "markdown": text, "figure": files.join(root, "tables", table.id, "table.png")}
+
+
+def _account(root: str, run: str, table: Table, scores: Scores, seeds: list[int]) -> str:
+    """The page of a table's run in Prefect: what went in, what came out, what did not come out as the thesis has it."""
+    of_claims = findings(table, scores)
+    missed = [found.claim for found in of_claims if not found.holds]
+    given = f"{len(table.rows)} rows of table {table.id}, {table.title}, seeds {', '.join(map(str, seeds))}"
+    said = {
+        "What went in": [given],
+        "What came out": [
+            f"{len(of_claims) - len(missed)} of {len(of_claims)} claims hold",
+            f"the table in {files.join(root, 'tables', table.id, 'table.md')}",
+        ],
+        "What does not hold": [f"{' + '.join(claim.plus)} above {' + '.join(claim.minus)}" for claim in missed],
+        "What was dropped, and why": [],
+    }
+    return account.text(f"Ablation of table {table.id}", said, {"MLflow": tracking.run_url(root, run)})
 
 
 def command(table: Table, budget: Budget, name: str, seeds: list[int]) -> str:

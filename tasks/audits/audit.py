@@ -7,13 +7,16 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from storage import datasets
-from tasks import gc, naming, report
+from storage.inventory import in_units
+from tasks import account, gc, naming, report
 from tasks.audits import contents, stale
 from tasks.audits.embeddings import embedding_health
 from tasks.audits.holdings import GRACE, cost, orphaned
 from tasks.audits.limits import Finding, Limits, announce, findings
+from tasks.spending import staged
 
 USUAL = Limits()
+LOOKS = 9
 
 
 def said(value: Any) -> str:
@@ -25,31 +28,41 @@ def said(value: Any) -> str:
 
 
 def gather(root: str, name: str, model: str, text: bool = False) -> dict[str, Any]:
-    """All that an audit finds, as plain values."""
+    """All that an audit finds, as plain values; how far it is can be seen in Prefect."""
     dataset = datasets.load(root, name)
-    counts = contents.labels(root, dataset)
-    predictions = stale.behind(root, dataset, model)
-    funnel = contents.funnel(root, dataset)
-    listed = stale.survey(root, dataset)
-    idle = gc.find(root, GRACE, model=model)
-    classes = sorted({label for split in counts.values() for label in split})
+    with report.progress("audit", LOOKS, "looks") as state:
+
+        def look(seen: Any) -> Any:
+            state.advance()
+            return seen
+
+        fresh, growth = look(contents.freshness(root, dataset)), look(contents.growth(root, dataset))
+        funnel = look(contents.funnel(root, dataset))
+        counts = look(contents.labels(root, dataset))
+        classes = sorted({label for split in counts.values() for label in split})
+        features = look(embedding_health(root, dataset, classes if text else None))
+        predictions = look(stale.behind(root, dataset, model))
+        columns = look(stale.coverage(dataset, stale.survey(root, dataset), predictions.get("version", "")))
+        idle = look(gc.find(root, GRACE, model=model))
+        spent = look(cost(root, dataset, idle.references.items))
     return {
-        "freshness": contents.freshness(root, dataset),
-        "growth": contents.growth(root, dataset),
+        "freshness": fresh,
+        "growth": growth,
         "losses": {"by_reason": funnel["by_reason"]},
         "funnel": {name: n for name, n in funnel.items() if name != "by_reason"},
         "labels": counts,
         "label_balance": contents.balance(counts),
         "label_drift": contents.drift(counts),
-        "features": embedding_health(root, dataset, classes if text else None),
-        "columns": stale.coverage(dataset, listed, predictions.get("version", "")),
+        "features": features,
+        "columns": columns,
         "predictions": predictions,
         "orphaned": orphaned(idle),
-        "cost": cost(root, dataset, idle.references.items),
+        "cost": spent,
     }
 
 
 @task(task_run_name="audit · {name}", cache_policy=NO_CACHE)
+@staged("audit")
 def examine(root: str, name: str, model: str, limits: Limits = USUAL, text: bool = False) -> dict[str, Any]:
     """Gathers what there is to find, prints it, publishes it as an artifact, and emits what is beyond the limits."""
     found = gather(root, name, model, text)
@@ -58,19 +71,35 @@ def examine(root: str, name: str, model: str, limits: Limits = USUAL, text: bool
         report.say(f"  audit        {title.replace('_', ' ')}: {said(value)}")
     for finding in beyond:
         report.say(f"  audit        beyond its limit: {finding.name}, {finding.why}")
-    report.markdown("audit", page(name, found, beyond), f"audit of {name}")
+    report.markdown("audit", page(name, model, found, beyond), f"audit of {name}")
     announce(root, name, model, beyond)
     over = [finding.name for finding in beyond]
     naming.rename(f"audit · {name} · {'beyond limits: ' + ', '.join(over) if over else 'all within limits'}", *over)
     return found | {"beyond": [asdict(finding) for finding in beyond]}
 
 
-def page(name: str, found: dict[str, Any], beyond: list[Finding]) -> str:
-    """The findings as a page, what is beyond its limit first."""
-    lines = [f"# Audit of {name}", "", "## Beyond limits" if beyond else "Nothing is beyond its limit.", ""]
-    lines += [f"- **{finding.name}**: {report.escape(finding.why)}" for finding in beyond]
-    for title, value in found.items():
-        rows = value.items() if isinstance(value, dict) else [("", value)]
-        lines += ["", f"## {title.replace('_', ' ')}", "", "| | |", "|---|---|"]
-        lines += [f"| {report.escape(str(k))} | {report.escape(said(v))} |" for k, v in rows]
-    return "\n".join([*lines, ""])
+def page(name: str, model: str, found: dict[str, Any], beyond: list[Finding]) -> str:
+    """The findings as a run's page, what is beyond its limit first."""
+    funnel, fresh, lag = found["funnel"], found["freshness"], found["predictions"]
+    listed = contents.in_files(funnel["listed"], funnel["pieces"])
+    missing = lag.get("clips_without_predictions", 0)
+    reasons = found["losses"]["by_reason"]
+    told = {
+        "Beyond limits": [f"{finding.name}: {finding.why}" for finding in beyond] or ["nothing is beyond its limit"],
+        "What went in": [
+            f"{name} @ {fresh['version']}: {fresh['clips']:,} clips of {listed}",
+            f"{model} version {lag['champion']}, the champion" if lag["champion"] else f"{model} has no champion yet",
+        ],
+        "What came out": [
+            f"{len(beyond)} findings beyond their limits, each an event of reelmill.dataset.{name}",
+            f"{missing:,} clips lack the champion's predictions",
+            f"{in_units(found['orphaned']['bytes'])} that nobody refers to",
+        ],
+        "What was dropped, and why": [f"{n:,} {reason}" for reason, n in reasons.items()],
+    }
+    rows = {
+        f"{title.replace('_', ' ')}{': ' + str(key) if key else ''}": said(value)
+        for title, group in found.items()
+        for key, value in (group.items() if isinstance(group, dict) else [("", group)])
+    }
+    return account.text(f"Audit of {name}", told, rows)

@@ -15,6 +15,7 @@ from storage.errors import InputError
 from storage.timing import Spent
 
 STAGES = "stages"  # step of the ledger
+WALL = "of the run"  # beside the kinds of work in it: the seconds of the run that were a stage's
 
 
 def freshness(root: str, dataset: Dataset) -> dict[str, Any]:
@@ -149,8 +150,8 @@ def times(root: str, flow: str, dataset: str) -> dict[str, Spent]:
         return {}
     found = {}
     for entry in sorted(entries, key=lambda entry: -entry.seconds):
-        into = Counter({kind: seconds for kind, seconds in entry.scores.items() if seconds > 0})
-        found[entry.item] = Spent(entry.seconds, 0, entry.clips, into)
+        into = Counter({kind: seconds for kind, seconds in entry.scores.items() if seconds > 0 and kind != WALL})
+        found[entry.item] = Spent(entry.seconds, 0, entry.clips, into, entry.scores.get(WALL, 0.0))
     return found
 
 

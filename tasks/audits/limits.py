@@ -11,6 +11,9 @@ from tasks.audits.contents import in_files
 EVENT = "reelmill.audit."
 BEHIND, STALE, QUARANTINED = "predictions-behind", "stale", "quarantined"
 DRIFT, ORPHANED = "label-drift", "orphaned"
+DROPPED, SHRUNK, COST, IDLE = "dropped", "shrunk", "cost", "stale-columns"
+EMBEDDINGS = "embedding-health"
+FOR_PEOPLE = (STALE, QUARANTINED, DROPPED, SHRUNK, DRIFT, EMBEDDINGS, IDLE, ORPHANED, COST)  # no flow mends these
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,14 @@ class Limits:
     label_drift: float = 0.3
     behind: int = 0  # clips
     orphaned: int = 1 << 30  # bytes
+    dropped: float = 0.2  # share of the files listed, or of their pieces
+    shrunk: float = 0.1  # share of the clips of the version before
+    alignment: float = 2.0  # mean d² of frames of one clip: that of vectors that have nothing in common
+    uniformity: float = -0.05  # log mean exp(-2 d²) of any frames: all nearly the same
+    gap: float = 1.5  # between the mean frame and the mean class name, at most 2
+    idle: int = 1 << 30  # bytes of versions of columns that nothing current uses
+    stored: int = 1 << 40  # bytes under the root
+    hours: float = 1000.0  # of compute that are on record
 
 
 @dataclass(frozen=True)
@@ -55,6 +66,30 @@ def findings(found: dict[str, Any], limits: Limits) -> list[Finding]:
     over(DRIFT, drift, limits.label_drift, f"classes of train and held-out clips differ by {drift or 0:.2f} of 1")
     idle = found["orphaned"]["bytes"]
     over(ORPHANED, idle, limits.orphaned, f"{in_units(idle)} that nobody refers to; `reelmill gc` says what")
+    lost, has = -found["growth"].get("clips", 0), fresh["clips"]
+    over(
+        SHRUNK,
+        lost / max(1, has + lost),
+        limits.shrunk,
+        f"{lost:,} of {has + lost:,} clips went since the version before",
+    )
+    left = funnel["dropped"] / max(1, funnel["pieces"])
+    over(DROPPED, left, limits.dropped, f"{funnel['dropped']:,} dropped of {of}")
+    for name, facts in found["features"].items():
+        gap = facts["modality_gap"]
+        for what, value, limit in (
+            ("alignment", facts["alignment"], limits.alignment),
+            ("uniformity", facts["uniformity"], limits.uniformity),
+            ("modality gap", gap if isinstance(gap, float) else None, limits.gap),
+        ):
+            over(
+                EMBEDDINGS, value, limit, f"{what} of features {name} is {value or 0:.3g}, at most {limit:g} is healthy"
+            )
+    unused = sum(sum(facts["stale"].values()) for facts in found["columns"].values())
+    over(IDLE, unused, limits.idle, f"{in_units(unused)} in versions of columns that nothing current uses")
+    stored, hours = sum(found["cost"]["bytes"].values()), sum(found["cost"]["seconds"].values()) / 3600
+    over(COST, stored, limits.stored, f"{in_units(stored)} are stored under the root")
+    over(COST, hours, limits.hours, f"{hours:,.0f} hours of compute are on record")
     return made
 
 

@@ -150,21 +150,22 @@ def _times(root: str, flow: str, dataset: str) -> list[tuple[str, float, list[di
     kept = {one: contents.times(root, one, dataset) for one in FLOWS}
     found = []
     for one, took in (kept | ({flow: mine} if mine else {})).items():
-        whole = sum(stage.seconds for stage in took.values())
-        order = sorted(took.items(), key=lambda stage: -stage[1].seconds)
+        whole = sum(stage.part for stage in took.values())
+        order = sorted(took.items(), key=lambda stage: -stage[1].part)
         stages = [
-            {"name": name, "seconds": stage.seconds, "share": stage.seconds / whole, "said": timing.shares(stage.into),
-             "into": [(kind, seconds / whole) for kind, seconds in _parts(stage)]}
-            for name, stage in order if stage.seconds >= 0.005 * whole
+            {"name": name, "seconds": stage.seconds, "share": stage.part / whole, "said": timing.shares(stage.into),
+             "into": [(kind, share * stage.part / whole) for kind, share in _parts(stage)]}
+            for name, stage in order if stage.part >= 0.005 * whole
         ]  # fmt: skip
         found += [(one, whole, stages)] if stages else []
     return found
 
 
 def _parts(stage: Spent) -> list[tuple[str, float]]:
-    """What a stage's seconds went into, in the order of the legend; all of them where that was not measured."""
-    known = [(kind, float(stage.into[kind])) for kind in KINDS if stage.into[kind] > 0]
-    return known or [(timing.OTHER, stage.seconds)]
+    """Shares of what a stage's time went into, in the order of the legend; all of it where that was not measured."""
+    whole = sum(stage.into[kind] for kind in KINDS if stage.into[kind] > 0)
+    known = [(kind, float(stage.into[kind]) / whole) for kind in KINDS if stage.into[kind] > 0]
+    return known or [(timing.OTHER, 1.0)]
 
 
 def _shown(root: str, dataset: str) -> str:

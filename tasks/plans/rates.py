@@ -6,7 +6,7 @@ from typing import Any
 from storage import files, ledger, plans
 from storage.ledger import Entry
 from tasks import report, spending
-from tasks.audits.contents import STAGES
+from tasks.audits.contents import STAGES, WALL
 
 BOOKS = 200  # ledgers of parts that the rate of cutting is taken from
 
@@ -29,7 +29,7 @@ def keep(root: str, flow: str, dataset: str) -> None:
         return
     before = {entry.item: entry for entry in _read(root, f"{flow}-{dataset}")}
     made = {
-        name: Entry(name, "kept", clips=took.items, seconds=took.seconds, scores=dict(took.into))
+        name: Entry(name, "kept", clips=took.items, seconds=took.seconds, scores={**took.into, WALL: took.part})
         for name, took in now.items()
         if name not in before or 10 * took.items >= before[name].clips
     }
