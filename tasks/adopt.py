@@ -91,8 +91,8 @@ def _examine(
     entries: list[Entry] = []
     rows: list[dict[str, Any]] = []
 
-    def refuse(item: str, reason: str, detail: str = "", verdict: str = "quarantined") -> None:
-        entries.append(Entry(f"{shard.url}#{item}", verdict, reason, detail))
+    def refuse(item: str, reason: str, detail: str = "", verdict: str = "quarantined", error: str = "") -> None:
+        entries.append(Entry(f"{shard.url}#{item}", verdict, reason, detail, error=error))
 
     with open(path, "rb") as file:
         members = list(shards.walk(file, name=shard.url, strict=False, open_end=options["open_end"]))
@@ -118,9 +118,9 @@ def _examine(
                     said, metadata = adoption.describe({k: content(m) for k, m in beside.items()}, options["text"])
                     row = _row(shard, member, content(member), said, metadata)
                 except BadSidecar as error:
-                    refuse(member.name, "bad_sidecar", str(error))
+                    refuse(member.name, "bad_sidecar", str(error), error="BadSidecar")
                 except Rejected as error:
-                    refuse(member.name, error.reason, error.detail)
+                    refuse(member.name, error.reason, error.detail, error=error.kind)
                 else:
                     if stone := gone.get(row["content_id"]):
                         entries.append(Entry(f"forgotten source {stone}", "dropped", tombstones.REASON))

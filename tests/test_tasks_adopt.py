@@ -176,6 +176,9 @@ def test_what_cannot_be_used_is_quarantined_with_a_reason(tmp_path, clip):
         "nan.mp4": "bad_sidecar", "two.mp4": "bad_sidecar", "seg.mp4": "bad_sidecar",
     }  # fmt: skip
     assert found["only"] == ("dropped", "no_video")
+    [book] = files.names(files.join(root, "ledger", "adopt"))
+    kinds = {e.item.rpartition("#")[2]: e.error for e in ledger.read(root, "adopt", book.removesuffix(".parquet"))}
+    assert kinds["nan.mp4"] == "BadSidecar" and kinds["cut.mp4"].endswith("Error") and kinds["last.mov"] == ""
     data = datasets.load(root, "them")
     assert sorted(row["path"] for part in data.parts for row in part.rows()) == ["good", "last"]
     assert sorted(p.name for p in tmp_path.rglob("*.mp4")) == []
