@@ -141,15 +141,22 @@ def gate(
         decision |= {"version": version, "run": candidate["run"]}
         if away := registry.rolled_back(root, model, version):
             decision |= {"decision": "refused", "why": f"it was rolled back: {away}"}
-        if gone := ancestry.taken_down(root, checkpoint.url):
-            for one in gone:
-                registry.add_to_tag(root, model, version, tombstones.TAG, one)
-            why = f"it was trained on what was taken down meanwhile ({', '.join(gone)})"
-            decision |= {"decision": "refused", "why": why}
+        for gone in ancestry.taken_down(root, checkpoint.url):
+            registry.add_to_tag(root, model, version, tombstones.TAG, gone)
+        if reigning != version:
+            decision = unless_taken_down(root, model, decision)
         if approval and decision["decision"] == "promoted" and reigning != version:
             decision |= {"decision": "waiting", "why": f"it would be promoted ({decision['why']}) once a person agrees"}
         conclude(root, model, decision)
     return decision
+
+
+def unless_taken_down(root: str, model: str, decision: dict[str, Any]) -> dict[str, Any]:
+    """The decision, which is to refuse where the version was trained on a source that was taken down since."""
+    gone = registry.versions(root, model)[decision["version"]].get(tombstones.TAG)
+    if not gone:
+        return decision
+    return decision | {"decision": "refused", "why": f"it was trained on what was taken down since ({gone})"}
 
 
 def conclude(root: str, model: str, decision: dict[str, Any], tell: bool = True) -> None:

@@ -213,6 +213,15 @@ def test_a_champion_is_rolled_back_and_stays_so(root):
         rollback(root.url, "other")
 
 
+def test_a_rollback_passes_over_what_was_trained_on_a_source_that_was_taken_down(root):
+    first, second, _ = (judged(root, candidate(root, seed, 0.5 + seed)) for seed in range(3))
+    registry.add_to_tag(root.url, "m", second["version"], tombstones.TAG, "5709e")
+    assert "version 1 again, after version 3" in rollback(root.url, "m")
+    with pytest.raises(InputError, match="no champion before it to go back to; name one with --to"):
+        rollback(root.url, "m")
+    assert "version 2 again" in rollback(root.url, "m", to=2) and first["version"] == 1
+
+
 def test_every_number_is_kept_and_announced(root):
     judged(root, candidate(root, 0, 0.5))
     found = candidate(root, 1, 3.0)
