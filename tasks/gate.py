@@ -53,6 +53,8 @@ def judge(
     }
     if champion is None:
         return found | {"decision": "promoted", "why": "there was no champion"}
+    if gone := champion.taken_down:
+        found |= {"taken_down": gone}
     reigning = checkpoints.describe(champion.checkpoint)
     if reigning.digest == challenger.digest:
         return found | {"decision": "promoted", "why": AS_IT_IS}
@@ -68,8 +70,7 @@ def judge(
             )  # fmt: skip
     except ValueError as error:
         return found | {"decision": "refused", "why": f"not comparable: {error}"}
-    if gone := champion.taken_down:
-        found |= {"taken_down": gone}
+    if gone:
         rules = replace(rules, margin=min(rules.margin, -rules.successor_drop))
     costs = against.metrics, challenger.metrics
     classes = [row["class"] for row in challenger.per_class]
@@ -114,9 +115,8 @@ def gate(
 
     A version is judged once on a dataset version: asking again until chance agrees would not be a test. One that a
     person took the alias from (`reelmill rollback`) does not get it back here, and one that was trained on a source
-    that was taken down meanwhile does not get it at all. With ``approval`` a winner is
-    ``waiting`` for a person's word (`tasks.approval`), until the champion is another one. One challenger of a model is
-    judged at a time, whoever runs.
+    that was taken down meanwhile does not get it at all. With ``approval`` a winner is ``waiting`` for a person's word
+    (`tasks.approval`), until the champion is another one. One challenger of a model is judged at a time, whoever runs.
     """
     evaluation, checkpoint = candidate["evaluation"], candidate["checkpoint"]
     tags = {

@@ -94,6 +94,8 @@ def test_a_champion_that_was_trained_on_what_was_taken_down_is_followed_by_an_eq
     refused = judged(root, worse, rules=Rules(successor_drop=0.1))
     assert refused["decision"] == "refused" and refused["ci_high"] < -0.1 and refused["taken_down"] == "5709e"
     assert judged(root, equal, rules=Rules(successor_drop=0.0, margin=0.1))["decision"] == "refused"
+    strange = judged(root, candidate(root, 9, 1.0, videos=29))
+    assert "not comparable" in strange["why"] and registry.stands(strange, registry.champion(root.url, "m"))
     decision = judged(root, equal, data=Dataset("d", "v2", [], {}), rules=Rules(successor_drop=0.1))
     assert decision["decision"] == "promoted" and decision["ci_low"] < 0
     assert "above the margin -0.1" in decision["why"] and "taken down since (5709e)" in decision["why"]
