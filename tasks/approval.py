@@ -17,7 +17,7 @@ from storage import claims, files
 from storage.datasets import Dataset
 from storage.errors import InputError
 from tasks import registry, report
-from tasks.gate import as_markdown, conclude, gate
+from tasks.gate import as_markdown, conclude, gate, unless_taken_down
 
 PATIENCE = 7 * 24 * 3600  # seconds that a suspended run waits; then it fails, and `reelmill approve` still works
 
@@ -63,12 +63,13 @@ def _how(root: str, model: str, decision: dict[str, Any]) -> str:
 def answered(
     root: str, model: str, decision: dict[str, Any], approve: bool, by: str, comment: str, tell: bool = True
 ) -> dict[str, Any]:
-    """The decision with a person's word, kept and acted on."""
+    """The decision with a person's word, kept and acted on; nobody's word promotes what saw a source taken down."""
     word = f"{'approved' if approve else 'refused'} by {by}" + (f": {comment}" if comment else "")
     at = datetime.now(UTC).isoformat(timespec="seconds")
     said = {"approved": approve, "by": by, "comment": comment, "at": at}
     outcome = "promoted" if approve else "refused"
     decision = decision | {"decision": outcome, "why": f"{word}; {decision['why']}", "approval": said}
+    decision = unless_taken_down(root, model, decision)
     conclude(root, model, decision, tell)
     return decision
 

@@ -53,6 +53,8 @@ def judge(
     }
     if champion is None:
         return found | {"decision": "promoted", "why": "there was no champion"}
+    if gone := champion.taken_down:
+        found |= {"taken_down": gone}
     reigning = checkpoints.describe(champion.checkpoint)
     if reigning.digest == challenger.digest:
         return found | {"decision": "promoted", "why": AS_IT_IS}
@@ -68,8 +70,7 @@ def judge(
             )  # fmt: skip
     except ValueError as error:
         return found | {"decision": "refused", "why": f"not comparable: {error}"}
-    if gone := champion.taken_down:
-        found |= {"taken_down": gone}
+    if gone:
         rules = replace(rules, margin=min(rules.margin, -rules.successor_drop))
     costs = against.metrics, challenger.metrics
     classes = [row["class"] for row in challenger.per_class]
@@ -114,9 +115,8 @@ def gate(
 
     A version is judged once on a dataset version: asking again until chance agrees would not be a test. One that a
     person took the alias from (`reelmill rollback`) does not get it back here, and one that was trained on a source
-    that was taken down meanwhile does not get it at all. With ``approval`` a winner is
-    ``waiting`` for a person's word (`tasks.approval`), until the champion is another one. One challenger of a model is
-    judged at a time, whoever runs.
+    that was taken down meanwhile does not get it at all. With ``approval`` a winner is ``waiting`` for a person's word
+    (`tasks.approval`), until the champion is another one. One challenger of a model is judged at a time, whoever runs.
     """
     evaluation, checkpoint = candidate["evaluation"], candidate["checkpoint"]
     tags = {
@@ -141,15 +141,22 @@ def gate(
         decision |= {"version": version, "run": candidate["run"]}
         if away := registry.rolled_back(root, model, version):
             decision |= {"decision": "refused", "why": f"it was rolled back: {away}"}
-        if gone := ancestry.taken_down(root, checkpoint.url):
-            for one in gone:
-                registry.add_to_tag(root, model, version, tombstones.TAG, one)
-            why = f"it was trained on what was taken down meanwhile ({', '.join(gone)})"
-            decision |= {"decision": "refused", "why": why}
+        for gone in ancestry.taken_down(root, checkpoint.url):
+            registry.add_to_tag(root, model, version, tombstones.TAG, gone)
+        if reigning != version:
+            decision = unless_taken_down(root, model, decision)
         if approval and decision["decision"] == "promoted" and reigning != version:
             decision |= {"decision": "waiting", "why": f"it would be promoted ({decision['why']}) once a person agrees"}
         conclude(root, model, decision)
     return decision
+
+
+def unless_taken_down(root: str, model: str, decision: dict[str, Any]) -> dict[str, Any]:
+    """The decision, which is to refuse where the version was trained on a source that was taken down since."""
+    gone = registry.versions(root, model)[decision["version"]].get(tombstones.TAG)
+    if not gone:
+        return decision
+    return decision | {"decision": "refused", "why": f"it was trained on what was taken down since ({gone})"}
 
 
 def conclude(root: str, model: str, decision: dict[str, Any], tell: bool = True) -> None:

@@ -5,7 +5,7 @@ from typing import Annotated
 from prefect.settings import get_current_settings
 from pydantic import Field
 
-from storage import files
+from storage import files, tombstones
 from storage.errors import InputError
 from tasks import registry
 from tasks.gate import PROMOTED, announce
@@ -17,20 +17,24 @@ def rollback(
     to: Annotated[int | None, Field(description="Version; none: the champion before this one.", ge=1)] = None,
     why: Annotated[str, Field(description="Kept with the version that loses the alias.")] = "",
 ) -> str:
-    """Move the alias champion back. What was rolled back is not promoted again until it is rolled back to."""
+    """Move the alias champion back. What was rolled back is not promoted again until it is rolled back to.
+
+    Passed over are versions that were trained on a source that was taken down, unless --to names one.
+    """
     root = files.existing_root(root)
     now = registry.champion(root, model)
     if now is None:
         raise InputError(f"no model {model!r} has the alias champion, so there is nothing to roll back")
+    known = registry.versions(root, model)
+    passed_over = {registry.ROLLED_BACK, tombstones.TAG}  # by a person, or for what it was trained on
     earlier = [
         version
         for version in registry.reigns(root, model)
-        if version != now.version and not registry.rolled_back(root, model, version)
+        if version != now.version and not passed_over & known[version].keys()
     ]
     if to is None and not earlier:
-        raise InputError(f"{model} version {now.version} is the first champion; name a version with --to")
+        raise InputError(f"{model} version {now.version} has no champion before it to go back to; name one with --to")
     goal = earlier[0] if to is None else to
-    known = registry.versions(root, model)
     if goal not in known:
         raise InputError(f"{model} has no version {goal}; it has {', '.join(map(str, known))}")
     if goal == now.version:

@@ -33,6 +33,7 @@ def emitted(monkeypatch, decision: str) -> ReceivedEvent:
     """What the gate emits, as the server receives it."""
     registry, emit = MagicMock(), MagicMock()
     registry.decided.return_value = registry.rolled_back.return_value = None
+    registry.versions.return_value = defaultdict(dict)  # which have no tags
     monkeypatch.setattr(gates, "registry", registry)
     monkeypatch.setattr(gates, "tracking", MagicMock())
     monkeypatch.setattr(gates, "calibration", SimpleNamespace(TAG="calibration", save=lambda *_: ""))

@@ -1,5 +1,6 @@
 """Prefect's server is silent: away for a while, for ever, or from the start; and many runs that ask it at once."""
 
+import json
 import os
 import shutil
 import signal
@@ -8,16 +9,18 @@ from pathlib import Path
 
 import httpx
 import pytest
+import yaml
 
 from storage import datasets, files
 from tests.forked import forks
-from tests.preparing import prepare
+from tests.preparing import CHECKOUT, prepare
 from tests.servers import free_ports, prefect_server
 
 IMPORTS = """
 import flows.audit, flows.prepare, tasks.checks, tasks.silence, prefect.flow_engine, prefect.task_engine
 import mlflow.store.tracking.sqlalchemy_store, mlflow.store.model_registry.sqlalchemy_store
 """
+DEPLOYED = (CHECKOUT / "prefect.yaml").read_text()
 COMMAND = "from flows.__main__ import main; main()"
 
 
@@ -164,6 +167,43 @@ def test_a_server_that_is_away_for_a_while_fails_nothing(prefect, few, tmp_path)
     assert data.parts and sum(part.samples for part in data.parts) == data.clips
     for part in data.parts:
         part.verify()
+
+
+ENDS = """
+import sys, time
+from pathlib import Path
+from prefect import flow
+from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+
+@flow
+def ends():
+    print("works", flush=True)
+    while not Path(sys.argv[1]).exists():
+        time.sleep(0.1)
+    print("is done", flush=True)
+
+with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: int(sys.argv[2])}):
+    ends()
+"""
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_a_run_that_ends_while_the_server_is_away_is_told_when_it_is_back(prefect, tmp_path):
+    """With the retries of prefect.yaml, as the process of a worker has them; Prefect's own are over after 75 s."""
+    (env,) = {json.dumps(one["work_pool"]["job_variables"]["env"]) for one in yaml.safe_load(DEPLOYED)["deployments"]}
+    run = prefect.run(str(tmp_path / "enough"), json.loads(env)["PREFECT_CLIENT_MAX_RETRIES"], program=ENDS)
+    lines = iter(run.stdout)
+    assert next(line for line in lines if "works" in line)
+    prefect.kill()
+    (tmp_path / "enough").touch()
+    assert next(line for line in lines if "is done" in line)
+    time.sleep(80)
+    prefect.start()
+    said = "".join(lines)
+    assert run.wait() == 0, said
+    (known,) = httpx.post(f"{prefect.url}/flow_runs/filter", json={"flows": {"name": {"any_": ["ends"]}}}).json()
+    assert known["state_type"] == "COMPLETED"
 
 
 HASTY = f"from tasks import silence; silence.AFTER, silence.BEFORE = 6.0, 4.0; {COMMAND}"

@@ -3,6 +3,7 @@
 import pytest
 from test_tasks_gate import DATA, candidate, judged, root  # noqa: F401  fixtures
 
+from storage import tombstones
 from storage.datasets import Dataset
 from storage.errors import InputError
 from tasks import approval, gate, registry, tracking
@@ -55,6 +56,13 @@ def test_refused_it_stays_refused(waiting):
     assert champion(root) == 1 and registry.decided(root.url, "m", 2)["decision"] == "refused"
     again = judged(root, candidate(root, 1, 3.0), approval=True)
     assert again["decision"] == "refused" and "refused by ann" in again["why"]
+
+
+def test_nobodys_word_promotes_what_was_trained_on_a_source_that_was_taken_down_since(waiting):
+    root, _ = waiting  # noqa: F811
+    registry.add_to_tag(root.url, "m", 2, tombstones.TAG, "5709e")
+    assert approval.approve(root.url, "ann", "m") == "m version 2 is refused" and champion(root) == 1
+    assert "taken down since (5709e)" in registry.decided(root.url, "m", 2)["why"]
 
 
 def test_a_decision_about_another_champion_does_not_count(waiting):

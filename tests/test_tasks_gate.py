@@ -94,6 +94,8 @@ def test_a_champion_that_was_trained_on_what_was_taken_down_is_followed_by_an_eq
     refused = judged(root, worse, rules=Rules(successor_drop=0.1))
     assert refused["decision"] == "refused" and refused["ci_high"] < -0.1 and refused["taken_down"] == "5709e"
     assert judged(root, equal, rules=Rules(successor_drop=0.0, margin=0.1))["decision"] == "refused"
+    strange = judged(root, candidate(root, 9, 1.0, videos=29))
+    assert "not comparable" in strange["why"] and registry.stands(strange, registry.champion(root.url, "m"))
     decision = judged(root, equal, data=Dataset("d", "v2", [], {}), rules=Rules(successor_drop=0.1))
     assert decision["decision"] == "promoted" and decision["ci_low"] < 0
     assert "above the margin -0.1" in decision["why"] and "taken down since (5709e)" in decision["why"]
@@ -211,6 +213,15 @@ def test_a_champion_is_rolled_back_and_stays_so(root):
         rollback(root.url, "m", to=9)
     with pytest.raises(InputError, match="nothing to roll back"):
         rollback(root.url, "other")
+
+
+def test_a_rollback_passes_over_what_was_trained_on_a_source_that_was_taken_down(root):
+    first, second, _ = (judged(root, candidate(root, seed, 0.5 + seed)) for seed in range(3))
+    registry.add_to_tag(root.url, "m", second["version"], tombstones.TAG, "5709e")
+    assert "version 1 again, after version 3" in rollback(root.url, "m")
+    with pytest.raises(InputError, match="no champion before it to go back to; name one with --to"):
+        rollback(root.url, "m")
+    assert "version 2 again" in rollback(root.url, "m", to=2) and first["version"] == 1
 
 
 def test_every_number_is_kept_and_announced(root):
