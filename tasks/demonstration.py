@@ -104,8 +104,10 @@ def _page(root: str, summary: dict[str, Any]) -> str:
         ],
     }
     whole = sum(summary["seconds"].values()) or 1.0
-    took = {f"{name} took": f"{100 * n / whole:.0f} %, {n:.1f} s" for name, n in summary["seconds"].items()}
-    rows = {**took, **summary["reports"], "summary": f"{root}/summary.json", "MLflow": summary["mlflow"]["url"]}
+    said["Where the time went"] = [
+        f"{100 * n / whole:.0f} % {name}, {n:.1f} s" for name, n in summary["seconds"].items()
+    ]
+    rows = {**summary["reports"], "summary": f"{root}/summary.json", "MLflow": summary["mlflow"]["url"]}
     return account.text(f"Demo, seed {summary['seed']}", said, rows)
 
 

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from storage import datasets, files, tables
 from storage.parts import Part
-from tasks.calibration import SHORTEST, Calibration, runs
+from tasks.calibration import SHORTEST, Calibration
 
 METHOD = 2  # goes up when what is found changes
 SCHEMA = pa.schema(
@@ -45,17 +45,24 @@ def find(scores: np.ndarray, times: np.ndarray, classes: list[str], calibration:
     step = float(np.median(np.diff(times))) if len(times) > 1 else 0.0
     ends = np.append(times[1:], times[-1] + step)
     found = []
-    for k, name in enumerate(classes):
-        pair = calibration.of(name)
-        for first, last in runs(scores[:, k] >= pair.low):
-            start, end, peak = float(times[first]), float(ends[last - 1]), float(scores[first:last, k].max())
-            inside = first > 0 and last < len(times)
-            if inside and (peak < pair.high or end - start < SHORTEST):
-                continue
-            score = float(scores[first:last, k].mean())
-            piece = {"class": name, "start": start, "end": end, "score": score, "peak": peak}
-            found.append(piece | {"frames": int(last - first)})
+    pairs = [calibration.of(name) for name in classes]
+    for k, first, last in spans(scores >= np.array([pair.low for pair in pairs], scores.dtype)):
+        start, end, peak = float(times[first]), float(ends[last - 1]), float(scores[first:last, k].max())
+        inside = first > 0 and last < len(times)
+        if inside and (peak < pairs[k].high or end - start < SHORTEST):
+            continue
+        score = float(scores[first:last, k].mean())
+        piece = {"class": classes[k], "start": start, "end": end, "score": score, "peak": peak}
+        found.append(piece | {"frames": last - first})
     return sorted(found, key=lambda s: (s["start"], s["class"]))
+
+
+def spans(on: np.ndarray) -> list[tuple[int, int, int]]:
+    """(class, first frame, frame after the last) of each run of true values in `[T, K]`, by class and time."""
+    still = np.zeros((on.shape[1], 1), np.int8)
+    edges = np.diff(np.concatenate([still, on.T.astype(np.int8), still], axis=1), axis=1)
+    (kinds, begins), (_, ends) = np.nonzero(edges == 1), np.nonzero(edges == -1)
+    return list(zip(kinds.tolist(), begins.tolist(), ends.tolist(), strict=True))
 
 
 def url(root: str, name: str, part: str) -> str:

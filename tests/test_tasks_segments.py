@@ -160,3 +160,11 @@ def test_pieces_come_out_source_by_source_whatever_is_read_at_once(gathering, mo
     assert sum(seen, []) == [f"v{v}" for v in range(len(sizes))]
     assert sum(len(table) for table in gathering.of_sources()) == len(rows)
     assert batch > 9 or len(seen) > 2
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 5), (40, 1), (300, 12), (7, 0)])
+def test_runs_of_all_classes_are_those_of_each(shape):
+    for share in (0.0, 0.2, 0.5, 0.9, 1.0):
+        on = np.random.default_rng(shape[0]).random(shape) < share
+        each = [(k, int(first), int(after)) for k in range(shape[1]) for first, after in calibration.runs(on[:, k])]
+        assert segments.spans(on) == each
