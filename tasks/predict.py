@@ -91,14 +91,15 @@ def _predicted(
         "classes": found.about["classes"],
         "clock": "source seconds",
     }
+    mine: pa.Table | None = None  # what this call has committed
     if not columns.has(root, COLUMN, name, part.id):
         had = carry.known(root, COLUMN, name, index, before)
         todo = _again(index, carry.missing(index, had))
         decoded = 0 if takes(found.about) == "features" else len(todo)
         table = carry.together(index, _scores(root, part, todo, found, others), had)
-        columns.write(root, COLUMN, name, part, table, about, index)
+        mine = table if columns.write(root, COLUMN, name, part, table, about, index) else None
     if thresholds is not None:
-        clips = read_predictions(root, name, part)
+        clips = read_predictions(root, name, part) if mine is None else _clips(mine.combine_chunks())
         segments.write(root, segments.version(name, thresholds), part, index, clips, about, thresholds)
     return Report(items=len(todo), kept=len(todo), decoded=decoded)
 

@@ -188,3 +188,25 @@ def test_a_query_for_one_class_and_one_day_reads_little(root, monkeypatch):
     lines = [line for line in block[1].splitlines() if line.startswith("duckdb.sql")]
     shown = [eval(line.replace("ROOT", root).replace("/mine/", "/a/"), {"duckdb": duckdb}).fetchall() for line in lines]
     assert len(shown) == 2 and {row[0] for row in shown[0]} == {"up"} and len(shown[1]) == 3 * 200
+
+
+def test_segments_are_those_of_the_predictions_as_they_are_committed(traced):
+    """Though they are found in the scores before these are read again."""
+    from storage import checkpoints
+    from tasks import registry
+
+    root = str(traced / "root")
+    champion, found = registry.champion(root, "detector"), 0
+    checkpoint = checkpoints.describe(champion.checkpoint)
+    thresholds = calibration.load(checkpoint.url, champion.tags.get(calibration.TAG, ""))
+    name = predict.version(checkpoint)
+    for part in datasets.load(root, "a").parts:
+        wanted = [
+            {"key": key, **piece}
+            for key, clock, scores in predict.read_predictions(root, name, part)
+            for piece in segments.find(scores, clock, checkpoint.about["classes"], thresholds)
+        ]
+        kept = segments.read(root, segments.version(name, thresholds), part).drop_columns(["path", "source"])
+        assert kept.to_pylist() == pa.Table.from_pylist(wanted, schema=kept.schema).to_pylist()
+        found += len(wanted)
+    assert found
