@@ -237,5 +237,5 @@ RULES: dict[str, Callable[[Remedies, Finding], Remedy]] = {
     "forgotten": lambda known, finding: _no(finding, finding.remedy),
     "catalogues": _derived("it is made again when it is asked for"),
     "adopted": _derived("`reelmill adopt` of its shard makes it again"),
-    "near": _derived("`reelmill prepare` makes it again"),
+    "near": _derived("`reelmill prepare` makes that of the newest dataset again"),
 }

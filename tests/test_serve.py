@@ -283,7 +283,7 @@ def automations(client: SyncPrefectClient) -> dict[str, Any]:
 
 def starting_again_changes_no_automation(client: SyncPrefectClient, env: dict[str, str]) -> None:
     before = automations(client)
-    assert len(before) == 5 and all(automation["enabled"] for automation in before.values())
+    assert len(before) == 6 and all(automation["enabled"] for automation in before.values())
     again = [sys.executable, "-c", "from tasks.serve import register; register()"]
     subprocess.run(again, cwd=CHECKOUT, env=env, check=True)
     assert automations(client) == before, "one that is updated forgets the runs it watches"

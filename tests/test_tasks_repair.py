@@ -69,7 +69,12 @@ def content(root):
 
 
 def one(root, pattern, place=-1):
-    return str(sorted(Path(root).glob(pattern), key=lambda path: (path.stat().st_size, path.name))[place])
+    """The largest file, of those as large the last one that was written: a dataset before has tables of its own."""
+
+    def order(path):
+        return path.stat().st_size, path.stat().st_mtime_ns, path.name
+
+    return str(sorted(Path(root).glob(pattern), key=order)[place])
 
 
 def flip(url):
