@@ -8,14 +8,16 @@ from dataclasses import replace
 
 import pytest
 import torch
+from threadpoolctl import threadpool_info
 
 from storage import checkpoints
 from storage.errors import InputError
 from tasks import train_rank
-from tasks.training import train
+from tasks.training import batches, train
 from tasks.training.batches import Batches, Shape
 from tasks.training.loader import Sample, place
 from tasks.training.recipe import recipe
+from tasks.training.saving import Saver
 from tasks.training.spec import Placement
 from tests.ranks import Noise, spec_on
 from tests.ranks import ranks as ranks_of
@@ -211,3 +213,29 @@ def test_sharding_that_cannot_be_is_refused_before_anything_is_read(given, told,
     with pytest.raises(InputError, match=told):
         train_rank.run(spec, "sharded", 0, ranks, "fsdp")
     assert recipe(sharding="fsdp", ranks=2).placement == Placement(ranks=2, sharding="fsdp")
+
+
+def test_what_computes_beside_a_training_uses_one_core_and_leaves_it_its_own(monkeypatch, tmp_path):
+    """More of OpenMP's threads than cores, and those of the training sleep at every layer."""
+    seen: dict[str, set[int]] = {}
+
+    def watched(name, function):
+        def call(*given):
+            mine = [one["num_threads"] for one in threadpool_info() if one["user_api"] == "openmp"]
+            seen.setdefault(name, set()).update(mine)
+            return function(*given)
+
+        return call
+
+    monkeypatch.setattr(Numbers, "draw", watched("draw", Numbers.draw))
+    monkeypatch.setattr(batches, "collate", watched("collate", batches.collate))
+    monkeypatch.setattr(checkpoints, "save", watched("save", lambda *given: None))
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        assert len(list(Batches(Numbers(7), lambda step: Shape(4, 1, 1, 4 * step), 5).from_step(0, 3))) == 3
+        with Saver(str(tmp_path), "run", {}) as saver:
+            saver.save(1, {}, {}, True)
+        assert seen == {"draw": {1}, "collate": {1}, "save": {1}} and torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)

@@ -19,6 +19,7 @@ from torch.nn.functional import pad
 
 from tasks.training.loader import Sample, place
 from tasks.training.spec import share_of
+from tasks.training.threads import beside
 
 AHEAD = 64 << 20  # bytes of frames that are made ahead of time
 MOST_AHEAD = 16  # batches
@@ -166,8 +167,11 @@ class Batches:
         """The batches of steps first … last - 1, made ahead of time by threads that begin with this call."""
         ready: queue.Queue[Any] = queue.Queue(self.ahead)
 
+        width = max(2, torch.get_num_threads())
+
         def fill() -> None:
-            with ThreadPoolExecutor(max(2, torch.get_num_threads())) as pool:
+            beside()
+            with ThreadPoolExecutor(width, initializer=beside) as pool:
                 try:
                     for step in range(first, last):
                         ready.put(self._make(step, pool))

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from storage import checkpoints
 from storage.errors import StoreError
+from tasks.training.threads import beside
 
 WAITS = (1.0, 4.0, 15.0, 40.0)  # seconds between attempts; the store's own client has tried several times in each
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -21,7 +22,7 @@ class Saver:
     def __init__(self, root: str, run: str, about: dict[str, Any]) -> None:
         self.root, self.run, self.about = root, run, about
         self.committed = 0  # the newest step
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="reelmill-saver")
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="reelmill-saver", initializer=beside)
         self._writing: Future[None] | None = None
 
     def __enter__(self) -> "Saver":
