@@ -197,7 +197,7 @@ def test_a_run_that_waits_for_a_person_ends_its_process_and_another_one_goes_on(
         return out
 
     first = process()
-    assert "already trained" in first and state(served, flow_run.id).name == "Suspended", first
+    assert state(served, flow_run.id).name == "Suspended", first
     assert registry.champion(root, "asked") is None
     (waiting,) = registry.versions(root, "asked")
     assert registry.decided(root, "asked", waiting)["asked"] == str(flow_run.id)
