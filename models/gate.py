@@ -103,12 +103,15 @@ def paired_bootstrap(
     if np.isnan(value):
         raise ValueError("no class has a positive frame: there is nothing to compare")
     V = len(champion.videos)
-    counts = np.random.default_rng(seed).multinomial(V, np.full(V, 1 / V), size=samples).T.astype(float)
-    drawn = np.subtract(*(class_mean(*resampled(model, counts, metric), metric) for model in (challenger, champion)))
-    without = np.subtract(*(resampled(model, 1 - np.eye(V))[0] for model in (challenger, champion)))  # each video
+    draws = np.random.default_rng(seed).multinomial(V, np.full(V, 1 / V), size=samples).T.astype(float)
+    each = 1 - np.eye(V)  # every video left out in turn
+    counts = np.hstack([draws, each])
+    both = np.subtract(*(class_mean(*resampled(model, counts, metric), metric) for model in (challenger, champion)))
+    drawn, left = both[:samples], both[samples:]
+    without = np.subtract(*(resampled(model, each)[0] for model in (challenger, champion)))
     differences = drawn[~np.isnan(drawn)]
     low, high = np.quantile(differences, [(1 - confidence) / 2, (1 + confidence) / 2])
-    delta, reach = value_after - value, student(champion, challenger, metric, confidence)
+    delta, reach = value_after - value, student(left, confidence)
     return Comparison(
         metric=metric,
         champion=value,
@@ -126,15 +129,12 @@ def paired_bootstrap(
     )
 
 
-def student(champion: FrameScores, challenger: FrameScores, metric: str, confidence: float) -> float:
-    """How far Student's interval of the difference reaches to each side; its error is the jackknife's over videos."""
+def student(left: Array, confidence: float) -> float:
+    """How far Student's interval reaches to each side, by the differences [V] with every video left out in turn."""
     from scipy import stats  # which takes a second to load
 
-    V = len(champion.videos)
-    each = 1 - np.eye(V)
-    left = np.subtract(*(class_mean(*resampled(model, each, metric), metric) for model in (challenger, champion)))
     known = left[~np.isnan(left)]  # without the one video that has all positive frames there is no metric
-    return float(stats.t.ppf((1 + confidence) / 2, V - 1) * jackknife_error(known))
+    return float(stats.t.ppf((1 + confidence) / 2, len(left) - 1) * jackknife_error(known))
 
 
 def objections(

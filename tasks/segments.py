@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from storage import datasets, files, tables
 from storage.parts import Part
-from tasks.calibration import SHORTEST, Calibration
+from tasks.calibration import SHORTEST, Calibration, runs
 
 METHOD = 2  # goes up when what is found changes
 SCHEMA = pa.schema(
@@ -59,10 +59,10 @@ def find(scores: np.ndarray, times: np.ndarray, classes: list[str], calibration:
 
 def spans(on: np.ndarray) -> list[tuple[int, int, int]]:
     """(class, first frame, frame after the last) of each run of true values in `[T, K]`, by class and time."""
-    still = np.zeros((on.shape[1], 1), np.int8)
-    edges = np.diff(np.concatenate([still, on.T.astype(np.int8), still], axis=1), axis=1)
-    (kinds, begins), (_, ends) = np.nonzero(edges == 1), np.nonzero(edges == -1)
-    return list(zip(kinds.tolist(), begins.tolist(), ends.tolist(), strict=True))
+    row = np.pad(on.T, ((0, 0), (0, 1))).reshape(-1)  # all classes one after the other, apart by a frame without any
+    first, after = runs(row).T
+    k, begin = np.divmod(first, len(on) + 1)
+    return list(zip(k.tolist(), begin.tolist(), (begin + after - first).tolist(), strict=True))
 
 
 def url(root: str, name: str, part: str) -> str:

@@ -8,11 +8,9 @@ import socket
 import struct
 import zlib
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import cache
-from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -25,6 +23,7 @@ from tests.videos import (
     RATE,
     H,
     W,
+    apart,
     box,
     copies,
     cut,
@@ -80,12 +79,6 @@ def case(number: int, name: str, verdicts: str | set[str], build: Callable[..., 
 
 def video(number: int, name: str, verdicts: str | set[str] = OK, file: str = "a.mp4", limits: Any = None, **how: Any):
     case(number, name, verdicts, lambda p: make(p, **how) and None, file=file, limits=limits or {})
-
-
-def apart(path: Path, **how: Any) -> None:
-    """Makes a video in a process of its own: SVT-AV1, run as root, takes real-time priority for all of its process."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        pool.submit(make, path, **how).result()
 
 
 NO_B = set_options(bf=0)

@@ -2,8 +2,10 @@
 
 import struct
 import tempfile
+from concurrent.futures import ProcessPoolExecutor
 from fractions import Fraction
 from functools import cache
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +70,12 @@ def make(
             out.mux(stream.encode(frame))
         out.mux(stream.encode(None))
     return path
+
+
+def apart(path: Path, **how: Any) -> None:
+    """Makes a video in a process of its own: SVT-AV1, run as root, takes real-time priority for all of its process."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        pool.submit(make, path, **how).result()
 
 
 @cache

@@ -166,7 +166,6 @@ class Batches:
     def from_step(self, first: int, last: int) -> Iterator[Batch]:
         """The batches of steps first … last - 1, made ahead of time by threads that begin with this call."""
         ready: queue.Queue[Any] = queue.Queue(self.ahead)
-
         width = max(2, torch.get_num_threads())
 
         def fill() -> None:
