@@ -59,8 +59,9 @@ def find(scores: np.ndarray, times: np.ndarray, classes: list[str], calibration:
 
 def spans(on: np.ndarray) -> list[tuple[int, int, int]]:
     """(class, first frame, frame after the last) of each run of true values in `[T, K]`, by class and time."""
-    row = np.pad(on.T, ((0, 0), (0, 1))).reshape(-1)  # all classes one after the other, apart by a frame without any
-    first, after = runs(row).T
+    rows = np.zeros((on.shape[1], len(on) + 1), bool)  # all classes one after the other, apart by a frame without any
+    rows[:, :-1] = on.T
+    first, after = runs(rows.reshape(-1)).T
     k, begin = np.divmod(first, len(on) + 1)
     return list(zip(k.tolist(), begin.tolist(), (begin + after - first).tolist(), strict=True))
 
