@@ -25,7 +25,7 @@ from tasks.scorer import takes
 from tasks.segment_tables import Made
 from tasks.spending import staged
 from tasks.stage import Left, cover
-from tasks.training.videos import beside, in_turn
+from tasks.training.videos import Neighbours, beside, in_turn
 from tasks.training.videos import version as complete
 from tasks.training.views import scored
 
@@ -50,40 +50,35 @@ def version(checkpoint: Checkpoint) -> str:
 
 
 def predict_part(
-    part: Part,
+    unit: Neighbours,
     *,
     root: str,
     checkpoint: str,
     before: Before | None = None,
-    others: dict[str, list[Part]] | None = None,
     thresholds: Calibration | None = None,
     bounds: Bounds = Bounds(),  # noqa: B008  it never changes
 ) -> Report:
     """Predicts one part: scores of every source frame, and the segments beside it where there are ``thresholds``.
 
-    Clips that a part ``before`` has predictions of are not predicted again. ``others`` are the parts, by the id of
-    this one, that hold other clips of the same videos: what is around a clip is looked for there.
+    Clips that a part ``before`` has predictions of are not predicted again. What is around a clip is looked for in
+    the parts that hold other clips of the same videos, too.
     Raises `Left` where the time of the run is over, or another run has the part.
     """
     if bounds.until is not None and time.time() >= bounds.until:
         raise Left("the time of this run is over")
-    found = checkpoints.describe(checkpoint)
+    part, found = unit.part, checkpoints.describe(checkpoint)
     with nullcontext("") if not bounds.shared else claims.claimed(root, f"infer-{version(found)}-{part.id}") as other:
         if other:
             raise Left(other)
         if made(root, found, part, thresholds):  # meanwhile
             return Report()
-        return _predicted(part, root, found, before, (others or {}).get(part.id, []), thresholds)
+        return _predicted(unit, root, found, before, thresholds)
 
 
 def _predicted(
-    part: Part,
-    root: str,
-    found: Checkpoint,
-    before: Before | None,
-    others: list[Part],
-    thresholds: Calibration | None,
+    unit: Neighbours, root: str, found: Checkpoint, before: Before | None, thresholds: Calibration | None
 ) -> Report:
+    part = unit.part
     name, index, decoded, todo = version(found), part.rows(), 0, []
     about = {
         "checkpoint": found.url,
@@ -96,7 +91,7 @@ def _predicted(
         had = carry.known(root, COLUMN, name, index, before)
         todo = _again(index, carry.missing(index, had))
         decoded = 0 if takes(found.about) == "features" else len(todo)
-        table = carry.together(index, _scores(root, part, todo, found, others), had)
+        table = carry.together(index, _scores(root, unit, todo, found), had)
         mine = table if columns.write(root, COLUMN, name, part, table, about, index) else None
     if thresholds is not None:
         clips = read_predictions(root, name, part) if mine is None else _clips(mine.combine_chunks())
@@ -110,17 +105,15 @@ def _again(index: list[dict[str, Any]], new: list[dict[str, Any]]) -> list[dict[
     return [row for row in index if row["path"] in paths]
 
 
-def _scores(
-    root: str, part: Part, todo: list[dict[str, Any]], checkpoint: Checkpoint, others: list[Part]
-) -> pa.Table | None:
+def _scores(root: str, unit: Neighbours, todo: list[dict[str, Any]], checkpoint: Checkpoint) -> pa.Table | None:
     """The rows of some clips of a part; those whose bytes are damaged are in the ledger, and nothing is committed."""
     if not todo:
         return None
-    account = ledger.url(root, STEP, part.id)
+    part, account = unit.part, ledger.url(root, STEP, unit.id)
     try:
         rows = [
             {"key": key, "times": times, "scores": scores.astype(np.float16)}
-            for key, times, scores in scored(root, part, todo, checkpoint, others)
+            for key, times, scores in scored(root, unit, todo, checkpoint)
         ]
     except Damaged as error:
         ledger.write(root, STEP, part.id, _damaged(part, todo, error))
@@ -207,13 +200,12 @@ def predict_parts(
         root=root,
         checkpoint=checkpoint.url,
         before=before,
-        others=others,
         thresholds=thresholds,
         bounds=bounds,
     )
     ready = partial(made, root, checkpoint, thresholds=thresholds)
     with pool.on_gpus():
-        done = cover(title, in_turn(parts, others), work, lambda part: ready(part), patient=bounds.shared)
+        done = cover(title, in_turn(parts, others), work, lambda unit: ready(unit.part), patient=bounds.shared)
     return version(checkpoint), done
 
 

@@ -148,7 +148,8 @@ def scores(lit, monkeypatch):
     monkeypatch.setattr(
         type(scorer.load(lit.checkpoint.url).fine), "features", lambda *given: ran.append(1) or features(*given)
     )
-    found = {key: scores for key, _, scores in views.scored(lit.root, part, part.rows(), lit.checkpoint, [])}
+    unit = videos.Neighbours(part)
+    found = {key: scores for key, _, scores in views.scored(lit.root, unit, part.rows(), lit.checkpoint)}
     monkeypatch.undo()
     return found, len(ran)
 
@@ -208,8 +209,8 @@ def test_a_video_in_two_parts_is_seen_whole_and_once(lit, tmp_path, monkeypatch)
     fine_maps._pieces.cache_clear()  # it may hold one of the videos since the column was made
     ran, made = [], fine_maps.fine_maps
     monkeypatch.setattr(fine_maps, "fine_maps", lambda *given: ran.append(1) or made(*given))
-    for half in pair:
-        fine_maps.extract_part(half, root=lit.root, name=name, checkpoint=fine.url, most=25, cells=7, others=others)
+    for half in videos.in_turn(pair, others):
+        fine_maps.extract_part(half, root=lit.root, name=name, checkpoint=fine.url, most=25, cells=7)
     assert len(ran) == 2
     together, apart = videos.FineMaps(lit.root, lit.spec.fine, 7), videos.FineMaps(lit.root, name, 7, most=1)
     wholes = videos.videos([part])

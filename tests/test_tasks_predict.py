@@ -14,6 +14,7 @@ from tasks import evaluate, predict, scorer, segments, train_rank
 from tasks.calibration import Calibration
 from tasks.train_rank import Spec
 from tasks.training.pretrain import classes_of
+from tasks.training.videos import Neighbours
 
 
 @pytest.fixture(scope="module")
@@ -166,6 +167,6 @@ def test_an_interrupted_prediction_leaves_nothing_half(ready, monkeypatch):
     monkeypatch.setattr(columns, "write", lambda *_, **__: (_ for _ in ()).throw(OSError("gone")))
     monkeypatch.setattr(predict, "version", lambda _: "interrupted")
     with pytest.raises(OSError, match="gone"):
-        predict.predict_part(part, root=root, checkpoint=checkpoint.url)
+        predict.predict_part(Neighbours(part), root=root, checkpoint=checkpoint.url)
     assert not columns.has(root, predict.COLUMN, "interrupted", part.id)
     assert files.names(files.join(root, "columns", predict.COLUMN, "interrupted")) == []

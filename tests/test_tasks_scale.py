@@ -6,12 +6,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from cloudpickle import dumps
 from prefect import Task
 
 from bench import scale
 from flows.infer import infer
-from storage import datasets, files, tables
-from tasks import predict, segment_tables, segments
+from storage import checkpoints, datasets, files, tables
+from tasks import pool, predict, registry, segment_tables, segments
 from tasks.calibration import Calibration
 from tasks.segment_tables import Made
 
@@ -37,6 +38,21 @@ def test_task_runs_do_not_grow_with_the_clips(roots, monkeypatch):
     few, many = (infer.fn(root, scale.NAME) for root in roots)
     assert (few["parts"], many["parts"], many["predicted"], many["segments"]) == (5, 50, 400, 1200)
     assert runs == ["predict", "predict"] and len(worked) == 55
+
+
+def test_what_a_worker_is_sent_does_not_grow_with_the_archive(roots, monkeypatch):
+    """Parts name the few that hold clips of the same videos; each travels with its own alone."""
+    sent = []
+    monkeypatch.setattr(predict, "beside", lambda parts: {part.id: parts[:2] for part in parts})
+    monkeypatch.setattr(predict, "made", lambda *_, **__: bool(sent))
+    send = lambda work, units, **_: sent.append([dumps((work, unit)) for unit in units]) or []  # noqa: E731
+    monkeypatch.setattr(pool, "run", send)
+    for root in roots:
+        data, champion = datasets.load(root, scale.NAME), registry.champion(root, "detector")
+        predict.predict_parts(root, data.parts, checkpoints.describe(champion.checkpoint))
+        (calls,) = sent
+        assert len(calls) == len(data.parts) and max(map(len, calls)) < 4000
+        sent.clear()
 
 
 def found(root: str, count: int) -> str:

@@ -25,7 +25,18 @@ from tasks.scorer import fine_maps, load
 from tasks.stage import cover
 from tasks.training.loader import Footage
 from tasks.training.spec import Spec
-from tasks.training.videos import FINE, Clip, FinePiece, Pieces, beside, identity, in_turn, videos, whole
+from tasks.training.videos import (
+    FINE,
+    Clip,
+    FinePiece,
+    Neighbours,
+    Pieces,
+    beside,
+    identity,
+    in_turn,
+    videos,
+    whole,
+)
 from tasks.training.views import OPEN
 
 MOST_CELLS = 7  # height and width: those of the last maps of 224 pixels
@@ -59,17 +70,16 @@ def on_column(root: str, dataset: Dataset, spec: Spec, fine: Checkpoint) -> Spec
     parts = [*(Part(**record) for record in spec.parts), *held_out(dataset)]
     others, cells = beside(parts), cells_of(fine)
     name = version(fine, spec.whole, cells, others)
-    work = partial(extract_part, root=root, name=name, checkpoint=fine.url, most=spec.whole, cells=cells, others=others)
-    cover("fine maps", in_turn(parts, others), work, lambda part: columns.has(root, FINE, name, part.id))
+    work = partial(extract_part, root=root, name=name, checkpoint=fine.url, most=spec.whole, cells=cells)
+    cover("fine maps", in_turn(parts, others), work, lambda unit: columns.has(root, FINE, name, unit.id))
     return replace(spec, fine=name, options={**spec.options, "cells": cells})
 
 
-def extract_part(
-    part: Part, *, root: str, name: str, checkpoint: str, most: int, cells: int, others: dict[str, list[Part]]
-) -> Report:
+def extract_part(unit: Neighbours, *, root: str, name: str, checkpoint: str, most: int, cells: int) -> Report:
     """Commits the column of one part: for every clip the maps of those frames of its whole video that lie in it."""
     found: Pieces = {}
-    clips_of = videos([part, *others.get(part.id, [])])
+    part = unit.part
+    clips_of = videos([part, *unit.others])
     rows = part.rows()
     for path in dict.fromkeys(row["path"] for row in rows):
         found |= _pieces(clips_of[path], checkpoint, most, cells)

@@ -46,7 +46,23 @@ def beside(parts: list[Part]) -> dict[str, list[Part]]:
     return {part: list(others.values()) for part, others in found.items()}
 
 
-def in_turn(parts: list[Part], others: dict[str, list[Part]]) -> list[Part]:
+@dataclass(frozen=True)
+class Neighbours:
+    """A part to work on, and the others that hold clips of its videos: what a cluster is sent of them is these few."""
+
+    part: Part
+    others: tuple[Part, ...] = ()
+
+    @property
+    def id(self) -> str:
+        return self.part.id
+
+    @property
+    def samples(self) -> int:
+        return self.part.samples
+
+
+def in_turn(parts: list[Part], others: dict[str, list[Part]]) -> list[Neighbours]:
     """Parts with those that hold clips of the same videos after each other, as `beside` found them."""
     known = {part.id for part in parts}
     order: dict[str, Part] = {}
@@ -57,7 +73,7 @@ def in_turn(parts: list[Part], others: dict[str, list[Part]]) -> list[Part]:
             if part.id in known and part.id not in order:
                 order[part.id] = part
                 waiting += others.get(part.id, [])
-    return list(order.values())
+    return [Neighbours(part, tuple(others.get(part.id, []))) for part in order.values()]
 
 
 @dataclass(frozen=True)

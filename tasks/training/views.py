@@ -22,35 +22,33 @@ from tasks.scorer import Context, alone, answer, at_source_rate, device, load, s
 from tasks.training import stretches
 from tasks.training.loader import CACHE_BYTES, Decoded, Footage, decode
 from tasks.training.samples import source_times
-from tasks.training.videos import Clip, Features, Whole, columned, identity, whole
+from tasks.training.videos import Clip, Features, Neighbours, Whole, columned, identity, whole
 
 OPEN = 4  # videos that lie in several parts
 INDEXES = 64  # of parts
 Scored = tuple[str, np.ndarray, np.ndarray]  # key, times [T] on the source clock, scores [T, K]
 
 
-def scored(
-    root: str, part: Part, todo: list[dict[str, Any]], checkpoint: Checkpoint, others: list[Part]
-) -> Iterator[Scored]:
+def scored(root: str, unit: Neighbours, todo: list[dict[str, Any]], checkpoint: Checkpoint) -> Iterator[Scored]:
     """Yields the key, times `[T]` on the source clock and scores `[T, K]` of some clips of a part.
 
-    The rest of their videos is looked for in the ``others``.
+    The rest of their videos is looked for in its neighbours.
     """
     alone()
     wanted: dict[str, set[str]] = defaultdict(set)
     for row in todo:
         wanted[row["path"]].add(row["key"])
-    for path, clips in _videos(part, others, wanted).items():
+    for path, clips in _videos(unit, wanted).items():
         if takes(checkpoint.about) == "features":
-            yield from _by_features(root, part, checkpoint, clips, wanted[path])
+            yield from _by_features(root, unit.part, checkpoint, clips, wanted[path])
         else:
-            yield from _seen_in(root, part, checkpoint, clips, wanted[path])
+            yield from _seen_in(root, unit.part, checkpoint, clips, wanted[path])
 
 
-def _videos(part: Part, others: list[Part], wanted: dict[str, set[str]]) -> dict[str, list[Clip]]:
+def _videos(unit: Neighbours, wanted: dict[str, set[str]]) -> dict[str, list[Clip]]:
     """The clips of some sources, in the order of their clocks, wherever they lie."""
     found: dict[str, list[Clip]] = {path: [] for path in sorted(wanted)}
-    for one in sorted([part, *others], key=lambda part: part.id):
+    for one in sorted([unit.part, *unit.others], key=lambda part: part.id):
         for row in _rows(one):
             if row["path"] in found:
                 found[row["path"]].append((one, row))
