@@ -80,7 +80,7 @@ def test_an_audit_that_finds_predictions_behind_starts_inference_and_no_other_fi
     ]
     first, *others = events
     assert watching(number=1).covers(first) and not watching().covers(first)
-    assert not watching("retrain/nightly").covers(first)
+    assert not watching("retrain/on-take-down").covers(first)
     assert len(others) == 9 and not any(watching(number=n).covers(one) for one in others for n in (0, 1))
     shown = ServerTrigger.model_validate(FOUND["trigger"])
     assert all(shown.covers(one) for one in others) and not shown.covers(first), "a flow mends that one"
@@ -117,13 +117,13 @@ def test_a_take_down_starts_a_retraining_of_each_model_that_was_trained_on_it(mo
         forget._tell("/data/films", forget.Takedown(SimpleNamespace(stones=[], touched={})))
     (name,), rest = emit.call_args
     event = ReceivedEvent(id=uuid4(), occurred=datetime.now(UTC), received=datetime.now(UTC), event=name, **rest)
-    assert emit.call_count == 1 and watching("retrain/nightly").covers(event) and not watching().covers(event)
+    assert emit.call_count == 1 and watching("retrain/on-take-down").covers(event) and not watching().covers(event)
     rendered = {
         name: render_user_template_sync(template, {"event": event})
-        for name, template in trigger("retrain/nightly")["parameters"].items()
+        for name, template in trigger("retrain/on-take-down")["parameters"].items()
     }
     assert rendered == {"root": "/data/films", "dataset": "films", "model": "detector"}
-    assert flow_of(called("retrain/nightly")).validate_parameters(rendered).items() >= rendered.items()
+    assert flow_of(called("retrain/on-take-down")).validate_parameters(rendered).items() >= rendered.items()
 
 
 def test_the_trigger_becomes_an_automation_that_fires_at_once():

@@ -31,6 +31,7 @@ FLOWS = ("prepare", "retrain", "infer", "audit", "demo")
 STRATEGIES = {
     "prepare/hourly": "CANCEL_NEW",
     "retrain/nightly": "CANCEL_NEW",
+    "retrain/on-take-down": "ENQUEUE",
     "infer/on-promotion": "ENQUEUE",
     "audit/daily": "CANCEL_NEW",
 }

@@ -258,7 +258,8 @@ def closed_to_other_sites(api: str) -> None:
 def everything_is_deployed(client: SyncPrefectClient, root: str) -> dict[str, Any]:
     flows = {flow.id: flow.name for flow in client.read_flows()}
     found = {f"{flows[d.flow_id]}/{d.name}": d for d in client.read_deployments()}
-    assert set(found) == {"prepare/hourly", "retrain/nightly", "infer/on-promotion", "audit/daily"}
+    named = {"prepare/hourly", "retrain/nightly", "retrain/on-take-down", "infer/on-promotion", "audit/daily"}
+    assert set(found) == named
     assert {d.parameters["root"] for d in found.values()} == {root}
     assert found["prepare/hourly"].parameters["archive"] == f"{root}/archive"
     assert {d.concurrency_options.collision_strategy for d in found.values()} == {"CANCEL_NEW", "ENQUEUE"}

@@ -250,7 +250,7 @@ def test_a_take_down_on_object_storage_ends_with_a_champion_that_never_saw_the_s
     root = place("seaweed")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     env = json.dumps({name: os.environ[name] for name in (*CREDENTIALS, "AWS_ENDPOINT_URL", "MLFLOW_TRACKING_URI")})
-    where = deploy(served, "nightly", "flows.retrain.retrain", QUICKLY)
+    where = deploy(served, "on-take-down", "flows.retrain.retrain", QUICKLY)
     watch(served, where)
     lamps.render(tmp_path, train=3, held_out=5, weak=3)
     old, _ = prepare(root, str(tmp_path / "archive"), str(tmp_path / "labels.csv"), units=4)
@@ -288,7 +288,7 @@ def test_a_take_down_on_object_storage_ends_with_a_champion_that_never_saw_the_s
 
 def watch(served, where):
     """Has the trigger of prefect.yaml start a deployment, as `prefect deploy` does."""
-    found = DeploymentEventTrigger.model_validate(DEPLOYMENTS["nightly"]["triggers"][0])
+    found = DeploymentEventTrigger.model_validate(DEPLOYMENTS["on-take-down"]["triggers"][0])
     found.set_deployment_id(where)
     served.client.create_automation(found.as_automation())
 
