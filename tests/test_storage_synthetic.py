@@ -43,9 +43,11 @@ def _scripts(kind, seed=0, count=6):
     return synthetic.scripts(seed, **counts)
 
 
-@pytest.mark.parametrize("script", _scripts("dense") + _scripts("long", count=2), ids=lambda s: s.path)
+@pytest.mark.parametrize(
+    "script", _scripts("dense") + _scripts("long", count=2) + _scripts("brief", count=2), ids=lambda s: s.path
+)
 def test_drawn_frames_change_inside_the_segments_and_nowhere_else(script):
-    scene = replace(synthetic.staged(script), camera=None, distractors=[])
+    scene = replace(synthetic.staged(script), camera=None, shake=None, distractors=[])
     frames = np.stack(list(scene.draw()))
     changed = abs(np.diff(frames.astype(np.int16), axis=0)).max((1, 2, 3)) > 0
     inside = np.zeros(scene.frames, bool)
@@ -129,7 +131,21 @@ def test_its_camera_wanders_and_a_shape_sways_slower_than_any_action():
             assert 0.02 < fastest < 0.35 / 2  # of the shorter side in a second; the slowest action makes 0.35
 
 
-@pytest.mark.parametrize("kind", ["weak", "dense", "long"])
+def test_a_hand_shakes_every_frame_of_a_brief_video_and_little_else_happens():
+    scenes = [synthetic.staged(script) for script in _scripts("brief", count=20)]
+    acted = [sum(s.end - s.start for s in scene.segments()) / (scene.frames / scene.fps) for scene in scenes]
+    assert 0.05 < np.mean(acted) < 0.25 and max(s.end - s.start for scene in scenes for s in scene.segments()) < 1.1
+    scene = scenes[0]
+    bare = list(replace(scene, actors=[], frames=9).draw())
+    short = min(scene.width, scene.height)
+    across, down = np.round(scene.shake[:9] * short).astype(int).T
+    assert len(set(zip(across.tolist(), down.tolist(), strict=True))) > 5 and abs(across).max() <= scene.margin
+    for frame, x, y in zip(bare, across, down, strict=True):
+        top, left = scene.margin - y, scene.margin - x
+        assert (frame == scene.background[top : top + scene.height, left : left + scene.width]).all()
+
+
+@pytest.mark.parametrize("kind", ["weak", "dense", "long", "brief"])
 def test_the_same_seed_gives_the_same_bytes(tmp_path, kind):
     made = []
     for seed, place in ((0, "a"), (0, "b"), (1, "c")):

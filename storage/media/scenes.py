@@ -134,6 +134,7 @@ class Style:
     gap: tuple[float, float] = (0.7, 2.2)  # between an actor's actions
     distractors: int = 0  # shapes that sway all through, which is no class
     camera: float = 0.0  # how far the camera wanders from its place, share of the shorter side
+    shake: float = 0.0  # how far at most every frame is off that, each for itself, as in a hand
 
 
 STYLES = {
@@ -143,6 +144,8 @@ STYLES = {
     "long": Style((24.0, 40.0), 2, (0.0, 6.0), (0.6, 1.4), (3.0, 9.0), distractors=1, camera=0.08),
     # As short and nearly as rare, before a camera that rests: learned in minutes.
     "sparse": Style((14.0, 20.0), 2, (0.0, 2.0), (0.6, 1.4), (1.5, 5.0)),
+    # Shorter and rarer, in a hand that shakes: one or two frames do not tell a motion from the hand's.
+    "brief": Style((14.0, 20.0), 1, (0.0, 4.0), (0.5, 1.0), (2.5, 7.0), shake=0.07),
 }
 
 
@@ -181,6 +184,7 @@ class Scene:
     distractors: list[tuple[Actor, Sway]] = field(default_factory=list)
     camera: Sway | None = None
     margin: int = 0
+    shake: np.ndarray | None = None  # [frames, 2] across and down, shares of the shorter side
 
     def segments(self) -> list[Segment]:
         spans = [span for actor in self.actors for span in actor.timeline]
@@ -194,6 +198,8 @@ class Scene:
         short = min(self.width, self.height)
         for t in range(self.frames):
             x, y = self.camera.at(t / self.fps) if self.camera else (0.0, 0.0)
+            if self.shake is not None:
+                x, y = x + self.shake[t, 0], y + self.shake[t, 1]
             across, down = round(x * short), round(y * short)
             top, left = self.margin - down, self.margin - across
             frame = self.background[top : top + self.height, left : left + self.width].copy()
@@ -213,7 +219,7 @@ def stage(style: Style, label: str, rng: np.random.Generator) -> Scene:
     width, height = SIZES[rng.integers(len(SIZES))]
     fps = int(rng.choice(FRAME_RATES))
     frames = int(rng.uniform(*style.seconds) * fps)
-    margin = int(np.ceil(style.camera * min(width, height)))
+    margin = int(np.ceil((style.camera + style.shake) * min(width, height)))
     background = texture_of(rng, height + 2 * margin, width + 2 * margin, 3) * 0.2 + rng.uniform(20, 70, 3)
     actors = [_actor(rng) for _ in range(style.actors)]
     for actor in actors:
@@ -223,7 +229,8 @@ def stage(style: Style, label: str, rng: np.random.Generator) -> Scene:
             _timetable(actor, style, frames, fps, rng)
     distractors = [(_actor(rng), Sway.draw(rng, SWAY)) for _ in range(style.distractors)]
     camera = Sway.draw(rng, style.camera) if style.camera else None
-    return Scene(width, height, fps, frames, actors, background.astype(np.uint8), distractors, camera, margin)
+    shake = rng.uniform(-style.shake, style.shake, (frames, 2)) if style.shake else None
+    return Scene(width, height, fps, frames, actors, background.astype(np.uint8), distractors, camera, margin, shake)
 
 
 def _timetable(actor: Actor, style: Style, frames: int, fps: int, rng: np.random.Generator) -> None:

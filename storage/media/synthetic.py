@@ -1,12 +1,13 @@
 """A labelled archive of real H.264 files whose right answers are known by construction; `scenes` draws them.
 
-Four sets are rendered:
+Sets that can be rendered:
 
 - ``weak``: one action per video, a video-level label only (as Kinetics has them);
 - ``dense``: longer videos of several actors with still gaps, overlapping actions and frame-exact segments (as
   Charades);
 - ``long``: half a minute in which little happens for a short time, with shapes that sway and a camera that wanders;
-- ``sparse``: actions as short in shorter videos, without swaying and wandering.
+- ``sparse``: actions as short in shorter videos, without swaying and wandering;
+- ``brief``: still shorter and rarer ones before a camera that shakes.
 """
 
 import csv
@@ -23,6 +24,8 @@ import numpy as np
 from storage.media.encoder import Encoder
 from storage.media.scenes import CLASSES, STYLES, Scene, stage
 
+STREAMS = {"dense": 1, "long": 3, "sparse": 4, "brief": 5}  # of random numbers; 0: weak, 2: what is broken
+
 
 @dataclass(frozen=True)
 class Script:
@@ -35,13 +38,17 @@ class Script:
     split: str = "train"
 
 
-def scripts(seed: int, weak: int, dense: int, held_out: float = 1 / 3, long: int = 0, sparse: int = 0) -> list[Script]:
-    """The videos of an archive: ``weak`` weakly labelled ones over all classes, the others split by video."""
+def scripts(seed: int, weak: int, dense: int, held_out: float = 1 / 3, **more: int) -> list[Script]:
+    """The videos of an archive: ``weak`` weakly labelled ones over all classes, the others split by video.
+
+    ``more`` are the numbers of those of other styles: ``long``, ``sparse`` or ``brief``.
+    """
     found = [
         Script(f"weak/{label}/{i:04d}.mp4", (seed, 0, i), "weak", label)
         for i, label in ((i, CLASSES[i % len(CLASSES)]) for i in range(weak))
     ]
-    for kind, stream, count in (("dense", 1, dense), ("long", 3, long), ("sparse", 4, sparse)):  # 2: what is broken
+    for kind, count in {"dense": dense, **more}.items():
+        stream = STREAMS[kind]
         for i in range(count):
             split = "heldout" if i < round(count * held_out) else "train"
             found.append(Script(f"{kind}/{split}/{i:04d}.mp4", (seed, stream, i), kind, split=split))
@@ -123,20 +130,19 @@ def render_archive(
     seed: int,
     weak: int,
     dense: int,
-    long: int = 0,
     *,
-    sparse: int = 0,
     extras: bool = True,
     run: Callable[[Callable[[Script], list[dict[str, object]]], list[Script]], Iterable[list[dict[str, object]]]],
+    **more: int,
 ) -> dict[str, object]:
     """Renders ``folder/archive`` and ``folder/labels.csv``; ``run(function, items)`` decides what runs in parallel.
 
-    ``extras`` are the broken files and the real clips. Returns what was made: paths and counts. The same seed gives the
-    same bytes on any number of cores.
+    ``extras`` are the broken files and the real clips, ``more`` as in `scripts`. Returns what was made: paths and
+    counts. The same seed gives the same bytes on any number of cores.
     """
     archive = folder / "archive"
     rows: list[dict[str, object]] = []
-    for made in run(_Render(archive), scripts(seed, weak, dense, long=long, sparse=sparse)):
+    for made in run(_Render(archive), scripts(seed, weak, dense, **more)):
         rows += made
     broken = plant_broken(archive, seed) if extras else []
     real = copy_real(archive) if extras else []
@@ -145,7 +151,7 @@ def render_archive(
         "archive": str(archive),
         "labels": str(folder / "labels.csv"),
         "seed": seed,
-        "videos": weak + dense + long + sparse + len(broken) + len(real),
+        "videos": weak + dense + sum(more.values()) + len(broken) + len(real),
         "broken": broken,
         "real": real,
     }

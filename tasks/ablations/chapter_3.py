@@ -49,7 +49,7 @@ MASK = Table(
 CONFIGURATION = Table(
     "3.3d",
     "Grid Pool: frames and alpha (Coarse only)",
-    "sparse",
+    "brief",
     "T, 1/4",
     (
         _row("T, 1/8", coarse(alpha=1 / 8), "11.88", "10.43"),
@@ -69,7 +69,7 @@ CONFIGURATION = Table(
 POOLING = Table(
     "3.3e",
     "Pooling type (Coarse only)",
-    "sparse",
+    "brief",
     "striding",
     (
         _row("max", coarse("max"), "16.21", "15.42"),
@@ -107,7 +107,7 @@ STREAMS = Table(
 AUXILIARY = Table(
     "3.4",
     "Auxiliary losses of Grid Pool (Coarse only)",
-    "sparse",
+    "brief",
     "Grid Pool",
     (
         _row("Grid Pool", coarse(), "18.12"),

@@ -117,7 +117,7 @@ class Table:
 
     id: str
     title: str
-    style: Literal["dense", "sparse"]  # of the videos that are fine-tuned on and measured
+    style: Literal["dense", "sparse", "brief"]  # of the videos that are fine-tuned on and measured
     base: str  # the row that differences are taken to
     rows: tuple[Row, ...]
     claims: tuple[Claim, ...]

@@ -29,9 +29,11 @@ class Budget:
     weak: int = 640
     dense: int = 120
     sparse: int = 75
+    brief: int = 120
     pretrain_steps: int = 1200
     finetune_steps: int = 200
     stream_steps: int = 300  # of one stream alone on sparse videos, which have less to learn from
+    brief_steps: int = 900  # of one on brief videos: where to look is learned last
     stream_lr: float = 0.01
     joint_steps: int = 80
     joint_batch: int = 8
@@ -41,16 +43,26 @@ class Budget:
 
 BUDGETS = {
     "quick": Budget(
-        weak=160, dense=45, sparse=24, pretrain_steps=150, finetune_steps=60, stream_steps=100, joint_steps=30
+        weak=160,
+        dense=45,
+        sparse=24,
+        brief=24,
+        pretrain_steps=150,
+        finetune_steps=60,
+        stream_steps=100,
+        brief_steps=150,
+        joint_steps=30,
     ),
     "default": Budget(),
     "long": Budget(
         weak=1600,
         dense=300,
         sparse=150,
+        brief=240,
         pretrain_steps=2000,
         finetune_steps=600,
         stream_steps=1000,
+        brief_steps=2000,
         joint_steps=400,
         whole=128,
     ),
@@ -95,8 +107,8 @@ def planned(table: Table) -> list[Training]:
 
 def recipe(network: Network, style: str, budget: Budget, seed: int) -> Recipe:
     """The recipe of a network's trainings, where videos are of a style."""
-    steps = budget.joint_steps if network.two_streams else budget.finetune_steps
-    alone = style == "sparse" and not network.two_streams
+    alone = {"sparse": budget.stream_steps, "brief": budget.brief_steps}.get(style)
+    steps = budget.joint_steps if network.two_streams else alone or budget.finetune_steps
     _, augmentation, volumes = PRETRAININGS[network.pretraining]
     made = recipe_of(
         system=network.system,
@@ -106,8 +118,8 @@ def recipe(network: Network, style: str, budget: Budget, seed: int) -> Recipe:
         batch=budget.joint_batch if network.two_streams else 16,
         pretrain_batch=16,
         pretrain_steps=budget.pretrain_steps,
-        finetune_steps=budget.stream_steps if alone else steps,
-        finetune_lr=budget.stream_lr if alone else None,
+        finetune_steps=steps,
+        finetune_lr=budget.stream_lr if alone and not network.two_streams else None,
         augmentation=augmentation,
         rate="source",
         seed=seed,
