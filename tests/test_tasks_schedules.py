@@ -1,6 +1,7 @@
 """What a step costs and how fast it learns: schedules, multigrid, precision, and which clips a step takes."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from models.losses import at_places
 from storage.errors import InputError
 from tasks import train_rank
 from tasks.train_rank import Spec
-from tasks.training import batches, multigrid, parallel, train_step
+from tasks.training import batches, multigrid, parallel, train_step, two_stages
 from tasks.training.loader import Sample
 from tasks.training.recipe import Recipe, candidates_of, recipe
 
@@ -56,6 +57,17 @@ def test_the_thesis_schedule_falls_by_ten_at_its_milestones():
         [0.02, 0.02, 0.002, 0.002, 0.0002, 0.0002]
     )
     assert recipe("thesis", finetune_lr=0.5, finetune_steps=7).optimisation("finetune")["lr"] == 0.5
+
+
+def test_the_second_stage_of_two_streams_learns_slower_and_its_fusion_faster_than_the_rest():
+    """At the rate of a stream alone what the streams know is lost in steps as few as those of the short schedule."""
+    stage = {name: SimpleNamespace(url=f"/{name}") for name in ("coarse", "fine")}
+    for schedule, share in (("short", 0.2), ("thesis", 1.0)):
+        chosen = recipe(schedule, system="coarse_fine", frames=64)
+        apart = replace(SPEC, **chosen.optimisation("finetune"))
+        spec = two_stages.together(apart, stage, chosen)
+        assert spec.lr == pytest.approx(share * apart.lr) and spec.faster == {"fusion": 10.0}
+        assert spec.starts == {"coarse": "/coarse", "fine": "/fine"} and spec.start is None
 
 
 def test_the_head_learns_faster_in_the_thesis_pretraining():

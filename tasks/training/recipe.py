@@ -30,6 +30,7 @@ SCHEDULES: dict[str, dict[str, Any]] = {
         "pretrain_milestones": [0.8],
         "finetune_milestones": [0.6, 0.8],
         "head_times": 10.0,
+        "joint_times": 1.0,
         "rate": "source",
     },
 }
@@ -59,7 +60,8 @@ class Recipe:
     pretrain_milestones: list[float] = field(default_factory=list)
     finetune_milestones: list[float] = field(default_factory=list)
     head_times: float = 1.0  # the head's learning rate in pretraining, over that of the rest
-    fusion_times: float = 10.0  # that of the fusion in the second stage
+    joint_times: float = 0.2  # the learning rate of the second stage of two streams, over that of fine-tuning
+    fusion_times: float = 10.0  # that of the fusion in it, over that of the rest
     weight_decay: float = 0.01
     warmup: float = 0.05
     rate: Rate = "sampled"

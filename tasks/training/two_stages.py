@@ -43,7 +43,8 @@ def streams(joint: Spec, start: Checkpoint | None) -> dict[str, Spec]:
 def together(joint: Spec, stage: dict[str, Checkpoint], recipe: Recipe) -> Spec:
     """The second stage: from the checkpoints of the first, with a fusion at random that learns faster."""
     starts = {stream: checkpoint.url for stream, checkpoint in stage.items()}
-    return replace(joint, start=None, starts=starts, faster={"fusion": recipe.fusion_times})
+    lr = joint.lr * recipe.joint_times
+    return replace(joint, start=None, starts=starts, lr=lr, faster={"fusion": recipe.fusion_times})
 
 
 def in_two_stages(
