@@ -1,5 +1,6 @@
 """Inference over an archive: what is missing and no more, a run's share of it, and tables of what is there now."""
 
+import ast
 import re
 import shutil
 import subprocess
@@ -10,7 +11,6 @@ from datetime import date, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 
-import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -160,7 +160,7 @@ def test_a_damaged_clip_is_in_the_ledger_and_stops_no_other_part(root):
 
 
 def test_a_query_for_one_class_and_one_day_reads_little(root, monkeypatch):
-    """And both queries run as README prints them."""
+    """And all queries run as README prints them."""
     rng, N = np.random.default_rng(0), 60_000
     table = pa.table({
         "key": ["k"] * N, "path": [f"{n % 4000}" for n in range(N)], "source": ["s"] * N,
@@ -183,11 +183,33 @@ def test_a_query_for_one_class_and_one_day_reads_little(root, monkeypatch):
     ]  # fmt: skip
     assert meta.num_row_groups >= 14 and len(held) <= 3
     block = re.search(
-        r"Predictions are plain tables:\n\n```python\n(.*?)```", (CHECKOUT / "README.md").read_text(), re.S
+        r"Predictions are plain tables.*?:\n\n```python\n(.*?)```", (CHECKOUT / "README.md").read_text(), re.S
     )
-    lines = [line for line in block[1].splitlines() if line.startswith("duckdb.sql")]
-    shown = [eval(line.replace("ROOT", root).replace("/mine/", "/a/"), {"duckdb": duckdb}).fetchall() for line in lines]
-    assert len(shown) == 2 and {row[0] for row in shown[0]} == {"up"} and len(shown[1]) == 3 * 200
+    imports, _, *lines = block[1].replace("ROOT", root).replace("/mine/", "/a/").splitlines()
+    names: dict[str, object] = {}
+    exec(imports, names)
+    one, days, frames, same, scores = [eval(line, names) for line in lines]
+    assert {row[0] for row in one.fetchall()} == {"up"} and len(days.fetchall()) == 3 * 200
+    assert set(same["class"]) == {"up"} and len(same) == table["class"].to_pylist().count("up")
+    clips = datasets.load(root, "a").clips
+    assert (
+        len(frames.fetchall()) == scores.num_rows == clips and scores["scores"].type.value_type.value_type == "float16"
+    )
+
+
+def test_the_ledger_answers_the_question_that_readme_asks_it(traced):
+    root = str(traced / "root")
+    block = re.search(r"The ledger answers.*?:\n\n```python\n(.*?)```", (CHECKOUT / "README.md").read_text(), re.S)
+    assert block
+    *imports, query = ast.parse(block[1].replace("ROOT", root)).body
+    names: dict[str, object] = {}
+    exec(compile(ast.Module(imports, []), "README.md", "exec"), names)
+    said = eval(compile(ast.Expression(query.value), "README.md", "eval"), names).fetchall()
+    kept, _ = ledger.total(
+        root, "shard", [name.removesuffix(".parquet") for name in files.names(f"{root}/ledger/shard")]
+    )
+    counts = {(step, verdict): count for step, verdict, _, count, _ in said}
+    assert counts["shard", "kept"] == kept.kept > 0 and counts["list", "kept"] > 0
 
 
 def test_segments_are_those_of_the_predictions_as_they_are_committed(traced):
