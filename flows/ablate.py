@@ -13,12 +13,14 @@ from tasks.ablations.tables import described, tables_of
 from tasks.checks import opened
 from tasks.failure import accounted
 from tasks.forms import explained
+from tasks.naming import title
+from tasks.summary import ablated
 from tasks.training.launch import SIDE_BY_SIDE
 
 COUNT = "instead of the budget's."
 
 
-@flow(flow_run_name="ablate · {table}")
+@flow(flow_run_name=title)
 @accounted
 @explained
 def ablate(
@@ -55,7 +57,7 @@ def ablate(
     }  # fmt: skip
     found = [ablation(root, one.id, chosen_seeds(seeds), budget, given) for one in tables_of(table)]
     write(root, found, out)
-    return found
+    return ablated(found)
 
 
 @flow(flow_run_name="table {table}", task_runner=ThreadPoolTaskRunner(max_workers=SIDE_BY_SIDE))

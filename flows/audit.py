@@ -39,6 +39,9 @@ def audit(
     max_shrunk: Annotated[
         float, Field(description="Share of the clips that may go from one version to the next.", ge=0, le=1)
     ] = Limits.shrunk,
+    max_grown: Annotated[
+        float, Field(description="Clips that may come from one version to the next, as a share of those before.", ge=0)
+    ] = Limits.grown,
     max_alignment: Annotated[
         float, Field(description="Mean squared distance of frames of one clip, of 4.", ge=0, le=4)
     ] = Limits.alignment,
@@ -56,8 +59,9 @@ def audit(
     """Look over a root without changing it; what is beyond its limit is an event that automations may act on."""
     limits = Limits(
         age_hours=max_age_hours, quarantined=max_quarantined, label_drift=max_label_drift, behind=max_behind,
-        orphaned=max_orphaned, dropped=max_dropped, shrunk=max_shrunk, alignment=max_alignment,
-        uniformity=max_uniformity, gap=max_gap, idle=max_stale_columns, stored=max_stored, hours=max_hours,
+        orphaned=max_orphaned, dropped=max_dropped, shrunk=max_shrunk, grown=max_grown,
+        alignment=max_alignment, uniformity=max_uniformity, gap=max_gap, idle=max_stale_columns, stored=max_stored,
+        hours=max_hours,
     )  # fmt: skip
     found = examine(opened(root), dataset, model, limits, text)
     if not found["beyond"]:

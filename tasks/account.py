@@ -15,5 +15,6 @@ def text(title: str, said: dict[str, list[str]], rows: dict[str, Any], link: str
     more = {"Dask dashboard": pool.dashboard("status"), "MLflow": rows.pop("MLflow", "")}
     links = [f"- {name}: {url}" for name, url in more.items() if url]
     body = [f"| {report.escape(str(k))} | {report.escape(str(v))} |" for k, v in rows.items()]
-    lines += ["", "## Links", "", *links, link, "", "## All figures", "", "| | |", "|---|---|", *body, ""]
+    figures = ["## All figures", "", "| | |", "|---|---|", *body, ""] if body else []
+    lines += ["", "## Links", "", *links, link, "", *figures]
     return "\n".join(lines)

@@ -28,8 +28,12 @@ def title() -> str:
         return kept
     given = flow_run.parameters or {}
     about = next((name for name in SUBJECTS if given.get(name) is not None), "")
-    said = f"seed {given[about]}" if about == "seed" else given.get(about, "")
+    said = f"seed {given[about]}" if about == "seed" else _listed(given.get(about, ""))
     return f"{flow_run.flow_name} · {said}" if about else str(flow_run.flow_name)
+
+
+def _listed(given: Any) -> str:
+    return ", ".join(map(str, given)) if isinstance(given, list) else str(given)
 
 
 def entitle(name: str, *tags: str) -> None:

@@ -18,6 +18,8 @@ from tasks.footprint import MEASURES, shown
 from tasks.pages import page
 from tasks.plans import rates
 
+COMPARED = "comparisons."  # ends the line of an ablation's table that says how many of the thesis's hold
+
 
 def _reasons(counts: dict[str, int], verdict: str) -> list[str]:
     return [f"{n:,} {verdict}: {reason}" for reason, n in counts.items()]
@@ -219,6 +221,25 @@ def inferred(root: str, dataset: str, model: str, found: dict[str, Any]) -> dict
     text = account.text(f"{model} over {dataset}", said, found | links, page.link(found["report"]))
     report.markdown("infer", text, "what infer did")
     return found | {"task_runs": task_runs()}
+
+
+def ablated(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The outcome of `ablate`, whose tables have runs and pages of their own."""
+    tables = [one["table"] for one in found]
+    said = {
+        "What went in": [f"{len(tables)} tables of thesis 001: {', '.join(tables)}; each is a run below this one"],
+        "What came out": [
+            f"table {one['table']}: {line}"
+            for one in found
+            for line in one["markdown"].splitlines()
+            if line.endswith(COMPARED)
+        ],
+        "What was dropped, and why": [],
+    }
+    rows = {f"figure of table {one['table']}": one["figure"] for one in found}
+    report.markdown("ablate", account.text("Ablations", said, rows), "what ablate did")
+    naming.rename(f"ablate · {', '.join(tables)} · done")
+    return found
 
 
 def task_runs() -> int | None:

@@ -95,6 +95,7 @@ def healthy(**changed):
         ({"funnel": {"quarantined": 6, "dropped": 0, "listed": 100, "pieces": 100}}, "quarantined"),
         ({"funnel": {"quarantined": 0, "dropped": 21, "listed": 100, "pieces": 100}}, "dropped"),
         ({"growth": {"since": "v0", "clips": -11}}, "shrunk"),
+        ({"growth": {"since": "v0", "clips": 46}}, "grew"),
         ({"features": {"towers": healthy(), "other": healthy(uniformity=-0.01)}}, "embedding-health"),
         ({"features": {"towers": healthy(alignment=2.1)}}, "embedding-health"),
         ({"features": {"towers": healthy(modality_gap=1.6)}}, "embedding-health"),
@@ -121,6 +122,8 @@ def test_nothing_is_found_at_the_limits_nor_where_nothing_was_measured():
         "cost": {"bytes": {"parts": 1 << 40}, "seconds": {"trainings": 3.6e6}},
     }
     assert limits.findings(facts(**at), Limits()) == []
+    for came in (45, 90):  # as many as there were; the first of all
+        assert limits.findings(facts(growth={"since": "v0", "clips": came}), Limits()) == []
     unknown = {"freshness": {"age_hours": None, "clips": 0}, "label_drift": None, "predictions": {"champion": None}}
     unknown |= {
         "growth": {"since": "none before it"},

@@ -1,5 +1,7 @@
 """Inference over an archive: what is missing and no more, a run's share of it, and tables of what is there now."""
 
+import ast
+import json
 import re
 import shutil
 import subprocess
@@ -10,7 +12,6 @@ from datetime import date, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 
-import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -116,6 +117,22 @@ def test_the_newest_the_oldest_or_the_most_watched_come_first(root):
     assert precedence.stamped("9:2026-01-02 03:04:05+00:00") == 1767323045 and precedence.stamped('9:"etag"') is None
 
 
+def test_the_part_of_the_most_watched_source_comes_first_and_those_of_unknown_ones_last(traced, monkeypatch):
+    root, known = str(traced / "root"), precedence.planned
+    data = datasets.load(root, "a")
+    parts = sorted(data.parts, key=lambda part: part.id)
+    views = {part.id: 10 * number for number, part in enumerate(parts)}  # those of the first are not known
+
+    def rows(*given):
+        for row in (row for row in known(*given) if row["part"] in views):
+            said = {"views": views[row["part"]] if row["path"] == first[row["part"]] else 1}
+            yield row | {"metadata": json.dumps(said if views[row["part"]] else {})}
+
+    first = {row["part"]: row["path"] for row in known(root, data) if row["part"] in views}
+    monkeypatch.setattr(precedence, "planned", rows)
+    assert precedence.in_order(root, data, data.parts, "watched") == [*parts[:0:-1], parts[0]]
+
+
 def test_a_store_that_lists_etags_is_asked_for_the_times(root, monkeypatch, capsys, s3):
     data, planned = datasets.load(root, "a"), precedence.planned
     first = precedence.in_order(root, data, data.parts, "newest")
@@ -160,7 +177,7 @@ def test_a_damaged_clip_is_in_the_ledger_and_stops_no_other_part(root):
 
 
 def test_a_query_for_one_class_and_one_day_reads_little(root, monkeypatch):
-    """And both queries run as README prints them."""
+    """And all queries run as README prints them."""
     rng, N = np.random.default_rng(0), 60_000
     table = pa.table({
         "key": ["k"] * N, "path": [f"{n % 4000}" for n in range(N)], "source": ["s"] * N,
@@ -183,11 +200,32 @@ def test_a_query_for_one_class_and_one_day_reads_little(root, monkeypatch):
     ]  # fmt: skip
     assert meta.num_row_groups >= 14 and len(held) <= 3
     block = re.search(
-        r"Predictions are plain tables:\n\n```python\n(.*?)```", (CHECKOUT / "README.md").read_text(), re.S
+        r"Predictions are plain tables.*?:\n\n```python\n(.*?)```", (CHECKOUT / "README.md").read_text(), re.S
     )
-    lines = [line for line in block[1].splitlines() if line.startswith("duckdb.sql")]
-    shown = [eval(line.replace("ROOT", root).replace("/mine/", "/a/"), {"duckdb": duckdb}).fetchall() for line in lines]
-    assert len(shown) == 2 and {row[0] for row in shown[0]} == {"up"} and len(shown[1]) == 3 * 200
+    imports, _, *lines = block[1].replace("ROOT", root).replace("/mine/", "/a/").splitlines()
+    names: dict[str, object] = {}
+    exec(imports, names)
+    one, days, frames, same, scores = [eval(line, names) for line in lines]
+    assert {row[0] for row in one.fetchall()} == {"up"} and len(days.fetchall()) == 3 * 200
+    assert set(same["class"]) == {"up"} and len(same) == table["class"].to_pylist().count("up")
+    clips = datasets.load(root, "a").clips
+    assert (
+        len(frames.fetchall()) == scores.num_rows == clips and scores["scores"].type.value_type.value_type == "float16"
+    )
+
+
+def test_the_ledger_answers_the_question_that_readme_asks_it(traced):
+    root = str(traced / "root")
+    block = re.search(r"The ledger answers.*?:\n\n```python\n(.*?)```", (CHECKOUT / "README.md").read_text(), re.S)
+    assert block
+    *imports, query = ast.parse(block[1].replace("ROOT", root)).body
+    names: dict[str, object] = {}
+    exec(compile(ast.Module(imports, []), "README.md", "exec"), names)
+    said = eval(compile(ast.Expression(query.value), "README.md", "eval"), names).fetchall()
+    parts = [name.removesuffix(".parquet") for name in files.names(f"{root}/ledger/shard")]
+    kept = ledger.total(root, "shard", parts, 0)[0].kept
+    counts = {(step, verdict): count for step, verdict, _, count, _ in said}
+    assert counts["shard", "kept"] == kept > 0 and counts["list", "kept"] > 0
 
 
 def test_segments_are_those_of_the_predictions_as_they_are_committed(traced):

@@ -14,7 +14,7 @@ from storage import files, timing
 from storage.errors import BudgetExceeded, InputError
 from storage.ledger import Report
 from storage.timing import Spent, during
-from tasks import failure, naming, report, spending, stage, telling
+from tasks import failure, naming, report, spending, stage, summary, telling
 from tasks.audits import contents
 from tasks.pages import page
 from tasks.plans import rates
@@ -214,6 +214,20 @@ def test_inference_is_named_by_its_champion_and_the_clips_that_are_done(server):
         state.advance()
     assert server.names == ["infer · champion v7", "infer · champion v7 · 1,204 of 9,880 clips"]
     assert server.tags == {"nightly", "films", "champion v7"}, "those that the run had stay"
+
+
+def test_a_run_over_tables_is_named_by_them_and_its_page_says_what_came_of_each(server, artifacts, monkeypatch):
+    monkeypatch.setattr(naming.flow_run, "flow_name", "ablate")
+    monkeypatch.setattr(naming.flow_run, "parameters", {"root": "r", "table": ["3.3a", "4.4a"]})
+    assert naming.title() == "ablate · 3.3a, 4.4a"
+    held = "The thesis's order holds on average over 3 seeds in 1 of 2 comparisons."
+    found = [
+        {"table": one, "markdown": f"## Table {one}\n\n{held}\n", "figure": f"r/{one}.png"} for one in ("3.3a", "4.4a")
+    ]
+    assert summary.ablated(found) == found
+    assert "1 of 2 comparisons" in artifacts["ablate"] and "r/3.3a.png" in artifacts["ablate"]
+    assert all(f"table {one}: The thesis" in artifacts["ablate"] for one in ("3.3a", "4.4a"))
+    assert "## Where the time went" in artifacts["ablate"] and server.names == ["ablate · 3.3a, 4.4a · done"]
 
 
 def test_names_and_tags_hold_no_credentials(server, monkeypatch):

@@ -2,6 +2,7 @@
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from threading import Barrier
 
@@ -9,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from tasks.scorer import Context, at_source_rate, frame_logits, load
-from tasks.training import stretches, views
+from tasks.scorer import BATCH, Context, at_source_rate, frame_logits, load
+from tasks.training import stretches, videos, views
 from tasks.training.loader import Decoded, Footage, decode
 from tasks.training.videos import whole
 from tests.made_parts import flip
@@ -61,12 +62,11 @@ def test_clips_together_have_the_scores_of_one_pass(counts, length):
     ends = np.cumsum([0, *counts])
     for first in range(len(clips)):
         for last in {first, len(clips) - 1}:
-            over = stretches.scored(
-                clips, first, last, lambda clip: frames[clip[1]["key"]], answered(Neighbours()), length, 8.0, None
-            )
+            left, look = stretches.Ends(answered(Neighbours())), lambda clip: frames[clip[1]["key"]]
+            over = chain(stretches.scored(clips, first, last, look, left, length, 8.0, None), left.flush())
             place = first
-            for (_, row), clock, scores in over:
-                assert row["key"] == f"{place:03d}" and np.allclose(clock, times[ends[place] : ends[place + 1]])
+            for key, clock, scores in over:
+                assert key == f"{place:03d}" and np.allclose(clock, times[ends[place] : ends[place + 1]])
                 assert np.allclose(scores, truth[ends[place] : ends[place + 1]], atol=1e-5)
                 place += 1
             assert place == last + 1
@@ -83,8 +83,47 @@ def test_few_frames_of_a_long_video_are_held(monkeypatch):
 
     monkeypatch.setattr(stretches.Pass, "add", watched)
     look = lambda clip: frames[clip[1]["key"]]  # noqa: E731
-    assert len(list(stretches.scored(clips, 0, 199, look, answered(Neighbours()), 16, 8.0, None))) == 200
+    ends = stretches.Ends(answered(Neighbours()))
+    assert len(list(stretches.scored(clips, 0, 199, look, ends, 16, 8.0, None)) + list(ends.flush())) == 200
     assert max(held) < 200
+
+
+def test_windows_of_several_sources_fill_a_batch_and_each_has_its_own_scores():
+    """And less than a batch of windows is held from one source to the next, whatever number of them there are."""
+    sizes, given, found, held = [], {}, {}, []
+
+    def watched(windows, starts):
+        sizes.append(len(windows))
+        return answered(Neighbours())(windows, starts)
+
+    ends = stretches.Ends(watched)
+    for number, counts in enumerate([[5], [16], [24, 3], [30], [200], [9], [1], [40]] * 3):
+        clips, frames = made(counts)
+        clips = [(part, row | {"key": f"{number}-{row['key']}"}) for part, row in clips]
+        video = [torch.randint(0, 256, one.frames.shape, dtype=torch.uint8) for one in frames.values()]
+        seen = {row["key"]: replace(one, frames=pixels)
+                for (_, row), one, pixels in zip(clips, frames.values(), video, strict=True)}  # fmt: skip
+        given |= one_pass(clips, seen)
+        for key, _, scores in stretches.scored(
+            clips, 0, len(clips) - 1, lambda clip, seen=seen: seen[clip[1]["key"]], ends, 16, 8.0, None
+        ):
+            found[key] = scores
+        held.append(len(ends._windows))
+        assert all(not over._frames.numel() for over, _ in ends._stretches)
+    assert len(found) < len(given) and max(held) < BATCH
+    found |= {key: scores for key, _, scores in ends.flush()}
+    assert found.keys() == given.keys() and all(np.allclose(found[key], given[key], atol=1e-5) for key in given)
+    assert sizes[:-1] == [BATCH] * (len(sizes) - 1), "only the last batch of all is not full"
+    assert list(ends.flush()) == []
+
+
+def one_pass(clips, frames):
+    """Scores of a stretch by key, as one pass over all of it has them."""
+    video = torch.cat([frames[row["key"]].frames for _, row in clips])
+    clock = np.arange(len(video)) / 8.0
+    scores = at_source_rate(frame_logits(Neighbours(), video, 16).numpy(), clock, clock)
+    ends = np.cumsum([len(frames[row["key"]].frames) for _, row in clips])[:-1]
+    return {row["key"]: scores for (_, row), scores in zip(clips, np.split(scores, ends), strict=True)}
 
 
 def truth(root, clips, checkpoint, video=None):
@@ -104,11 +143,15 @@ def truth(root, clips, checkpoint, video=None):
     }
 
 
+def among(part, parts):
+    return videos.Neighbours(part, tuple(other for other in parts if other.id != part.id))
+
+
 def scores(root, parts, checkpoint):
     return {
         key: scores
         for part in parts
-        for key, _, scores in views.scored(root, part, part.rows(), checkpoint, [p for p in parts if p != part])
+        for key, _, scores in views.scored(root, among(part, parts), part.rows(), checkpoint)
     }
 
 
@@ -155,7 +198,8 @@ def test_damage_in_a_part_costs_the_parts_beside_it_no_more_than_their_context(s
     for row in two.rows():
         flip(broken, row["offset"] + 40)
     for part in (one, three):
-        again = views.scored(root, part, part.rows(), checkpoint, [replace(two, media=str(broken)), one, three])
+        unit = among(part, [replace(two, media=str(broken)), one, three])
+        again = views.scored(root, unit, part.rows(), checkpoint)
         assert all(np.abs(scores - there[key]).max() < 1e-5 for key, _, scores in again)
 
 
@@ -171,7 +215,7 @@ def test_every_thread_uses_one_core_and_all_share_one_model(split):  # noqa: F81
         torch.ones(1 << 16).exp().sum()
         before.append(torch.get_num_threads())
         ready.wait()
-        list(views.scored(root, part, part.rows(), checkpoint, []))
+        list(views.scored(root, videos.Neighbours(part), part.rows(), checkpoint))
         after.append(torch.get_num_threads())
 
     with ThreadPoolExecutor(3) as threads:

@@ -196,9 +196,12 @@ def test_a_video_that_lies_in_several_parts_is_seen_whole(lit, column, tmp_path,
         halves.append(half)
     others = videos.beside(halves)
     assert {key: [p.id for p in found] for key, found in others.items()} == {"half0": ["half1"], "half1": ["half0"]}
-    together = list(views.scored(lit.root, part, part.rows(), checkpoint, []))
-    apart = [row for half in halves for row in views.scored(lit.root, half, half.rows(), checkpoint, others[half.id])]
-    alone = list(views.scored(lit.root, halves[0], halves[0].rows(), checkpoint, []))
+
+    def scored(one, beside=()):
+        return list(views.scored(lit.root, videos.Neighbours(one, tuple(beside)), one.rows(), checkpoint))
+
+    together, alone = scored(part), scored(halves[0])
+    apart = [row for half in halves for row in scored(half, others[half.id])]
     by_key = {key: scores for key, _, scores in apart}
     assert all(np.allclose(scores, by_key[key], atol=2e-3) for key, _, scores in together)
     assert any(not np.allclose(scores, by_key[key], atol=2e-3) for key, _, scores in alone)

@@ -11,9 +11,9 @@ from tasks.audits.contents import in_files
 EVENT = "reelmill.audit."
 BEHIND, STALE, QUARANTINED = "predictions-behind", "stale", "quarantined"
 DRIFT, ORPHANED = "label-drift", "orphaned"
-DROPPED, SHRUNK, COST, IDLE = "dropped", "shrunk", "cost", "stale-columns"
+DROPPED, SHRUNK, GREW, COST, IDLE = "dropped", "shrunk", "grew", "cost", "stale-columns"
 EMBEDDINGS = "embedding-health"
-FOR_PEOPLE = (STALE, QUARANTINED, DROPPED, SHRUNK, DRIFT, EMBEDDINGS, IDLE, ORPHANED, COST)  # no flow mends these
+FOR_PEOPLE = (STALE, QUARANTINED, DROPPED, SHRUNK, GREW, DRIFT, EMBEDDINGS, IDLE, ORPHANED, COST)  # no flow mends these
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,9 @@ class Limits:
     orphaned: int = 1 << 30  # bytes
     dropped: float = 0.2  # share of the files listed, or of their pieces
     shrunk: float = 0.1  # share of the clips of the version before
+    grown: float = (
+        1.0  # share of the clips of the version before that came: twice as many is a wrong folder, or a flood
+    )
     alignment: float = 2.0  # mean d² of frames of one clip: that of vectors that have nothing in common
     uniformity: float = -0.05  # log mean exp(-2 d²) of any frames: all nearly the same
     gap: float = 1.5  # between the mean frame and the mean class name, at most 2
@@ -66,13 +69,11 @@ def findings(found: dict[str, Any], limits: Limits) -> list[Finding]:
     over(DRIFT, drift, limits.label_drift, f"classes of train and held-out clips differ by {drift or 0:.2f} of 1")
     idle = found["orphaned"]["bytes"]
     over(ORPHANED, idle, limits.orphaned, f"{in_units(idle)} that nobody refers to; `reelmill gc` says what")
-    lost, has = -found["growth"].get("clips", 0), fresh["clips"]
-    over(
-        SHRUNK,
-        lost / max(1, has + lost),
-        limits.shrunk,
-        f"{lost:,} of {has + lost:,} clips went since the version before",
-    )
+    came, has = found["growth"].get("clips", 0), fresh["clips"]
+    had = has - came
+    share = came / had if had > 0 else 0.0  # nothing has no multiple
+    over(SHRUNK, -share, limits.shrunk, f"{-came:,} of {had:,} clips went since the version before")
+    over(GREW, share, limits.grown, f"{came:,} clips came to {had:,} since the version before")
     left = funnel["dropped"] / max(1, funnel["pieces"])
     over(DROPPED, left, limits.dropped, f"{funnel['dropped']:,} dropped of {of}")
     for name, facts in found["features"].items():

@@ -1,7 +1,9 @@
 """What `retrain` would do: whether the same inputs were trained on before, else which trainings, and how long."""
 
-from typing import Any
+from dataclasses import asdict, replace
+from typing import Any, Literal
 
+import models
 from models.gate import Rules
 from storage import datasets, files
 from storage.datasets import Dataset
@@ -10,6 +12,7 @@ from tasks.audits.contents import last_retraining
 from tasks.columns import tracked
 from tasks.report import clock
 from tasks.training.recipe import Recipe, candidates_of, recipe
+from tasks.training.spec import Spec
 
 OF_THE_GATE = ("margin", "metric", "class_drop", "successor_drop", "slower", "costlier")
 OF_NEITHER = ("approval", "optimizer", "schedule")
@@ -47,7 +50,9 @@ def trainings(made: Recipe, kinds: list[str], ensemble_of: list[str]) -> list[tu
     more = [mode for mode in ensemble_of if not ("detection" in kinds and mode == made.augmentation)]
     first = sum(kind != "none" for kind in kinds) + len(more)
     tuned = len(kinds) + len(more)
-    return [("pretrain", made.pretrain_steps, first)] * bool(first) + [("finetune", made.finetune_steps, tuned)]
+    stages = ["coarse", "fine", "finetune"] if made.system in models.TWO_STREAMS else ["finetune"]
+    found = [("pretrain", made.pretrain_steps, first)] if first else []
+    return [*found, *((stage, made.finetune_steps, tuned) for stage in stages)]
 
 
 def _why(root: str, model: str, data: Dataset) -> str:
@@ -72,16 +77,36 @@ def _time(root: str, made: Recipe, wanted: list[tuple[str, int, int]]) -> list[s
 
 
 def measured(root: str, made: Recipe) -> dict[str, float]:
-    """Seconds a step of the newest training of each stage that had the same system, batch, frames and size."""
+    """Seconds a step of the newest training of each stage that had the same model, batch, frames and pixels."""
     from tasks import tracking
 
     found: dict[str, float] = {}
-    for run in tracking.trained(root):
+    wanted = {stage: _alike(asdict(spec)) for stage, spec in _specs(made).items()}
+    for run in tracking.trained(root):  # newest first
         params, stage = run.data.params, run.data.tags.get("title", "").partition("-")[0]
-        batch = made.pretrain_batch if stage == "pretrain" else made.batch
-        system = made.backbone if stage == "pretrain" else made.system
-        same = {"system": system, "batch": batch, "frames": made.frames, "size": made.pixels}
-        steps = int(params.get("steps", 0))
-        if steps and all(params.get(name) == str(value) for name, value in same.items()):
-            found.setdefault(stage, run.data.metrics["train_seconds"] / steps)  # newest first
+        if stage in wanted and "step_seconds" in run.data.metrics and _alike(params) == wanted[stage]:
+            found.setdefault(stage, run.data.metrics["step_seconds"])  # of a training that went on: of its last part
     return found
+
+
+def _alike(params: dict[str, Any]) -> list[str]:
+    """What of a training decides how long a step takes, as MLflow has it; of options the first, the model's size."""
+    options = str(params.get("options", "")).strip("{}").partition(",")[0]
+    same = [str(params.get(name)) for name in ("system", "batch", "frames", "size")]
+    return [*same, options, "fixed" if str(params.get("fine")) != "None" else "trained"]  # the Fine stream
+
+
+def _specs(made: Recipe) -> dict[str, Spec]:
+    """The trainings of a retraining by stage, without their parts."""
+    from tasks.training.two_stages import streams
+
+    def spec(system: str, stage: Literal["pretrain", "finetune"], frames: int) -> Spec:
+        plain: dict[str, Any] = {"root": "", "parts": [], "classes": [""], "objective": "dense"}
+        shape: dict[str, Any] = {"options": {"size": made.size}, "frames": frames, "size": made.pixels}
+        return Spec(system=system, **plain, **shape, **made.optimisation(stage))
+
+    found = {"pretrain": spec(made.backbone, "pretrain", made.frames)}
+    frames = made.whole if made.inputs == "features" else made.frames
+    tuned = spec(made.system, "finetune", frames)
+    more = streams(tuned, None) if made.system in models.TWO_STREAMS else {}
+    return {**found, **more, "finetune": replace(tuned, fine="" if made.fine_features else None)}

@@ -1,11 +1,12 @@
 """Clips of a source that follow each other, scored as the one video that they are: windows go over their borders.
 
-The scores are those of one pass over the frames of all of them, while no more than a few clips are held.
+The scores are those of one pass over the frames of all of them, while no more than a few clips are held. The last
+windows of several sources share the model's batches.
 Letters: B windows, L frames to a window, K classes. Frames are counted from the first one of a stretch.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +21,7 @@ from tasks.training.videos import Clip
 
 Answer = Callable[[Tensor, list[int]], Tensor]  # windows [B, 3, L, S, S] that begin at these frames to logits [B, L, K]
 Look = Callable[[Clip], Decoded | None]  # a clip's frames; None where it cannot be had
-Scored = tuple[Clip, np.ndarray, np.ndarray]  # times [T] on the source clock, scores [T, K]
+Scored = tuple[str, np.ndarray, np.ndarray]  # key, times [T] on the source clock, scores [T, K]
 
 
 def stretches(clips: list[Clip]) -> list[list[Clip]]:
@@ -78,26 +79,35 @@ class Pass:
     def _whole(self) -> list[int]:
         return list(range(self.next, self.end - self.length + 1, self.step))
 
-    def finish(self) -> None:
-        """Scores what is left, as no more frames come: a last window up to the end."""
+    def rest(self) -> list[int]:
+        """Where the windows begin that are left, as no more frames come: the last one goes up to the end."""
         last = self.end - self.length
-        begins = self._whole() + ([last] if last >= self.begin and last % self.step else [])
-        for first in range(0, len(begins), BATCH):
-            self._score(begins[first : first + BATCH])
         if last < self.begin:  # fewer frames than a window has: the last one stays
             still = self._frames[-1:].expand(self.length - len(self._frames), -1, -1, -1)
             self._frames = torch.cat([self._frames, still])
-            self._score([self.begin])
+            return [self.begin]
+        return self._whole() + ([last] if last % self.step else [])
+
+    def window(self, begin: int) -> Tensor:
+        """The frames `[3, L, S, S]` of a window."""
+        return self._frames[begin - self.begin : begin - self.begin + self.length].transpose(0, 1)
+
+    def _score(self, begins: list[int]) -> None:
+        for begin, logits in zip(begins, _asked(self.answer, list(map(self.window, begins)), begins), strict=True):
+            self.take(begin, logits)
 
     @torch.inference_mode()
-    def _score(self, begins: list[int]) -> None:
-        places = [b - self.begin for b in begins]
-        found = self.answer(torch.stack([self._frames[p : p + self.length].transpose(0, 1) for p in places]), begins)
-        self._room(found.shape[2])
-        for place, logits in zip(places, found, strict=True):
-            self._total[place : place + self.length] += logits
-            self._seen[place : place + self.length] += 1
-        self.next = max(self.next, begins[-1] // self.step * self.step + self.step)
+    def take(self, begin: int, logits: Tensor) -> None:
+        """Adds the logits `[L, K]` of a window."""
+        self._room(logits.shape[1])
+        place = begin - self.begin
+        self._total[place : place + self.length] += logits
+        self._seen[place : place + self.length] += 1
+        self.next = max(self.next, begin // self.step * self.step + self.step)
+
+    def drop(self) -> None:
+        """Lets go of the pixels of all frames, as no window needs them any more."""
+        self._frames = self._frames.new_empty(len(self._frames), 0)
 
     def _room(self, K: int) -> None:
         more = len(self._frames) - len(self._total)
@@ -125,6 +135,11 @@ class Pass:
             self.begin += gone
 
 
+@torch.inference_mode()
+def _asked(answer: Answer, windows: list[Tensor], begins: list[int]) -> Tensor:
+    return answer(torch.stack(windows), begins)
+
+
 @dataclass
 class _Waiting:
     """A clip whose frames have gone in, and whose windows are not all scored."""
@@ -140,16 +155,51 @@ class _Waiting:
         start, beyond = self.clip[1]["start"], self.following is not None
         sampled, times = self.sampled + start, self.times + start
         logits = over.logits(self.first, self.after + beyond)
-        return self.clip, times, at_source_rate(logits, np.append(sampled, [self.following] * beyond), times)
+        return self.clip[1]["key"], times, at_source_rate(logits, np.append(sampled, [self.following] * beyond), times)
+
+
+class Ends:
+    """What is left of stretches at their ends: windows too few for a batch, which those of other stretches fill up.
+
+    Between two stretches less than a batch of windows is held, and no other frame. ``answer`` is that of all of them.
+    """
+
+    def __init__(self, answer: Answer) -> None:
+        self.answer = answer
+        self._windows: list[tuple[Pass, int, Tensor]] = []
+        self._stretches: deque[tuple[Pass, list[_Waiting]]] = deque()
+
+    def add(self, over: Pass, waiting: Iterable[_Waiting]) -> Iterator[Scored]:
+        """Takes what is left of a stretch; yields the clips that wait for no window any more, of whichever stretch."""
+        self._windows += [(over, begin, over.window(begin).clone()) for begin in over.rest()]
+        over.drop()
+        self._stretches.append((over, list(waiting)))
+        return self._scored(BATCH)
+
+    def flush(self) -> Iterator[Scored]:
+        """Scores what is there, and yields all clips."""
+        return self._scored(1)
+
+    def _scored(self, least: int) -> Iterator[Scored]:
+        while len(self._windows) >= least:
+            batch, self._windows = self._windows[:BATCH], self._windows[BATCH:]
+            begins = [begin for _, begin, _ in batch]
+            for (over, begin, _), logits in zip(
+                batch, _asked(self.answer, [window for *_, window in batch], begins), strict=True
+            ):
+                over.take(begin, logits)
+        while self._stretches and not (self._windows and self._windows[0][0] is self._stretches[0][0]):
+            over, waiting = self._stretches.popleft()
+            yield from (one.scored(over) for one in waiting)
 
 
 def scored(
-    stretch: list[Clip], first: int, last: int, look: Look, answer: Answer, length: int, fps: float, at: int | None
+    stretch: list[Clip], first: int, last: int, look: Look, ends: Ends, length: int, fps: float, at: int | None
 ) -> Iterator[Scored]:
     """Scores the clips from place ``first`` to ``last`` of a stretch, with the frames around them that windows need.
 
     ``at`` is the frame of the stretch that the first begins with; None: as the index says. A neighbour that cannot be
-    had ends the stretch.
+    had ends the stretch. The last clips come when the batch is full that their windows are in, or by ``ends.flush()``.
     """
     lead, whole = _before(stretch[:first], look, length)
     if not whole:
@@ -157,7 +207,7 @@ def scored(
         begin = max(known, len(lead))
     else:
         begin = len(lead)
-    over = Pass(answer, length, begin - min(len(lead), length))
+    over = Pass(ends.answer, length, begin - min(len(lead), length))
     if len(lead):
         over.add(lead[-length:])
     waiting: deque[_Waiting] = deque()
@@ -177,8 +227,7 @@ def scored(
         if place >= last and not waiting:
             return
         over.forget(waiting[0].first if waiting else over.end)
-    over.finish()
-    yield from (one.scored(over) for one in waiting)
+    yield from ends.add(over, waiting)
 
 
 def _before(clips: list[Clip], look: Look, length: int) -> tuple[Tensor, bool]:

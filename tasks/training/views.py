@@ -22,11 +22,11 @@ from tasks.scorer import Context, alone, answer, at_source_rate, device, load, s
 from tasks.training import stretches
 from tasks.training.loader import CACHE_BYTES, Decoded, Footage, decode
 from tasks.training.samples import source_times
+from tasks.training.stretches import Ends, Scored
 from tasks.training.videos import Clip, Features, Neighbours, Whole, columned, identity, whole
 
 OPEN = 4  # videos that lie in several parts
 INDEXES = 64  # of parts
-Scored = tuple[str, np.ndarray, np.ndarray]  # key, times [T] on the source clock, scores [T, K]
 
 
 def scored(root: str, unit: Neighbours, todo: list[dict[str, Any]], checkpoint: Checkpoint) -> Iterator[Scored]:
@@ -38,11 +38,15 @@ def scored(root: str, unit: Neighbours, todo: list[dict[str, Any]], checkpoint: 
     wanted: dict[str, set[str]] = defaultdict(set)
     for row in todo:
         wanted[row["path"]].add(row["key"])
+    kind = takes(checkpoint.about)
+    ends = _ends(checkpoint, None, 0) if kind == "clip" else None  # one whole video does not go with another's windows
     for path, clips in _videos(unit, wanted).items():
-        if takes(checkpoint.about) == "features":
+        if kind == "features":
             yield from _by_features(root, unit.part, checkpoint, clips, wanted[path])
         else:
-            yield from _seen_in(root, unit.part, checkpoint, clips, wanted[path])
+            yield from _seen_in(root, unit.part, checkpoint, clips, wanted[path], ends)
+    if ends is not None:
+        yield from ends.flush()
 
 
 def _videos(unit: Neighbours, wanted: dict[str, set[str]]) -> dict[str, list[Clip]]:
@@ -70,8 +74,11 @@ def _by_features(
             yield row["key"], times, at_source_rate(logits, clock, times)
 
 
-def _seen_in(root: str, part: Part, checkpoint: Checkpoint, clips: list[Clip], wanted: set[str]) -> Iterator[Scored]:
-    model, spec, context, footage = load(checkpoint.url, device()), checkpoint.about["spec"], None, None
+def _seen_in(
+    root: str, part: Part, checkpoint: Checkpoint, clips: list[Clip], wanted: set[str], ends: Ends | None = None
+) -> Iterator[Scored]:
+    """What is left for a batch to fill up stays in ``ends``, where it is given."""
+    spec, context, footage = checkpoint.about["spec"], None, None
     if takes(checkpoint.about) != "clip":
         opened = _opened(root, checkpoint, clips)
         context, footage = opened.context, opened.footage
@@ -86,15 +93,22 @@ def _seen_in(root: str, part: Part, checkpoint: Checkpoint, clips: list[Clip], w
 
     for stretch in stretches.stretches(clips):
         begins = [0 if context is None else context.whole.begins[row["key"]] for _, row in stretch]
-
-        def answered(windows: Tensor, starts: list[int], origin: int = begins[0]) -> Tensor:
-            return answer(model, windows, [origin + start for start in starts], context)
-
+        left = ends or _ends(checkpoint, context, begins[0])
         for first, last in stretches.ranges(stretch, wanted):
             at = None if context is None else begins[first] - begins[0]
-            over = stretches.scored(stretch, first, last, look, answered, spec["frames"], spec["fps"], at)
-            for (_, row), times, scores in over:
-                yield row["key"], times, scores
+            yield from stretches.scored(stretch, first, last, look, left, spec["frames"], spec["fps"], at)
+        if ends is None:
+            yield from left.flush()
+
+
+def _ends(checkpoint: Checkpoint, context: Context | None, origin: int) -> Ends:
+    """Ends that the model of a checkpoint scores; frames count from ``origin`` of the context's whole video."""
+    model = load(checkpoint.url, device())
+
+    def answered(windows: Tensor, starts: list[int]) -> Tensor:
+        return answer(model, windows, [origin + start for start in starts], context)
+
+    return Ends(answered)
 
 
 @dataclass(frozen=True)
