@@ -149,6 +149,18 @@ def test_a_compiled_model_is_asked_for_by_name(monkeypatch):
     assert parallel.spread(model, replace(SPEC, compile=True), 1) is model and asked == [model]
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("mode", ["joint", "manifold"])
+def test_a_compiled_model_trains_as_one_that_is_not(monkeypatch, mode):
+    """Traced for real, with operators as they are: what a compiler of kernels would add is not of this project."""
+    real, build, spec = torch.compile, train_rank.build, replace(SPEC, augmentation=mode, steps=3)
+    plain = steps_of(spec, 0, 3)
+    monkeypatch.setattr(torch, "compile", lambda model: real(model, backend="eager"))
+    monkeypatch.setattr(train_rank, "build", lambda spec: parallel.spread(build(spec), replace(spec, compile=True), 1))
+    assert steps_of(spec, 0, 3) == pytest.approx(plain, rel=1e-4)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
+
+
 def test_logits_are_read_between_frames():
     logits = torch.randn(2, 5, 3)
     even = torch.linspace(0, 4, 9).expand(2, 9)
