@@ -80,7 +80,7 @@ def measure(
     if not truth:
         raise InputError(f"{file}: all {len(videos)} videos are for training; there is nothing to score")
     found, missing, others = submissions.gather(submission, truth, FRAMES, num_classes)
-    if others and len(found) * FRAMES == missing:
+    if len(found) * FRAMES == missing:
         raise InputError(f"{submission} and {file} have no video in common")
     held = {id: (found[id], _truth(file, video, places)) for id, video in truth.items()}
     result = frame_map(*FrameScores(num_classes, held).arrays()[:2])

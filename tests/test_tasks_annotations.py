@@ -12,7 +12,7 @@ from test_tasks_prepare import prepare
 
 from flows.__main__ import EXIT_INPUT, main
 from models.metrics import MODES
-from storage import checkpoints
+from storage import annotations, checkpoints
 from storage.labels import read_labels
 from tasks import evaluate, predict, train_rank
 from tasks.train_rank import Spec
@@ -142,7 +142,10 @@ def test_what_cannot_be_submitted_or_scored_is_said(ready, tmp_path):
     (tmp_path / "x.txt").write_text("stranger 1" + " 0" * len(classes) + "\n")
     truth, score = truth_of(ready, tmp_path), ("submission-score", "--submission", tmp_path / "x.txt")
     assert "no video in common" in run(*score, "--file", truth, "--num-classes", len(classes), code=2)
-    (tmp_path / "y.txt").write_text("")
+    (tmp_path / "empty.txt").write_text("")
+    score = ("submission-score", "--submission", tmp_path / "empty.txt", "--file", truth)
+    assert "no video in common" in run(*score, "--num-classes", len(classes), code=2)
+    (tmp_path / "y.txt").write_text(f"{next(annotations.read(str(truth), 'charades')).id} 1 0\n")
     score = ("submission-score", "--submission", tmp_path / "y.txt", "--file", truth)
     assert "is none of 0 … 0; give --classes, set --num-classes" in run(*score, "--num-classes", 1, code=2)
     (tmp_path / "none.txt").write_text("\n")

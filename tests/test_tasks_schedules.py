@@ -58,6 +58,25 @@ def test_the_thesis_schedule_falls_by_ten_at_its_milestones():
     assert recipe("thesis", finetune_lr=0.5, finetune_steps=7).optimisation("finetune")["lr"] == 0.5
 
 
+def test_the_thesis_schedule_steps_by_hand():
+    """v <- 0.9 v + g + 1e-5 w, then w <- w - lr v, and ten times that for the fusion."""
+    model = torch.nn.ModuleDict({name: torch.nn.Linear(1, 1, bias=False) for name in ("coarse", "fusion")}).double()
+    for layer in model.values():
+        layer.weight.data.fill_(3.0)
+    then = recipe("thesis").optimisation("finetune")
+    optimizer = train_rank.optimiser(model, replace(SPEC, **then, faster={"fusion": 10.0}))
+    wanted, speed = {"coarse": 3.0, "fusion": 3.0}, {"coarse": 0.0, "fusion": 0.0}
+    for gradient in (2.0, -1.0, 0.5):
+        for group in optimizer.param_groups:
+            group["lr"] = 0.02 * group["times"]
+        for name, rate in (("coarse", 0.02), ("fusion", 0.2)):
+            model[name].weight.grad = torch.full((1, 1), gradient, dtype=torch.float64)
+            speed[name] = 0.9 * speed[name] + gradient + 1e-5 * wanted[name]
+            wanted[name] -= rate * speed[name]
+        optimizer.step()
+    assert {name: model[name].weight.item() for name in model} == pytest.approx(wanted, rel=1e-12)
+
+
 def test_the_head_learns_faster_in_the_thesis_pretraining():
     model, spec = train_rank.build(SPEC), replace(SPEC, faster={"fc2": 10.0}, steps=100)
     optimizer = train_rank.optimiser(model, spec)
