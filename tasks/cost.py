@@ -46,9 +46,10 @@ def _counted(system: str, size: str, frames: int, pixels: int, classes: int) -> 
     import models
     from models.cost import count
 
-    shape, seen = (1, 3, frames, pixels, pixels), f"{frames} frames of {pixels}x{pixels}"
+    shape: tuple[int, ...] = (1, 3, frames, pixels, pixels)
+    seen = f"{frames} frames of {pixels}x{pixels}"
     if _takes_features(system):
         with torch.device("meta"):
-            width = models.build(system, size=size, num_classes=1).config.width
-        shape, seen = (1, frames, width), f"{frames} frames of {width} features"
+            config: Any = models.build(system, size=size, num_classes=1).config
+        shape, seen = (1, frames, config.width), f"{frames} frames of {config.width} features"
     return seen, count(lambda: models.build(system, size=size, num_classes=classes), shape)
