@@ -70,8 +70,10 @@ def build(system: str, **options: object) -> "nn.Module":
 def preset(system: str, presets: dict[str, Preset], size: str, num_classes: int, overrides: dict[str, Any]) -> Preset:
     """Return the `Config` of a system's preset size for these classes, with other fields replaced.
 
-    Raises ValueError for an unknown size or value and TypeError for an unknown field.
+    Raises ValueError for an unknown size or value, or no class, and TypeError for an unknown field.
     """
+    if num_classes < 1:
+        raise ValueError(f"{system} needs a class or more, not {num_classes}")
     if size not in presets:
         raise ValueError(f"{system} has the sizes {', '.join(presets)}, not {size!r}")
     return replace(presets[size], num_classes=num_classes, **overrides)  # type: ignore[type-var]

@@ -53,8 +53,10 @@ class Config(x3d.Config):
                 raise ValueError(f"{name} is one of {', '.join(known)}, not {getattr(self, name)!r}")
         if not 0 < self.alpha < 1 or abs(1 / self.alpha - round(1 / self.alpha)) > 1e-6:
             raise ValueError(f"alpha is one over a whole number of at least 2, not {self.alpha}")
-        if self.sigma <= 0:
+        if not self.sigma > 0:  # what is not a number is refused, too
             raise ValueError(f"sigma is a share of the valid fine frames above 0, not {self.sigma}")
+        if self.cells < 0:
+            raise ValueError(f"cells are the height and width of fine maps, 0 for their own, not {self.cells}")
         if self.correspondence == "direct" and self.attention and self.fusion != "none":
             raise ValueError("attention weighs fine frames against each other; a direct correspondence has but one")
 
@@ -188,7 +190,7 @@ class CoarseFine(nn.Module):
         """Return the fine maps, zero where not valid, and the weight [B, J, F] of each fine frame for each point."""
         videos, length = places.shape[0], fine["conv5"].shape[2]
         for name, part in fine.items():
-            if (part.shape[0], part.shape[2]) != (videos, length):
+            if (part.shape[0], part.shape[2]) != (videos, length) or 0 in part.shape[3:]:
                 raise ValueError(f"{name} is not of {videos} videos and {length} frames: {list(part.shape)}")
         check_clip(start, step, frames, length)
         centres = (places + column(start, places)) / column(step, places)

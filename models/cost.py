@@ -5,8 +5,10 @@ alone: biases, normalisation, activations, pooling and linear layers are left ou
 with the linear layers reported beside.
 """
 
+import csv
+import io
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -18,6 +20,7 @@ from torch.func import functional_call
 from torch.overrides import TorchFunctionMode
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+HEAD = ("model", "conv GMACs", "linear GMACs", "params (M)")
 
 
 @dataclass(frozen=True)
@@ -88,10 +91,25 @@ def counted_macs(model: nn.Module) -> Iterator[Counter[tuple[str, str]]]:
             hook.remove()
 
 
-def table(rows: Iterable[tuple[str, Cost]]) -> str:
-    """Return a Markdown table of named costs: GMACs of convolutions and of linear layers, parameters in M."""
-    lines = ["| model | conv GMACs | linear GMACs | params (M) |", "|---|---|---|---|"]
-    for name, cost in rows:
-        giga = f"{cost.conv_macs / 1e9:.5f} | {cost.linear_macs / 1e9:.5f}"
-        lines.append(f"| {name} | {giga} | {cost.params / 1e6:.6f} |")
-    return "\n".join(lines)
+def as_markdown(title: str, cost: Cost) -> str:
+    """Return Markdown tables of a cost: GMACs of convolutions and of linear layers, parameters in M; then its parts."""
+    lines = [HEAD, ("---",) * len(HEAD), _figures(title, cost)]
+    parts = [("part", "conv GMACs"), ("---", "---"), *_parts(cost)]
+    return "\n\n".join("\n".join(f"| {' | '.join(line)} |" for line in part) for part in (lines, parts))
+
+
+def as_csv(title: str, cost: Cost) -> str:
+    """Return the same as one CSV table: the whole, then its parts, of which convolutions alone are known."""
+    out = io.StringIO()
+    csv.writer(out, lineterminator="\n").writerows(
+        [HEAD, _figures(title, cost), *((name, macs, "", "") for name, macs in _parts(cost))]
+    )
+    return out.getvalue().rstrip("\n")
+
+
+def _figures(title: str, cost: Cost) -> tuple[str, ...]:
+    return title, f"{cost.conv_macs / 1e9:.5f}", f"{cost.linear_macs / 1e9:.5f}", f"{cost.params / 1e6:.6f}"
+
+
+def _parts(cost: Cost) -> list[tuple[str, str]]:
+    return [(name, f"{macs / 1e9:.5f}") for name, macs in cost.parts.items()]

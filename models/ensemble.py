@@ -45,12 +45,13 @@ class Ensemble(nn.Module):
         self.config = config
         self.members = nn.ModuleList(members)
 
-    def forward(self, *inputs: Tensor | None) -> dict[str, Tensor]:
+    def forward(self, *inputs: Tensor | None, **named: Any) -> dict[str, Tensor]:
         """Return `logits` [B, T, K] of the mean and `member_logits` [M, B, T, K]; each member gets all inputs.
 
+        They are those of the members, e.g. `whole`, `start` and `valid` of two-stream systems, `mask` of heads.
         Raises ValueError where the members answer with different shapes.
         """
-        answers = [member(*inputs)["logits"] for member in self.members]
+        answers = [member(*inputs, **named)["logits"] for member in self.members]
         if any(answer.shape != answers[0].shape for answer in answers):
             raise ValueError(f"the members' logits differ in shape: {[list(a.shape) for a in answers]}")
         together = torch.stack(answers)

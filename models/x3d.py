@@ -125,7 +125,7 @@ class X3D(nn.Module):
     def features(self, video: Tensor, edit: Edit | None = None) -> dict[str, Tensor]:
         """Return the five feature maps, [B, C, T, h, w] each, of a normalised float video [B, 3, T, H, W].
 
-        Raises ValueError for another shape.
+        Raises ValueError for another shape, and for pixels that are not floats yet.
         """
         check_video("video", video)
         change = edit or (lambda _, maps: maps)
@@ -218,8 +218,15 @@ def sequence(**layers: nn.Module) -> nn.Sequential:
 
 
 def check_video(name: str, video: Tensor) -> None:
-    """Raise ValueError unless the tensor is [B, 3, T, H, W] and has a frame."""
-    if video.ndim != 5 or video.shape[1] != 3 or not video.shape[2]:
+    """Raise ValueError unless the tensor is float [B, 3, T, H, W], none of them zero."""
+    check_shape(name, video)
+    if not video.is_floating_point():
+        raise ValueError(f"{name} is float, as `normalise` makes it of pixels, not {video.dtype}")
+
+
+def check_shape(name: str, video: Tensor) -> None:
+    """Raise ValueError unless the tensor is [B, 3, T, H, W], none of them zero."""
+    if video.ndim != 5 or video.shape[1] != 3 or 0 in video.shape:
         raise ValueError(f"{name} is [B, 3, T, H, W], not {list(video.shape)}")
 
 
@@ -231,7 +238,7 @@ def normalise(video: Tensor, config: Config = M) -> Tensor:
     """
     if video.dtype != torch.uint8:
         raise TypeError(f"normalise takes uint8 pixels, not {video.dtype}")
-    check_video("video", video)
+    check_shape("video", video)
     mean, std = (torch.tensor(v, device=video.device).view(3, 1, 1, 1) for v in (config.mean, config.std))
     return video.float().mul_(1 / (255 * std)).sub_(mean / std)
 

@@ -199,6 +199,8 @@ def read_classes(url: str) -> dict[int, str]:
         if number in names or name in names.values():
             raise InputError(f"{url}, row {row}: class {number} or the name {name!r} comes twice")
         names[number] = name
+    if not names:
+        raise InputError(f"{url}: no classes")
     return names
 
 

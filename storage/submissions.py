@@ -15,7 +15,8 @@ from storage.ranges import opened
 def write(url: str, videos: Iterable[tuple[str, np.ndarray]]) -> int:
     """Writes (id, scores [F, K]) of some videos, replacing the file whole; returns how many lines that are.
 
-    Scores are float32 and are read back as they were. Raises `InputError` for an id with a space or none.
+    Scores are written as float32, in as many digits as tell two of them apart. Raises `InputError` for an id with a
+    space or none.
     """
     lines = 0
     with files.scratch() as folder:
@@ -32,9 +33,9 @@ def write(url: str, videos: Iterable[tuple[str, np.ndarray]]) -> int:
 
 
 def read(url: str, num_classes: int) -> Iterator[tuple[str, int, np.ndarray]]:
-    """(id, frame, scores [K] float32) of each line, as they come. Raises `InputError` that names the line.
+    """(id, frame, scores [K]) of each line, as they come. Raises `InputError` that names the line.
 
-    A score may be -inf, never NaN or +inf.
+    A score may be -inf, never NaN or +inf. It stays a double: scores that differ must not be made equal.
     """
     try:
         with opened(files.absolute(url)) as raw:
@@ -52,7 +53,7 @@ def _parsed(where: str, line: str, num_classes: int) -> tuple[str, int, np.ndarr
     if len(words) != num_classes + 2:
         raise InputError(f"{where}: needs an id, a frame and {num_classes} scores, has {len(words)} words")
     try:
-        frame, scores = int(words[1]), np.array([float(word) for word in words[2:]], np.float32)
+        frame, scores = int(words[1]), np.array([float(word) for word in words[2:]])
     except ValueError as error:
         raise InputError(f"{where}: {error}") from error
     if frame < 0 or np.isnan(scores).any() or (scores == math.inf).any():
@@ -66,7 +67,7 @@ def gather(url: str, ids: Iterable[str], frames: int, num_classes: int) -> tuple
     A missing frame scores -inf. Where any frame is 0, all are counted from 0, as the official evaluation takes it.
     Raises `InputError` for a frame beyond the last, or one that comes twice.
     """
-    wanted = {id: np.full((frames + 1, num_classes), -np.inf, np.float32) for id in ids}
+    wanted = {id: np.full((frames + 1, num_classes), -np.inf) for id in ids}
     seen: dict[str, set[int]] = {id: set() for id in wanted}
     others, lowest = 0, 1
     for id, frame, scores in read(url, num_classes):

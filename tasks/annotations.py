@@ -66,17 +66,23 @@ def measure(
     submission: Annotated[str, Field(description="Lines of id, frame and a score per class.")],
     file: Annotated[str, Field(description="The annotations, e.g. Charades_v1_test.csv.")],
     format: Annotated[Literal["charades", "multithumos"], Field(description="Whose format they are in.")] = "charades",
-    num_classes: Annotated[int, Field(description="Scores per line.", ge=1)] = 157,
+    num_classes: Annotated[int, Field(description="Scores per line, where no list of classes says it.", ge=1)] = 157,
+    classes: Annotated[str | None, CLASSES] = None,
 ) -> str:
-    """Score a submission by the Charades localisation protocol: 25 frames a video, in three modes."""
+    """Score a submission by the Charades localisation protocol: 25 frames a video, in three modes.
+
+    Its columns are in the order of the list of classes, as `submission` writes them; without one the first is class 0.
+    """
+    listed = sorted(annotations.read_classes(classes)) if classes else list(range(num_classes))
+    num_classes, places = len(listed), {number: place for place, number in enumerate(listed)}
     videos = list(annotations.read(file, format))
     truth = {video.id: video for video in videos if video.split != "train"}
     if not truth:
         raise InputError(f"{file}: all {len(videos)} videos are for training; there is nothing to score")
     found, missing, others = submissions.gather(submission, truth, FRAMES, num_classes)
-    if others and len(found) * FRAMES == missing:
+    if len(found) * FRAMES == missing:
         raise InputError(f"{submission} and {file} have no video in common")
-    held = {id: (found[id], _truth(file, video, num_classes)) for id, video in truth.items()}
+    held = {id: (found[id], _truth(file, video, places)) for id, video in truth.items()}
     result = frame_map(*FrameScores(num_classes, held).arrays()[:2])
     lines = ["| mode | percent |", "|---|---|", *(f"| {mode} | {100 * getattr(result, mode):.4f} |" for mode in MODES)]
     notes = f"{len(truth)} videos, {result.frames} frames, {len(result.excluded)} classes without a positive frame"
@@ -87,13 +93,19 @@ def measure(
     return "\n".join([*lines, "", notes])
 
 
-def _truth(file: str, video: annotations.Video, num_classes: int) -> np.ndarray:
-    columns_ = np.array(video.actions, dtype=float).reshape(-1, 3)
+def _truth(file: str, video: annotations.Video, places: dict[int, int]) -> np.ndarray:
+    """What is on in a video's 25 frames, [25, K]; ``places`` has the column of each class's number."""
+    if strangers := sorted({number for *_, number in video.actions} - set(places)):
+        raise InputError(
+            f"{file}, video {video.id}: class {strangers[0]} is none of {min(places)} … {max(places)}; "
+            "give --classes, set --num-classes or mend the file"
+        )
+    actions = np.array([(start, end, places[number]) for start, end, number in video.actions]).reshape(-1, 3)
     try:
-        segments = columns_[:, 0], columns_[:, 1], columns_[:, 2].astype(int)
-        return labels_at(charades_frames(video.duration or 0.0, FRAMES), segments, num_classes)
+        segments = actions[:, 0], actions[:, 1], actions[:, 2].astype(int)
+        return labels_at(charades_frames(video.duration or 0.0, FRAMES), segments, len(places))
     except ValueError as error:
-        raise InputError(f"{file}, video {video.id}: {error}; set --num-classes or mend the file") from error
+        raise InputError(f"{file}, video {video.id}: {error}") from error
 
 
 def submit(

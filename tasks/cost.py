@@ -1,6 +1,6 @@
 """What a system costs: multiply-accumulates and parameters, counted on the meta device."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -9,24 +9,47 @@ from storage.errors import InputError
 
 def cost(
     system: Annotated[str, Field(description="Model family.")] = "x3d",
-    size: Annotated[str, Field(description="Size of the system: M, L or TINY.")] = "M",
+    size: Annotated[
+        str | None, Field(description="Size: M, L or TINY; PAPER or TINY of systems on features. Default: the first.")
+    ] = None,
     frames: Annotated[int, Field(description="Frames of the input.", ge=1)] = 128,
-    pixels: Annotated[int, Field(description="Height and width of the input.", ge=1)] = 224,
+    pixels: Annotated[int, Field(description="Height and width of the input, where it is video.", ge=1)] = 224,
     classes: Annotated[int, Field(description="Classes of the head.", ge=1)] = 157,
     thesis: Annotated[bool, Field(description="Instead, every figure that the thesis prints, ours beside it.")] = False,
-    form: Annotated[Literal["markdown", "csv"], Field(description="Form of that table.")] = "markdown",
+    form: Annotated[Literal["markdown", "csv"], Field(description="Form of the table.")] = "markdown",
 ) -> str:
     """Print multiply-accumulates (convolutions only, as the thesis counts, and linear layers beside) and parameters."""
-    import models
-    from models.cost import count, table
-    from models.published import as_csv, as_markdown, published
+    from models import cost, published
 
     if thesis:
-        return (as_csv if form == "csv" else as_markdown)(list(published()))
+        rows = list(published.published())
+        return published.as_csv(rows) if form == "csv" else published.as_markdown(rows)
+    size = size or ("PAPER" if _takes_features(system) else "M")
     try:
-        counted = count(lambda: models.build(system, size=size, num_classes=classes), (1, 3, frames, pixels, pixels))
+        seen, counted = _counted(system, size, frames, pixels, classes)
     except (ValueError, TypeError) as error:
         raise InputError(str(error)) from error
-    title = f"{system} {size}, {frames} frames of {pixels}x{pixels}, {classes} classes"
-    parts = "\n".join(f"| {name} | {macs / 1e9:.5f} |" for name, macs in counted.parts.items())
-    return f"{table([(title, counted)])}\n\n| part | conv GMACs |\n|---|---|\n{parts}"
+    title = f"{system} {size}, {seen}, {classes} classes"
+    return cost.as_csv(title, counted) if form == "csv" else cost.as_markdown(title, counted)
+
+
+def _takes_features(system: str) -> bool:
+    import models
+
+    return models.OTHER_INPUTS.get(system) == "features"
+
+
+def _counted(system: str, size: str, frames: int, pixels: int, classes: int) -> tuple[str, Any]:
+    """What the input is, in words, and the cost of one."""
+    import torch
+
+    import models
+    from models.cost import count
+
+    shape: tuple[int, ...] = (1, 3, frames, pixels, pixels)
+    seen = f"{frames} frames of {pixels}x{pixels}"
+    if _takes_features(system):
+        with torch.device("meta"):
+            config: Any = models.build(system, size=size, num_classes=1).config
+        shape, seen = (1, frames, config.width), f"{frames} frames of {config.width} features"
+    return seen, count(lambda: models.build(system, size=size, num_classes=classes), shape)

@@ -103,6 +103,22 @@ def test_the_command_counts_a_system() -> None:
     assert [line.split()[1] for line in said.splitlines()[-4:]] == ["coarse", "grid", "fine", "fusion"]
     with pytest.raises(InputError, match="1/4 does not divide 18 frames"):
         command("coarse_fine", "TINY", frames=18, pixels=24)
+    as_csv = list(csv.reader(command("coarse_fine", "TINY", frames=16, pixels=24, classes=8, form="csv").splitlines()))
+    lines = [f"| {' | '.join(filter(None, line))} |" for line in as_csv]
+    assert lines == [line for line in said.splitlines() if line and "---" not in line and "| part |" not in line]
+
+
+@pytest.mark.parametrize("system", ["super_events", "tgm", "pdan"])
+def test_the_command_counts_what_takes_features(system: str) -> None:
+    said = command(system, frames=10)
+    assert f"| {system} PAPER, 10 frames of 1024 features, 157 classes |" in said
+    once, twice = (
+        sum(float(line.split("|")[2]) for line in command(system, "TINY", frames=n, classes=9000).splitlines()[6:])
+        for n in (100, 200)
+    )
+    assert twice == pytest.approx(2 * once, rel=0.02) and once > 0
+    with pytest.raises(InputError, match="sizes PAPER, TINY, not 'M'"):
+        command(system, "M")
 
 
 def test_counting_passes_norms_by_and_nothing_else() -> None:

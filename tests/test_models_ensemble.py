@@ -75,6 +75,20 @@ def test_systems_of_other_kinds_go_together():
     assert model.config.mean is None
 
 
+def test_members_are_given_what_they_take_by_name():
+    model = pair(members=[("coarse_fine", {"size": "TINY"}), ("fine_fine", {"size": "TINY"})])
+    video, whole = torch.randn(2, 3, 8, 24, 24), torch.randn(2, 3, 12, 24, 24)
+    named = {"whole": whole, "start": tensor([3, 1]), "valid": torch.arange(12) < tensor([[12], [9]])}
+    with torch.no_grad():
+        out = model(video, **named)
+        members = torch.stack([member(video, **named)["logits"] for member in model.members])
+        assert (model(video, **(named | {"start": 0}))["logits"] - out["logits"]).abs().max() > 1e-4
+    torch.testing.assert_close(out["logits"].sigmoid(), members.sigmoid().mean(0))
+    heads = pair(members=[("tgm", {"size": "TINY"}), ("super_events", {"size": "TINY"})])
+    features, mask = torch.randn(2, 6, 16), torch.arange(6) < tensor([[6], [3]])
+    assert torch.equal(heads(features, mask=mask)["logits"], heads(features, mask)["logits"])
+
+
 def test_its_weights_go_through_a_state_dict_and_its_options_through_json():
     model, video = pair(), torch.randn(1, 3, 4, 24, 24)
     torch.manual_seed(5)

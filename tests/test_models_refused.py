@@ -6,7 +6,15 @@ from second_x3d import one_thread  # noqa: F401
 
 import models
 
-SHAPES = [(2, 3, 24, 24), (2, 4, 16, 24, 24), (2, 16, 3, 24, 24), (3, 16, 24, 24), (2, 3, 0, 24, 24)]
+SHAPES = [
+    (2, 3, 24, 24),
+    (2, 4, 16, 24, 24),
+    (2, 16, 3, 24, 24),
+    (3, 16, 24, 24),
+    (2, 3, 0, 24, 24),
+    (0, 3, 16, 24, 24),
+    (2, 3, 16, 24, 0),
+]
 TWO = ("coarse_fine", "fine_fine", "slowfast_det")
 
 
@@ -20,6 +28,26 @@ def tiny(system, **options):
 def test_video_of_another_shape(system, shape):
     with pytest.raises(ValueError, match=r"video is \[B, 3, T, H, W\], not \["):
         tiny(system)(torch.zeros(shape))
+
+
+@pytest.mark.parametrize("system", ["x3d", *TWO])
+def test_pixels_that_were_not_normalised(system):
+    with pytest.raises(ValueError, match="video is float, as `normalise` makes it of pixels, not torch.uint8"):
+        tiny(system)(torch.zeros(1, 3, 16, 24, 24, dtype=torch.uint8))
+
+
+@pytest.mark.parametrize("system", ["x3d", *TWO, "super_events", "tgm", "pdan", "ensemble"])
+def test_no_class_to_score(system):
+    with pytest.raises(ValueError, match="needs a class or more, not 0"):
+        models.build(system, num_classes=0, **({"members": [("tgm", {})]} if system == "ensemble" else {}))
+
+
+@pytest.mark.parametrize(
+    "options, says", [({"sigma": float("nan")}, "sigma .* above 0, not nan"), ({"cells": -1}, "cells .* not -1")]
+)
+def test_numbers_that_mean_nothing(options, says):
+    with pytest.raises(ValueError, match=says):
+        tiny("coarse_fine", **options)
 
 
 def test_an_ensemble_refuses_what_its_members_do():
@@ -42,6 +70,7 @@ def test_frames_that_alpha_does_not_divide(system):
         ({"valid": torch.arange(16) < torch.tensor([[16], [0]])}, r"no fine frame is valid in video \[1\]"),
         ({"valid": torch.ones(2, 16)}, r"valid is boolean of \[2, 16\]"),
         ({"fine": torch.zeros(2, 7, 16, 6, 6)}, r"fine features are \[B, 208, F, h, w\]"),
+        ({"fine": torch.zeros(2, 208, 16, 6, 0)}, r"res2 is not of 2 videos and 16 frames: \[2, 16, 16, 6, 0\]"),
         ({"start": torch.zeros(3)}, r"one for each of 2 videos, not \[3\]"),
         ({"step": torch.ones(3)}, r"one for each of 2 videos, not \[3\]"),
     ],

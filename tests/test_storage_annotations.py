@@ -167,6 +167,7 @@ def test_files_that_are_not_there_and_formats_that_are_none(tmp_path, written):
         ("c000 Holding\nwalking\n", "row 2: 'walking' is not a number and a name"),
         ("c000 Holding\nc000 Walking\n", "row 2: class 0 or the name 'Walking' comes twice"),
         ("1 Run\n2 Run\n", "row 2: class 2 or the name 'Run' comes twice"),
+        ("\n", "classes.txt: no classes"),
     ],
 )
 def test_lists_of_classes_that_are_wrong(written, text, message):

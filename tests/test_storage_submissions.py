@@ -19,7 +19,8 @@ def test_what_is_written_is_read_back_to_the_bit(tmp_path):
     lines = (tmp_path / "s.txt").read_text().splitlines()
     assert lines[0].split()[:2] == ["46GP8", "1"] and len(lines[0].split()) == 159 and lines[49].split()[1] == "25"
     found, missing, others = gather(url, videos, 25, 157)
-    assert (missing, others) == (0, 0) and all(np.array_equal(found[id], videos[id]) for id in videos)
+    assert (missing, others) == (0, 0)
+    assert all(np.array_equal(found[id].astype(np.float32), videos[id]) for id in videos)
 
 
 def test_submissions_live_on_any_store(s3):
@@ -33,6 +34,13 @@ def test_frames_in_any_order_missing_ones_and_other_videos(tmp_path):
     assert np.allclose(found["a"], [[0.1, 1], [-np.inf, -np.inf], [0.3, 3]])
     assert np.isneginf(found["c"][[0, 2]]).all() and (found["c"][1] == 0).all()
     assert (missing, others) == (3, 1)
+
+
+def test_scores_that_differ_stay_different(tmp_path):
+    """Saturated probabilities, and logits beyond float32: their order is all that counts."""
+    (tmp_path / "s.txt").write_text("a 1 0.9999999999 -1e39\na 2 0.9999999998 -2e39\n")
+    found, *_ = gather(str(tmp_path / "s.txt"), ["a"], 2, 2)
+    assert (found["a"][0] > found["a"][1]).all() and np.isfinite(found["a"]).all()
 
 
 def test_frames_counted_from_zero_are_taken_as_the_official_evaluation_takes_them(tmp_path):

@@ -1,6 +1,7 @@
 """Published annotations to labels, predictions to a submission, and a submission to its scores, on real videos."""
 
 import csv
+import json
 import re
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from test_tasks_prepare import prepare
 
 from flows.__main__ import EXIT_INPUT, main
 from models.metrics import MODES
-from storage import checkpoints
+from storage import annotations, checkpoints
 from storage.labels import read_labels
 from tasks import evaluate, predict, train_rank
 from tasks.train_rank import Spec
@@ -141,6 +142,27 @@ def test_what_cannot_be_submitted_or_scored_is_said(ready, tmp_path):
     (tmp_path / "x.txt").write_text("stranger 1" + " 0" * len(classes) + "\n")
     truth, score = truth_of(ready, tmp_path), ("submission-score", "--submission", tmp_path / "x.txt")
     assert "no video in common" in run(*score, "--file", truth, "--num-classes", len(classes), code=2)
-    (tmp_path / "y.txt").write_text("")
+    (tmp_path / "empty.txt").write_text("")
+    score = ("submission-score", "--submission", tmp_path / "empty.txt", "--file", truth)
+    assert "no video in common" in run(*score, "--num-classes", len(classes), code=2)
+    (tmp_path / "y.txt").write_text(f"{next(annotations.read(str(truth), 'charades')).id} 1 0\n")
     score = ("submission-score", "--submission", tmp_path / "y.txt", "--file", truth)
-    assert "outside 0 … 0; set --num-classes" in run(*score, "--num-classes", 1, code=2)
+    assert "is none of 0 … 0; give --classes, set --num-classes" in run(*score, "--num-classes", 1, code=2)
+    (tmp_path / "none.txt").write_text("\n")
+    assert "no classes" in run(*score, "--classes", tmp_path / "none.txt", code=2)
+
+
+def test_classes_counted_from_one_are_scored_in_their_own_columns(tmp_path):
+    """As MultiTHUMOS has them: 1 is the first of its list, and the first column of a submission."""
+    videos = {"a": {"subset": "testing", "duration": 25.0, "actions": [[1, 0.0, 4.5], [3, 20.0, 25.0]]}}
+    (tmp_path / "m.json").write_text(json.dumps(videos))
+    (tmp_path / "classes.txt").write_text("1 BaseballPitch\n2 BasketballBlock\n3 BasketballDribble\n")
+    on = [[frame <= 5, False, frame > 20] for frame in range(1, 26)]
+    lines = [f"a {number} {' '.join(str(int(one)) for one in row)}" for number, row in enumerate(on, start=1)]
+    (tmp_path / "s.txt").write_text("\n".join(lines))
+    score = ("submission-score", "--submission", tmp_path / "s.txt", "--file", tmp_path / "m.json", "--format")
+    said = run(*score, "multithumos", "--classes", tmp_path / "classes.txt")
+    assert re.findall(r"\| (\w+) \| ([\d.]+) \|", said) == [(mode, "100.0000") for mode in MODES]
+    assert "1 classes without a positive frame" in said
+    refused = run(*score, "multithumos", "--num-classes", 3, code=EXIT_INPUT)
+    assert "video a: class 3 is none of 0 … 2; give --classes" in refused

@@ -61,6 +61,21 @@ def test_every_dataset_and_column_is_an_input_by_its_digest(ran):
     assert set(inputs) == {"a", "pseudo_labels", "selection", "frames"}
 
 
+def test_every_kind_of_pretraining_has_the_iterations_of_the_baseline_and_says_so(traced, tmp_path, monkeypatch):
+    shutil.copytree(traced / "root", tmp_path / "root")
+    root, specs = str(tmp_path / "root"), []
+    monkeypatch.setattr(pretrain, "fit", lambda spec, title, **_: specs.append(spec) or (traced_checkpoint(root), {}))
+    monkeypatch.setattr(pretrain, "_keep_frames", lambda *_: None)
+    data, parent = datasets.load(root, "a"), tracking.start(root, "retrain a", {}, {})
+    for kind, mode in (("classification", "mixup"), ("detection", "mixup"), ("detection", "manifold")):
+        recipe = replace(traced_recipe(), pretrain_steps=37, augmentation=mode, volumes={})
+        run = tracking.client(root).get_run(pretrain.pretrain.fn(root, data, kind, recipe, parent)["run"]).data
+        assert run.tags["iterations"] == "37, the same for every kind of pretraining" and run.params["steps"] == "37"
+    assert [(spec.objective, spec.augmentation) for spec in specs] == [
+        ("classification", "none"), ("detection", "mixup"), ("detection", "manifold")]  # fmt: skip
+    assert all(replace(spec, objective="", augmentation="none") == replace(specs[0], objective="") for spec in specs)
+
+
 def test_the_machine_and_the_prefect_run_are_with_it(ran):
     _, _, _, run = ran
     assert {"system/cpu_utilization_percentage", "system/system_memory_usage_megabytes"} <= run.data.metrics.keys()

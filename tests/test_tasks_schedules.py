@@ -70,6 +70,25 @@ def test_the_second_stage_of_two_streams_learns_slower_and_its_fusion_faster_tha
         assert spec.starts == {"coarse": "/coarse", "fine": "/fine"} and spec.start is None
 
 
+def test_the_thesis_schedule_steps_by_hand():
+    """v <- 0.9 v + g + 1e-5 w, then w <- w - lr v, and ten times that for the fusion."""
+    model = torch.nn.ModuleDict({name: torch.nn.Linear(1, 1, bias=False) for name in ("coarse", "fusion")}).double()
+    for layer in model.values():
+        layer.weight.data.fill_(3.0)
+    then = recipe("thesis").optimisation("finetune")
+    optimizer = train_rank.optimiser(model, replace(SPEC, **then, faster={"fusion": 10.0}))
+    wanted, speed = {"coarse": 3.0, "fusion": 3.0}, {"coarse": 0.0, "fusion": 0.0}
+    for gradient in (2.0, -1.0, 0.5):
+        for group in optimizer.param_groups:
+            group["lr"] = 0.02 * group["times"]
+        for name, rate in (("coarse", 0.02), ("fusion", 0.2)):
+            model[name].weight.grad = torch.full((1, 1), gradient, dtype=torch.float64)
+            speed[name] = 0.9 * speed[name] + gradient + 1e-5 * wanted[name]
+            wanted[name] -= rate * speed[name]
+        optimizer.step()
+    assert {name: model[name].weight.item() for name in model} == pytest.approx(wanted, rel=1e-12)
+
+
 def test_the_head_learns_faster_in_the_thesis_pretraining():
     model, spec = train_rank.build(SPEC), replace(SPEC, faster={"fc2": 10.0}, steps=100)
     optimizer = train_rank.optimiser(model, spec)
@@ -159,6 +178,18 @@ def test_a_compiled_model_is_asked_for_by_name(monkeypatch):
     model = train_rank.build(SPEC)
     assert parallel.spread(model, SPEC, 1) is model and asked == []
     assert parallel.spread(model, replace(SPEC, compile=True), 1) is model and asked == [model]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("mode", ["joint", "manifold"])
+def test_a_compiled_model_trains_as_one_that_is_not(monkeypatch, mode):
+    """Traced for real, with operators as they are: what a compiler of kernels would add is not of this project."""
+    real, build, spec = torch.compile, train_rank.build, replace(SPEC, augmentation=mode, steps=3)
+    plain = steps_of(spec, 0, 3)
+    monkeypatch.setattr(torch, "compile", lambda model: real(model, backend="eager"))
+    monkeypatch.setattr(train_rank, "build", lambda spec: parallel.spread(build(spec), replace(spec, compile=True), 1))
+    assert steps_of(spec, 0, 3) == pytest.approx(plain, rel=1e-4)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
 
 
 def test_logits_are_read_between_frames():

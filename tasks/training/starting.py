@@ -50,7 +50,7 @@ def _adopt(weights: dict[str, Tensor], names: list[str], prefix: str, url: str, 
 
 
 def optimiser(model: nn.Module, spec: Spec) -> torch.optim.Optimizer:
-    """AdamW, or SGD with Nesterov momentum; a group's ``times`` multiplies its rate."""
+    """AdamW, or SGD with plain momentum; a group's ``times`` multiplies its rate."""
     groups: list[dict[str, Any]] = [{"params": [], "times": 1.0}]
     groups += [{"params": [], "times": times} for times in spec.faster.values()]
     for name, parameter in ((n, p) for n, p in model.named_parameters() if p.requires_grad):
@@ -59,6 +59,5 @@ def optimiser(model: nn.Module, spec: Spec) -> torch.optim.Optimizer:
     if empty := [first for first, group in zip(spec.faster, groups[1:], strict=True) if not group["params"]]:
         raise ValueError(f"{spec.system} has no parameters {', '.join(empty)} to train faster")
     if spec.optimizer == "sgd":
-        decay = spec.weight_decay
-        return torch.optim.SGD(groups, lr=spec.lr, momentum=spec.momentum, nesterov=True, weight_decay=decay)
+        return torch.optim.SGD(groups, lr=spec.lr, momentum=spec.momentum, weight_decay=spec.weight_decay)
     return torch.optim.AdamW(groups, lr=spec.lr, weight_decay=spec.weight_decay)
