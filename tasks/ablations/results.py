@@ -12,6 +12,7 @@ from typing import Any
 from prefect.futures import PrefectFuture
 
 from storage import files
+from storage.timing import during
 from tasks import account, report, tracking
 from tasks.ablations.drawing import draw
 from tasks.ablations.rows import KINDS, MAP, Table
@@ -43,7 +44,8 @@ def awaited(root: str, run: str, trained: list[PrefectFuture], measured: list[Pr
     """Waits for all of a table and says how long the rest takes; raises what the first that failed raised."""
     with report.progress("ablate", len(trained) + len(measured), "trainings and measurements") as state:
         for future in (*trained, *measured):
-            future.wait()
+            with during("wait"):  # their own runs say what they spend their time on
+                future.wait()
             state.advance()
     settled(root, run, *trained, *measured)
 
