@@ -81,7 +81,8 @@ def test_an_audit_that_finds_predictions_behind_starts_inference_and_no_other_fi
     first, *others = events
     assert watching(number=1).covers(first) and not watching().covers(first)
     assert not watching("retrain/on-take-down").covers(first)
-    assert len(others) == len(limits.FOR_PEOPLE) and not any(watching(number=n).covers(one) for one in others for n in (0, 1))
+    assert len(others) == len(limits.FOR_PEOPLE)
+    assert not any(watching(number=n).covers(one) for one in others for n in (0, 1))
     shown = ServerTrigger.model_validate(FOUND["trigger"])
     assert all(shown.covers(one) for one in others) and not shown.covers(first), "a flow mends that one"
     rendered = {
