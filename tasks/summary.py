@@ -18,8 +18,6 @@ from tasks.footprint import MEASURES, shown
 from tasks.pages import page
 from tasks.plans import rates
 
-COMPARED = "comparisons."  # ends the line of an ablation's table that says how many of the thesis's hold
-
 
 def _reasons(counts: dict[str, int], verdict: str) -> list[str]:
     return [f"{n:,} {verdict}: {reason}" for reason, n in counts.items()]
@@ -228,12 +226,7 @@ def ablated(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
     tables = [one["table"] for one in found]
     said = {
         "What went in": [f"{len(tables)} tables of thesis 001: {', '.join(tables)}; each is a run below this one"],
-        "What came out": [
-            f"table {one['table']}: {line}"
-            for one in found
-            for line in one["markdown"].splitlines()
-            if line.endswith(COMPARED)
-        ],
+        "What came out": [f"table {one['table']}: {one['holds']}" for one in found],
         "What was dropped, and why": [],
     }
     rows = {f"figure of table {one['table']}": one["figure"] for one in found}

@@ -53,7 +53,7 @@ def awaited(root: str, run: str, trained: list[PrefectFuture], measured: list[Pr
 def finish(
     root: str, run: str, table: Table, budget: Budget, name: str, found: dict[tuple[str, int], dict[str, float]]
 ) -> dict[str, Any]:
-    """Writes a table and its figure under the root and to MLflow, and prints it; returns its text and its figure."""
+    """Writes a table and its figure under the root and to MLflow, and prints it; returns both and what of it holds."""
     scores: dict[str, dict[int, dict[str, float]]] = {}
     for (row, seed), metrics in found.items():
         scores.setdefault(row, {})[seed] = metrics
@@ -73,7 +73,12 @@ def finish(
     told = _account(root, run, table, scores, seeds)
     report.markdown(f"ablate-{table.id}-run", told, f"what the ablation of table {table.id} did")
     report.say(f"\n{text}")
-    return {"table": table.id, "markdown": text, "figure": files.join(root, "tables", table.id, "table.png")}
+    figure = files.join(root, "tables", table.id, "table.png")
+    return {"table": table.id, "markdown": text, "figure": figure, "holds": _holds(findings(table, scores))}
+
+
+def _holds(of_claims: list[Finding]) -> str:
+    return f"{sum(found.holds for found in of_claims)} of {len(of_claims)} claims hold"
 
 
 def _account(root: str, run: str, table: Table, scores: Scores, seeds: list[int]) -> str:
@@ -84,7 +89,7 @@ def _account(root: str, run: str, table: Table, scores: Scores, seeds: list[int]
     said = {
         "What went in": [given],
         "What came out": [
-            f"{len(of_claims) - len(missed)} of {len(of_claims)} claims hold",
+            _holds(of_claims),
             f"the table in {files.join(root, 'tables', table.id, 'table.md')}",
         ],
         "What does not hold": [f"{' + '.join(claim.plus)} above {' + '.join(claim.minus)}" for claim in missed],

@@ -27,9 +27,7 @@ class Limits:
     orphaned: int = 1 << 30  # bytes
     dropped: float = 0.2  # share of the files listed, or of their pieces
     shrunk: float = 0.1  # share of the clips of the version before
-    grown: float = (
-        1.0  # share of the clips of the version before that came: twice as many is a wrong folder, or a flood
-    )
+    grown: float = 1.0  # new clips over those of the version before: twice as many is a wrong folder, or a flood
     alignment: float = 2.0  # mean d² of frames of one clip: that of vectors that have nothing in common
     uniformity: float = -0.05  # log mean exp(-2 d²) of any frames: all nearly the same
     gap: float = 1.5  # between the mean frame and the mean class name, at most 2
