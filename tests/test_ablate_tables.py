@@ -76,6 +76,15 @@ def test_every_network_can_be_built_and_trained_on_its_clips(table):
         assert network.auxiliary == "none" or built.config.pooling == "grid"
 
 
+def test_each_style_has_its_steps_and_two_streams_theirs():
+    size = BUDGETS["default"]
+    made = {style: recipe(coarse(), style, size, 0) for style in ("dense", "sparse", "brief")}
+    assert {style: one.finetune_steps for style, one in made.items()} == {"dense": 200, "sparse": 300, "brief": 900}
+    assert made["sparse"].finetune_lr == made["brief"].finetune_lr == size.stream_lr != made["dense"].finetune_lr
+    for style in made:
+        assert recipe(fused("coarse_fine"), style, size, 0).finetune_steps == size.joint_steps
+
+
 def test_a_network_of_two_streams_starts_from_two():
     network = fused("coarse_fine", "cutmix", "classification", sigma=1 / 32)
     pretrained = {"pretrain-cutmix", "pretrain-classification"}

@@ -107,7 +107,7 @@ def planned(table: Table) -> list[Training]:
 
 def recipe(network: Network, style: str, budget: Budget, seed: int) -> Recipe:
     """The recipe of a network's trainings, where videos are of a style."""
-    alone = {"sparse": budget.stream_steps, "brief": budget.brief_steps}.get(style)
+    alone = {"sparse": budget.stream_steps, "brief": budget.brief_steps}.get(style) if not network.two_streams else None
     steps = budget.joint_steps if network.two_streams else alone or budget.finetune_steps
     _, augmentation, volumes = PRETRAININGS[network.pretraining]
     made = recipe_of(
@@ -119,7 +119,7 @@ def recipe(network: Network, style: str, budget: Budget, seed: int) -> Recipe:
         pretrain_batch=16,
         pretrain_steps=budget.pretrain_steps,
         finetune_steps=steps,
-        finetune_lr=budget.stream_lr if alone and not network.two_streams else None,
+        finetune_lr=budget.stream_lr if alone else None,
         augmentation=augmentation,
         rate="source",
         seed=seed,
