@@ -93,6 +93,11 @@ class _Frames:
             send(self.pipe, {"part": shape}, *(np.ascontiguousarray(frame).reshape(-1).data for frame in self.waiting))
             self.waiting, self.size = [], 0
 
+    def forget(self) -> None:
+        """Has those that were handed over forgotten as well."""
+        self.waiting, self.size = [], 0
+        send(self.pipe, {"part": []})
+
 
 def _answer(message: dict[str, Any], blob: bytes, pipe: BinaryIO) -> tuple[Any, ...]:
     """The answer to a message, and the pieces of its blob."""
@@ -109,7 +114,7 @@ def _answer(message: dict[str, Any], blob: bytes, pipe: BinaryIO) -> tuple[Any, 
     try:
         if call == "sample":
             frames = _Frames(pipe)
-            kept, times = sampling.picked(blob, frames.take, beat=beat, **options)
+            kept, times = sampling.picked(blob, frames.take, frames.forget, beat=beat, **options)
             frames.flush()
             return {"kept": kept, "times": times}, b""
         if call == "score":

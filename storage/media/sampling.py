@@ -1,6 +1,8 @@
 """Frames of a clip at a regular rate, and small pictures of every frame of a file."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from typing import TypeVar
 
 import av
 import numpy as np
@@ -9,7 +11,10 @@ from storage.media.footage import Footage, Unsure
 from storage.media.interlace import progressive
 from storage.media.limits import DEFAULT, Limits
 from storage.media.picture import Upright
+from storage.media.sparse import sparse
 from storage.media.video import NEAR
+
+T = TypeVar("T")
 
 CHUNK = 8 << 20  # bytes of thumbnails that are handed over at a time
 
@@ -24,51 +29,79 @@ def sample(
     called once a packet. Raises `Rejected`.
     """
     kept: list[np.ndarray] = []
-    kept_times, times = picked(data, kept.append, fps, limits, beat)
+    kept_times, times = picked(data, kept.append, kept.clear, fps, limits, beat)
     return np.stack(kept), np.asarray(kept_times), np.asarray(times)
 
 
 def picked(
     data: bytes,
     take: Callable[[np.ndarray], None],
+    forget: Callable[[], None],
     fps: float | None = None,
     limits: Limits = DEFAULT,
     beat: Callable[[], None] = lambda: None,
 ) -> tuple[list[float], list[float]]:
-    """`sample`, which hands over each frame `[H, W, 3]` uint8 as it is decoded, all of one size; returns the times."""
-    kept_times: list[float] = []
-    times: list[float] = []
-    size: tuple[int, ...] = ()
-    held: tuple[float, av.VideoFrame] | None = None
+    """`sample`, which hands over each frame `[H, W, 3]` uint8 as it is decoded, all of one size; returns the times.
+
+    ``forget()`` says that the frames that were handed over come once more.
+    """
+    if fps is not None:
+        try:
+            with Footage(data, limits, beat=beat) as footage:
+                return _picked(footage, sparse(footage, partial(nearest, fps=fps)), take, fps)
+        except Unsure:
+            forget()
     with Footage(data, limits, beat=beat) as footage:
-        upright = Upright(footage.stream.sample_aspect_ratio)
+        # A clip that was adopted may be interlaced; ours are not.
+        return _picked(footage, ((now, frame) for now, frame, _ in progressive(footage)), take, fps)
 
-        def keep(frame: av.VideoFrame, time: float) -> None:
-            nonlocal size
-            picture = upright.rgb(frame)
-            size = size or picture.shape
-            if picture.shape != size:
-                raise ValueError("frames of several sizes")
-            kept_times.append(time)
-            take(picture)
 
-        for now, frame, _ in progressive(footage):  # a clip that was adopted may be interlaced; ours are not
-            time = float(now * footage.clock.base)
-            times.append(time)
-            if fps is None:
-                keep(frame, time)
-                continue
-            # A grid time lies between the held frame and this one: the nearer of the two is its frame.
-            while held is not None and len(kept_times) / fps <= time:
-                wanted = len(kept_times) / fps
-                keep(held[1] if wanted - held[0] <= time - wanted else frame, wanted)
-            held = (time, frame)
-        footage.damage.judge(limits, at_end=True)
-        if fps is not None and held is not None and not kept_times:
-            keep(held[1], 0.0)
-    if not kept_times:
+def _picked(
+    footage: Footage,
+    found: Iterable[tuple[int, av.VideoFrame | None]],
+    take: Callable[[np.ndarray], None],
+    fps: float | None,
+) -> tuple[list[float], list[float]]:
+    kept: list[float] = []
+    times: list[float] = []
+    upright = Upright(footage.stream.sample_aspect_ratio)
+    shape: tuple[int, ...] = ()
+
+    def clocked() -> Iterator[tuple[float, av.VideoFrame | None]]:
+        for now, frame in found:
+            times.append(float(now * footage.clock.base))
+            yield times[-1], frame
+        footage.damage.judge(footage.limits, at_end=True)
+
+    for time, frame in clocked() if fps is None else nearest(clocked(), fps):
+        assert frame is not None, "every frame that is picked is decoded"
+        picture = upright.rgb(frame)
+        shape = shape or picture.shape
+        if picture.shape != shape:
+            raise ValueError("frames of several sizes")
+        kept.append(time)
+        take(picture)
+    if not kept:
         raise ValueError("no frames")
-    return kept_times, times
+    return kept, times
+
+
+def nearest(found: Iterable[tuple[float, T]], fps: float) -> Iterator[tuple[float, T]]:
+    """Of things with increasing times the nearest to each moment of a grid of ``fps``, with that moment.
+
+    The first alone where none is left of the grid: the grid ends with the last of them.
+    """
+    held: tuple[float, T] | None = None
+    count = 0
+    for time, item in found:
+        # A moment of the grid lies between the one held and this one: the nearer of the two is its own.
+        while held is not None and count / fps <= time:
+            moment = count / fps
+            yield moment, held[1] if moment - held[0] <= time - moment else item
+            count += 1
+        held = (time, item)
+    if held is not None and not count:
+        yield 0.0, held[1]
 
 
 def thumbnails(

@@ -239,6 +239,9 @@ class _Frames:
         return memoryview(self.memory)[self.used : self.used + size]
 
     def take(self, part: Any, blob: memoryview) -> None:
+        if not part:  # what came by now comes once more
+            self.used, self.shape = 0, (0, 0, 0, 0)
+            return
         count, *size = part
         if len(size) != 3 or (self.used and tuple(size) != self.shape[1:]) or math.prod(part) != len(blob):
             raise ValueError("frames of another size")
