@@ -33,7 +33,7 @@ from tasks.training.samples import samples_of
 from tasks.training.spec import Placement, Spec
 from tasks.training.train_step import rate
 
-STEPS = 30
+STEPS = 100  # as many as a training takes between two checkpoints
 LONGER = 150  # of trainings in processes
 
 

@@ -45,7 +45,7 @@ def train_step(
     ``batch`` has what else there is: inputs beside, and the places of labels at the source's frame rate.
     """
     generator = torch.Generator().manual_seed((spec.seed * 1_000_003 + step) * 1_009 + rank)
-    torch.manual_seed(generator.initial_seed())  # dropout
+    _seed(generator.initial_seed())
     scaler = scaler or torch.amp.GradScaler(enabled=False)
     if spec.augmentation not in ("none", "manifold"):  # before it is taken to pieces: partners are of the whole batch
         seen, labels = augment(seen, labels, generator, mode=spec.augmentation, **spec.volumes)
@@ -66,6 +66,13 @@ def train_step(
     scaler.step(optimizer)
     scaler.update()
     return total
+
+
+def _seed(seed: int) -> None:
+    """What dropout draws from. `torch.manual_seed` keeps a stack of calls for each kind of device that is not there."""
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_available():
+        torch.cuda.manual_seed_all(seed)
 
 
 def pieces(batch: Batch, count: int) -> Iterator[tuple[bool, Batch]]:
