@@ -157,7 +157,8 @@ def within(fs: AsyncFileSystem, start: Callable[[], Any], size: int = 0) -> Any:
 
     async def limited() -> Any:
         try:
-            return await asyncio.wait_for(start(), limit)
+            async with asyncio.timeout(limit):  # `wait_for` would make a task of its own for each request
+                return await start()
         except TimeoutError as error:
             raise StoreError(f"the store did not finish within {limit:.0f} s") from error
 
