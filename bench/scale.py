@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from fractions import Fraction
 from functools import wraps
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
@@ -23,8 +24,9 @@ import pyarrow as pa
 from bench.figures import Figure, peak
 from storage import checkpoints, datasets, files, parts, plans, tables
 from storage.media.encoder import Encoder
-from tasks import calibration, pool, predict, registry, tracking, train_rank
+from tasks import calibration, pool, predict, registry, segment_tables, tracking, train_rank
 from tasks.calibration import Calibration, Pair
+from tasks.pages import page
 from tasks.training.spec import Spec
 
 FEW, MANY = 100, 10_000  # clips
@@ -47,6 +49,9 @@ def run() -> Iterator[Figure]:
     note = f"{many['wall']:.0f} s at {MANY:,} clips; to start and to write the page takes {fixed:.1f} s at any number"
     yield Figure("share of a flow's time, its start apart, that is work on parts", 1 - grows, note=note)
     yield Figure("share of all of a flow's time that is work on parts", many["worked"] / many["wall"])
+    made = many["worked"] + many["products"]
+    note = f"{many['products']:.1f} s are page, tables and registry, {many['wall'] - made:.1f} s Prefect and all else"
+    yield Figure("share of all of a flow's time that is not orchestration", made / many["wall"], note=note)
     note = f"{few['peak']:.0f} MB at {FEW} clips, {many['peak']:.0f} MB at {MANY:,}"
     yield Figure("peak memory at few clips / at many", few["peak"] / many["peak"], note=note)
 
@@ -119,14 +124,28 @@ def _champion(root: str) -> None:
 
 
 def _inferred(root: str) -> dict[str, Any]:
-    """Runs the flow over a root on one thread: what it says, its seconds, those of its work on parts, peak MB."""
+    """Runs the flow over a root on one thread: what it says, its seconds, those of its work on parts, peak MB.
+
+    ``products`` are the seconds of what a run makes besides: tables, page, and to ask the registry.
+    """
     from flows.infer import infer
 
     work, stage, flow = Watch(predict.predict_part), Watch(predict.cover), Watch(infer.fn)
-    watched = patch.multiple(predict, predict_part=work, cover=stage)
-    with watched, patch.object(infer, "fn", flow), pool.at_most(1):
+    products = [Watch(segment_tables.write), Watch(page.told), Watch(registry.champion)]
+    written, told, champion = products
+    with (
+        patch.multiple(predict, predict_part=work, cover=stage),
+        patch.object(segment_tables, "write", written),
+        patch.object(page, "told", told),
+        patch.object(predict, "registry", SimpleNamespace(champion=champion)),
+        patch.object(infer, "fn", flow),
+        pool.at_most(1),
+    ):
         found = infer(root, NAME)
-    return {**found, "worked": work.seconds, "stage": stage.seconds, "wall": flow.seconds, "peak": peak()}
+    made = sum(watch.seconds for watch in products)
+    return {
+        **found, "worked": work.seconds, "products": made, "stage": stage.seconds, "wall": flow.seconds, "peak": peak()
+    }  # fmt: skip
 
 
 class Watch:

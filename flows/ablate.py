@@ -1,5 +1,6 @@
 """rendered archive of each seed → prepare → rows × seeds → table"""
 
+import time
 from typing import Annotated, Any, Literal
 
 from prefect import flow
@@ -63,7 +64,7 @@ def ablate(
 @flow(flow_run_name="table {table}", task_runner=ThreadPoolTaskRunner(max_workers=SIDE_BY_SIDE))
 def ablation(root: str, table: str, seeds: list[int], budget: str, given: dict[str, int | None]) -> dict[str, Any]:
     """One table: every training once a seed, then every row."""
-    (chosen,), size = tables_of([table]), budget_of(budget, **given)
+    began, (chosen,), size = time.monotonic(), tables_of([table]), budget_of(budget, **given)
     run = begin(root, chosen, size, seeds)
     data = {seed: archive(root, chosen.style, seed, size) for seed in seeds}
     made: dict[tuple[str, int], Any] = {}
@@ -76,4 +77,5 @@ def ablation(root: str, table: str, seeds: list[int], budget: str, given: dict[s
             trained = [made[trainings(network)[-1].key, seed] for network in row.networks]
             scores[row.name, seed] = measure.submit(root, data[seed], row, trained, seed, run)
     awaited(root, run, list(made.values()), list(scores.values()))
-    return finish(root, run, chosen, size, budget, {key: future.result() for key, future in scores.items()})
+    found = finish(root, run, chosen, size, budget, {key: future.result() for key, future in scores.items()})
+    return found | {"seconds": time.monotonic() - began}

@@ -221,15 +221,22 @@ def inferred(root: str, dataset: str, model: str, found: dict[str, Any]) -> dict
     return found | {"task_runs": task_runs()}
 
 
+ABLATED = {"figure": "figure", "MLflow run": "mlflow"}
+
+
 def ablated(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The outcome of `ablate`, whose tables have runs and pages of their own."""
-    tables = [one["table"] for one in found]
+    tables, whole = [one["table"] for one in found], sum(one["seconds"] for one in found) or 1.0
     said = {
         "What went in": [f"{len(tables)} tables of thesis 001: {', '.join(tables)}; each is a run below this one"],
         "What came out": [f"table {one['table']}: {one['holds']}" for one in found],
         "What was dropped, and why": [],
+        "What took how long": [
+            f"table {one['table']}: {one['seconds']:.0f} s, {100 * one['seconds'] / whole:.0f} %; its page says on what"
+            for one in found
+        ],
     }
-    rows = {f"figure of table {one['table']}": one["figure"] for one in found}
+    rows = {f"{what} of table {one['table']}": one[name] for one in found for what, name in ABLATED.items()}
     report.markdown("ablate", account.text("Ablations", said, rows), "what ablate did")
     naming.rename(f"ablate · {', '.join(tables)} · done")
     return found

@@ -221,10 +221,14 @@ def test_a_run_over_tables_is_named_by_them_and_its_page_says_what_came_of_each(
     monkeypatch.setattr(naming.flow_run, "parameters", {"root": "r", "table": ["3.3a", "4.4a"]})
     assert naming.title() == "ablate · 3.3a, 4.4a"
     tables = {"3.3a": "1 of 2 claims hold", "4.4a": "2 of 2 claims hold"}
-    found = [{"table": one, "holds": holds, "figure": f"r/{one}.png"} for one, holds in tables.items()]
+    found = [
+        {"table": one, "holds": holds, "figure": f"r/{one}.png", "mlflow": f"http://host/{one}", "seconds": seconds}
+        for (one, holds), seconds in zip(tables.items(), (30.0, 90.0), strict=True)
+    ]
     assert summary.ablated(found) == found
     assert all(f"table {one}: {holds}" in artifacts["ablate"] for one, holds in tables.items())
-    assert "r/3.3a.png" in artifacts["ablate"]
+    assert "r/3.3a.png" in artifacts["ablate"] and "http://host/4.4a" in artifacts["ablate"]
+    assert "table 4.4a: 90 s, 75 %" in artifacts["ablate"]
     assert "## Where the time went" in artifacts["ablate"] and server.names == ["ablate · 3.3a, 4.4a · done"]
 
 

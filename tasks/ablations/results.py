@@ -53,7 +53,7 @@ def awaited(root: str, run: str, trained: list[PrefectFuture], measured: list[Pr
 def finish(
     root: str, run: str, table: Table, budget: Budget, name: str, found: dict[tuple[str, int], dict[str, float]]
 ) -> dict[str, Any]:
-    """Writes a table and its figure under the root and to MLflow, and prints it; returns both and what of it holds."""
+    """Writes a table and its figure under the root and to MLflow, and prints it; returns what of it holds and where."""
     scores: dict[str, dict[int, dict[str, float]]] = {}
     for (row, seed), metrics in found.items():
         scores.setdefault(row, {})[seed] = metrics
@@ -74,7 +74,8 @@ def finish(
     report.markdown(f"ablate-{table.id}-run", told, f"what the ablation of table {table.id} did")
     report.say(f"\n{text}")
     figure = files.join(root, "tables", table.id, "table.png")
-    return {"table": table.id, "markdown": text, "figure": figure, "holds": _holds(findings(table, scores))}
+    came = {"holds": _holds(findings(table, scores)), "mlflow": tracking.run_url(root, run)}
+    return {"table": table.id, "markdown": text, "figure": figure, **came}
 
 
 def _holds(of_claims: list[Finding]) -> str:
