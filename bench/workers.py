@@ -33,11 +33,11 @@ def run() -> Iterator[Figure]:
                 lambda: _inferred(root, pool.at_most(2)), lambda: _inferred(root, pool.at_most(1)), ROUNDS
             )
             together, apart = _processes(root, other)
-        for title, (ratio, seconds) in {
+        for title, (ratio, took) in {
             "threads of a process": threads,
             "processes of a Dask cluster": together,
         }.items():
-            note = f"{CLIPS} clips, {1000 * seconds / CLIPS:.1f} ms a clip with two"
+            note = f"{CLIPS} clips, {1000 * took / CLIPS:.1f} ms a clip with two"
             yield Figure(f"inference by two / by one: {title}", ratio, note=note)
         note = "two clusters of one worker, each with an archive of its own: what these cores give"
         yield Figure("inference by two / by one: processes that share nothing", apart, note=note)

@@ -64,7 +64,8 @@ def ablate(
 @flow(flow_run_name="table {table}", task_runner=ThreadPoolTaskRunner(max_workers=SIDE_BY_SIDE))
 def ablation(root: str, table: str, seeds: list[int], budget: str, given: dict[str, int | None]) -> dict[str, Any]:
     """One table: every training once a seed, then every row."""
-    began, (chosen,), size = time.monotonic(), tables_of([table]), budget_of(budget, **given)
+    began = time.monotonic()
+    (chosen,), size = tables_of([table]), budget_of(budget, **given)
     run = begin(root, chosen, size, seeds)
     data = {seed: archive(root, chosen.style, seed, size) for seed in seeds}
     made: dict[tuple[str, int], Any] = {}

@@ -29,7 +29,7 @@ from storage.stores import (
 )
 
 MARKER = "reelmill.json"
-SMALL = 1 << 20  # bytes
+SMALL = 1 << 20  # bytes of an object that is read first and put as they are
 CHUNK = 50 << 20  # bytes of one part of an upload; twice that and more is uploaded in parts
 _creating = Lock()  # fsspec's memory file system looks and then writes
 _probing = Lock()

@@ -74,6 +74,28 @@ def test_picked_frames_are_those_of_a_decode_of_all(tmp_path, monkeypatch, name)
         assert _same(ours, sampling.sample(data, fps)), fps
 
 
+def _without(path, source, gone):
+    """The packets of a video but for some, by their numbers."""
+    with av.open(str(source)) as old, av.open(str(path), "w") as new:
+        stream = new.add_stream_from_template(old.streams.video[0], opaque=True)
+        for number, packet in enumerate(old.demux(video=0)):
+            if packet.size and number not in gone:
+                packet.stream = stream
+                new.mux(packet)
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize("name", ["a.flv", "a.ts"])
+@pytest.mark.parametrize("keyint, gone", [(30, range(1)), (30, range(11)), (500, range(1)), (500, range(40))])
+def test_a_clip_that_begins_in_the_middle_is_decoded_whole(tmp_path, monkeypatch, name, keyint, gone):
+    source = make(tmp_path / f"whole-{name}", frames=100, **_of(keyint=keyint, bframes=2))
+    data = _without(tmp_path / name, source, gone)
+    found = [_answer(data, fps, Limits()) for fps in RATES]
+    _all_decoded(monkeypatch)
+    for fps, ours in zip(RATES, found, strict=True):
+        assert _alike(ours, _answer(data, fps, Limits())), fps
+
+
 def _ours(path, frames=100, size=(96, 72), rate=25):
     with Encoder(path, *size, Fraction(rate)) as encoder:
         for t in range(frames):
@@ -106,6 +128,8 @@ def _answer(data, fps, limits):
         return sampling.sample(data, fps, limits)
     except Rejected as rejected:
         return rejected.reason
+    except ValueError as error:
+        return str(error)
 
 
 def _alike(one, other):

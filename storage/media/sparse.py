@@ -8,7 +8,7 @@ import av
 from storage.media.footage import Footage, Unsure
 from storage.media.groups import groups
 from storage.media.limits import Rejected
-from storage.media.video import Clock, decode
+from storage.media.video import Clock, decode, packets
 
 MOST = 1 << 16  # packets that are held: 40 minutes at 25 frames a second
 Timed = Iterable[tuple[float, int]]  # seconds since the first, pts
@@ -49,7 +49,10 @@ def _held(footage: Footage) -> Iterator[tuple[av.Packet, bool]]:
         raise Unsure("another codec")
     limits = footage.limits
     try:
-        found = groups(Clock(footage.stream, limits), limits, limits.max_seconds, footage.beat)
+        first = next((packet for packet in packets(footage.container, footage.stream) if packet.size), None)
+        if first is None or not first.is_keyframe:
+            raise Unsure("no key frame at the beginning: what a decoder makes of the rest only it knows")
+        found = groups(Clock(footage.stream, limits), limits, limits.max_seconds, footage.beat, ahead=[first])
         for count, (packet, _, opens) in enumerate(found):
             if count == MOST:
                 raise Unsure("too long")
