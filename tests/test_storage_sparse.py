@@ -13,6 +13,7 @@ from storage.media.footage import Unsure
 from storage.media.interlace import progressive
 from storage.media.limits import Limits, Rejected
 from storage.media.sandbox import Sandbox
+from tests.corpus_video import CASES
 from tests.videos import INTERLACED, RATE, make, picture
 
 RATES = (0.2, 1.0, 3.7, 8.0, 19.0, 20.0, 50.0)
@@ -158,6 +159,18 @@ def test_damage_is_judged_by_a_decode_of_all_or_is_in_what_nobody_needs(tmp_path
     assert all(same or untouched for same, untouched in kinds)
     assert sum(untouched and not same for same, untouched in kinds) > 5, "the damage of frames that nobody needs"
     assert sum(same and not untouched for same, untouched in kinds) > 5, "the damage of others"
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if not case.port], ids=str)
+def test_what_is_odd_or_broken_gives_the_frames_and_reasons_of_a_decode_of_all(tmp_path, monkeypatch, case):
+    path = tmp_path / case.file
+    case.build(path)
+    if not path.is_file() or path.stat().st_size > 1 << 30:
+        return  # it has no bytes to be given as a clip's
+    data = path.read_bytes()
+    found = _answer(data, 4.0, Limits(**case.limits))
+    _all_decoded(monkeypatch)
+    assert _alike(found, _answer(data, 4.0, Limits(**case.limits)))
 
 
 def test_frames_that_were_handed_over_before_damage_are_handed_over_once(tmp_path, monkeypatch):
