@@ -10,7 +10,7 @@ import av
 import numpy as np
 import pytest
 
-from storage.media import cutting, sampling
+from storage.media import copying, cutting, probing, sampling
 from storage.media.encoder import Encoder
 from storage.media.limits import DEFAULT
 from storage.media.video import Rejected, open_video, video_stream
@@ -82,6 +82,33 @@ def test_rotated(tmp_path, cut, angle, quarter, kind):
     left = slice(4, w // 2 - 4) if "left" in quarter else slice(w // 2 + 4, w - 4)
     above = slice(4, h // 2 - 4) if "above" in quarter else slice(h // 2 + 4, h - 4)
     assert abs(frames[10][above, left].reshape(-1, 3).mean(0) - RED).max() < 14
+
+
+@pytest.mark.parametrize("flip", ["hflip", "vflip"])
+@pytest.mark.parametrize("angle", [0, 90, 180, 270])
+def test_mirrored_as_a_player_shows_it(tmp_path, cut, angle, flip):
+    """Truth is numpy's: the picture as it was drawn, turned and then mirrored."""
+    plain = cut(make(tmp_path / "plain.mp4"))[1][10]
+    path = make(tmp_path / "m.mp4", edit=lambda s, _: s.set_display_rotation(angle, **{flip: True}))
+    turned = np.rot90(plain, angle // 90)
+    wanted = turned[:, ::-1] if flip == "hflip" else turned[::-1]
+    (clip,), frames = cut(path)
+    assert frames[10].shape == wanted.shape
+    assert abs(frames[10].astype(int) - wanted).mean() < 4 < abs(frames[10].astype(int) - wanted[::-1, ::-1]).mean()
+    found = probing.probe(str(path))
+    assert found["mirrored"] and (found["shown_width"], found["shown_height"]) == (clip["width"], clip["height"])
+    (copied,) = copying.cut_any(str(path), str(tmp_path / "clips"), mode="copy")
+    assert copied["notes"] == ["not copied: mirrored"]
+
+
+def test_turned_by_no_quarter_is_turned_to_the_nearest_and_says_so(tmp_path, cut):
+    path = make(tmp_path / "askew.mp4", edit=lambda s, _: s.set_display_rotation(100))
+    (clip,), _ = cut(path)
+    assert (clip["width"], clip["height"]) == (H, W)
+    assert clip["notes"] == ["turned by 100 degrees to the nearest quarter"]
+    assert probing.probe(str(path))["rotation"] == 100
+    (copied,) = copying.cut_any(str(path), str(tmp_path / "clips"), mode="copy")
+    assert copied["notes"][-1] == "not copied: turned by 100 degrees"
 
 
 def test_odd_sizes_become_even(tmp_path, cut):

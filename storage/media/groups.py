@@ -218,13 +218,14 @@ def _filled(packet: av.Packet, prefix: int) -> bool:
 
 
 def _copyable(packet: av.Packet, prefix: int) -> None:
-    if packet.has_sidedata("encryption_info"):
+    beside = {found.data_type for found in packet.iter_sidedata()}  # asking for a kind by name searches all names
+    if "encryption_info" in beside:
         raise Rejected("encrypted", "its packets are encrypted")
     if packet.pts is None:
         raise reencode("packets without a time")
     if packet.is_discard:
         raise reencode("an edit list that hides frames")
-    if packet.has_sidedata("new_extradata") or packet.has_sidedata("param_change"):
+    if not beside.isdisjoint(("new_extradata", "param_change")):
         raise reencode("its parameters change within the stream")
     if packet.is_corrupt or prefix and not _filled(packet, prefix):
         raise reencode("packets that lost bytes on the way")

@@ -1,10 +1,12 @@
 """One picture as it is meant to be seen: upright, square pixels, one size, one meaning of colour."""
 
+import math
 from fractions import Fraction
 from typing import Any
 
 import av
 import numpy as np
+from av.sidedata.sidedata import Type
 from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
 from av.video.stream import VideoStream
 
@@ -13,6 +15,8 @@ from storage.media.tones import tone_map
 BT709 = 1  # the number of its primaries
 BT601 = 6  # the matrix of SMPTE 170M by its number in H.273, which swscale counts otherwise
 INTERLACED = (2, 3, 4, 5)  # field orders, by FFmpeg's numbers
+MATRIX = 36  # bytes: nine numbers
+AS_STORED = (0, False)
 HDR = {16: "pq", 18: "hlg"}  # transfer curves of high dynamic range, by their number in H.273
 
 
@@ -37,12 +41,12 @@ class Upright:
             mapped = av.VideoFrame.from_ndarray(self._mapped(frame, shape), "rgb24")
             return _tagged(_limited(self.last, mapped))
         made = _limited(self.scaler, frame, **shape)
-        if quarter := turns(frame):
+        if stance(frame) != AS_STORED:
             planes = made.to_ndarray()
             rows, width = made.height, made.width
             y, u, v = planes[:rows], planes[rows : rows * 5 // 4], planes[rows * 5 // 4 :]
             parts = [y, u.reshape(rows // 2, width // 2), v.reshape(rows // 2, width // 2)]
-            turned = [np.ascontiguousarray(np.rot90(part, quarter)) for part in parts]
+            turned = [_stood(part, frame) for part in parts]
             height, wide = turned[0].shape
             stacked = np.concatenate([part.reshape(-1) for part in turned]).reshape(height * 3 // 2, wide)
             made = av.VideoFrame.from_ndarray(stacked, "yuv420p")
@@ -50,11 +54,10 @@ class Upright:
 
     def rgb(self, frame: av.VideoFrame) -> np.ndarray:
         """As `[H, W, 3]` uint8."""
-        quarter = turns(frame)
-        if not quarter and self.sar == 1.0 and self.size is None and self.short_side is None:
+        if stance(frame) == AS_STORED and self.sar == 1.0 and self.size is None and self.short_side is None:
             shape: dict[str, Any] = {}
         elif self.size is not None:
-            height, width = self.size if quarter % 2 == 0 else self.size[::-1]
+            height, width = self.size if turns(frame) % 2 == 0 else self.size[::-1]
             shape = {"width": width, "height": height, "interpolation": Interpolation.AREA}
         else:
             shape = self._shape(frame, 1)
@@ -63,8 +66,7 @@ class Upright:
         made = self.scaler.reformat(
             frame, format="rgb24", dst_color_range=ColorRange.JPEG, threads=1, **_source(frame), **shape
         )
-        pixels = made.to_ndarray()
-        return np.ascontiguousarray(np.rot90(pixels, quarter)) if quarter else pixels
+        return _stood(made.to_ndarray(), frame)
 
     def _mapped(self, frame: av.VideoFrame, shape: dict[str, Any]) -> np.ndarray:
         """A frame of high dynamic range, upright and in standard range, as `[H, W, 3]` uint8."""
@@ -72,7 +74,7 @@ class Upright:
             frame, format="rgb48le", dst_color_range=ColorRange.JPEG, threads=1, **_source(frame), **shape
         )
         pixels = tone_map(made.to_ndarray(), range_of(frame), wide=int(frame.color_primaries) != BT709)
-        return np.ascontiguousarray(np.rot90(pixels, turns(frame)))
+        return _stood(pixels, frame)
 
     def _shape(self, frame: av.VideoFrame, step: int) -> dict[str, Any]:
         width = frame.width * self.sar
@@ -108,9 +110,36 @@ def _tagged(frame: av.VideoFrame) -> av.VideoFrame:
     return frame
 
 
+def angle(frame: av.VideoFrame) -> tuple[float, bool]:
+    """What makes a frame upright: degrees to turn it, counter-clockwise, and whether to mirror it left to right after.
+
+    Its display matrix turns first and mirrors then, as `av_display_matrix_flip` does; where it mirrors, FFmpeg's own
+    reading of the angle is that of another picture.
+    """
+    matrix = frame.side_data.get(Type.DISPLAYMATRIX)  # type: ignore[call-overload]
+    if matrix is None or len(bytes(matrix)) != MATRIX:
+        return 0.0, False
+    a, b, _, c, d = np.frombuffer(bytes(matrix), np.int32)[:5].tolist()
+    mirrored = a * d < b * c
+    return math.degrees(-math.atan2(b, -a if mirrored else a)), mirrored
+
+
+def stance(frame: av.VideoFrame) -> tuple[int, bool]:
+    """`angle` in the nearest quarter turns, 0 to 3."""
+    degrees, mirrored = angle(frame)
+    return round(degrees / 90) % 4, mirrored
+
+
 def turns(frame: av.VideoFrame) -> int:
     """Quarter turns, counter-clockwise, that make a frame upright."""
-    return round((frame.rotation or 0) / 90) % 4
+    return stance(frame)[0]
+
+
+def _stood(pixels: np.ndarray, frame: av.VideoFrame) -> np.ndarray:
+    """The pixels `[H, W, ...]` of a frame, upright."""
+    quarter, mirrored = stance(frame)
+    turned = np.rot90(pixels, quarter)
+    return np.ascontiguousarray(turned[:, ::-1] if mirrored else turned)
 
 
 def _source(frame: av.VideoFrame) -> dict[str, Any]:

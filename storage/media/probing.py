@@ -9,7 +9,7 @@ import numpy as np
 from av.video.stream import VideoStream
 
 from storage.media.limits import DEFAULT, Limits, Rejected
-from storage.media.picture import interlaced, range_of, shown_size, turns
+from storage.media.picture import angle, interlaced, range_of, shown_size
 from storage.media.video import FALLBACK_TIME_BASE, open_video, packets, video_stream
 
 MAX_PACKETS = 200_000  # two hours; what is longer is told by its header, and says so
@@ -27,8 +27,9 @@ def probe(
     """Reads the packet table and decodes one frame; raises `Rejected` for what cannot be a video.
 
     Times are in seconds, ``start`` is the first frame's own time, ``width`` and ``height`` are as stored,
-    ``rotation`` is in degrees counter-clockwise. Where the table is longer than ``max_packets`` or ``max_bytes``,
-    ``complete`` is False, and frames, fps and duration are those of the header (frames 0 where it has none).
+    ``rotation`` is in degrees counter-clockwise; what is ``mirrored`` is so after that. Where the table is longer than
+    ``max_packets`` or ``max_bytes``, ``complete`` is False, and frames, fps and duration are those of the header
+    (frames 0 where it has none).
     """
     with open_video(path, limits) as container:
         stream = video_stream(container, limits)
@@ -65,6 +66,7 @@ def probe(
         if told["duration"] > limits.max_seconds:
             raise Rejected("too_long", f"{told['duration']:.0f} s, at most {limits.max_seconds:g}")
         width, height = shown_size(stream, frame)
+        turned, mirrored = angle(frame)
         return {
             "codec": stream.codec_context.name,
             "container": container.format.name,
@@ -72,7 +74,8 @@ def probe(
             "height": frame.height,
             "shown_width": width,
             "shown_height": height,
-            "rotation": 90 * turns(frame),
+            "rotation": round(turned) % 360,
+            "mirrored": mirrored,
             "sample_aspect_ratio": float(stream.sample_aspect_ratio or 1),
             "pixel_format": frame.format.name,
             "bit_depth": max(part.bits for part in frame.format.components),
