@@ -18,6 +18,7 @@ from storage import datasets, files, parts, plans
 from storage.media.encoder import Encoder
 from storage.media.sandbox import Sandbox
 from tasks import listing, shard
+from tests import servers
 
 VIDEOS, FEW, SECONDS, RATE = 12, 3, 40, 25
 
@@ -46,18 +47,12 @@ def run() -> Iterator[Figure]:
         size = _render(home / "archive") / 1e6
         for path in sorted((home / "archive").iterdir())[:FEW]:
             os.link(path, home / "few" / path.name)
-        recipe = shard.recipe(10.0, 4096, "span", "copy")
         count = iter(range(10**6))
 
         def ours(archive: str = "archive", videos: int = VIDEOS) -> None:
-            with redirect_stdout(io.StringIO()):
-                root = files.open_root(str(home / f"root{next(count)}"))
-                options = {"classes": [], "held_out": 0.3, "recipe": recipe, "limits": plans.Limits(units=4)}
-                plan, listed = listing.plan_archive(root, "a", str(home / archive), None, **options)
-                found, report = shard.shard_archive(root, "a", plan, recipe=recipe, failure_budget=0.0, listed=listed)
-                assert report.kept == videos and sum(p.samples for p in found) == videos * SECONDS // 10
-                datasets.freeze(root, "a", found, {})
-                shutil.rmtree(root)
+            root = str(home / f"root{next(count)}")
+            _shard(root, str(home / archive), videos)
+            shutil.rmtree(root)
 
         def cp(archive: str = "archive") -> None:
             subprocess.run(["cp", "-r", str(home / archive), str(home / "copy")], check=True)
@@ -82,6 +77,7 @@ def run() -> Iterator[Figure]:
         spent = cpu()
         ours()
         yield Figure("CPU of sharding it, decoders included", cpu() - spent, unit="s", note=f"{size:.0f} MB")
+        yield from _remote(home, f"{size:.0f} MB in {VIDEOS} files, SeaweedFS")
         yield from _writing(home)
         box, path = Sandbox(), str(home / "archive" / "00.mp4")
         box.probe(path)
@@ -89,6 +85,40 @@ def run() -> Iterator[Figure]:
             "probe, whole packet table", 1 / seconds(lambda: box.probe(path)), unit="files/s", note="1,000 frames each"
         )
         box.close()
+
+
+def _shard(root: str, archive: str, videos: int) -> None:
+    """All of sharding by stream copy: list, plan, cut, commit, freeze."""
+    recipe = shard.recipe(10.0, 4096, "span", "copy")
+    with redirect_stdout(io.StringIO()):
+        root = files.open_root(root)
+        options = {"classes": [], "held_out": 0.3, "recipe": recipe, "limits": plans.Limits(units=4)}
+        plan, listed = listing.plan_archive(root, "a", archive, None, **options)
+        found, report = shard.shard_archive(root, "a", plan, recipe=recipe, failure_budget=0.0, listed=listed)
+        assert report.kept == videos and sum(p.samples for p in found) == videos * SECONDS // 10
+        datasets.freeze(root, "a", found, {})
+
+
+def _remote(home: Path, note: str) -> Iterator[Figure]:
+    """Archive and root on one S3 server, which has the same cores."""
+    import s3fs
+
+    (home / "server").mkdir()
+    with servers.seaweed(home / "server") as endpoint:
+        os.environ.update(servers.CREDENTIALS, AWS_ENDPOINT_URL=endpoint)
+        alone = s3fs.S3FileSystem(endpoint_url=endpoint, use_listings_cache=False, skip_instance_cache=True)
+        alone.put(str(home / "archive"), "reel/archive", recursive=True)
+        count = iter(range(10**6))
+
+        def ours() -> None:
+            _shard(f"s3://reel/root{next(count)}", "s3://reel/archive", VIDEOS)
+
+        def plain() -> None:
+            alone.get("reel/archive", str(home / "down"), recursive=True)
+            alone.put(str(home / "down"), f"reel/copy{next(count)}", recursive=True)
+            shutil.rmtree(home / "down")
+
+        yield Figure("sharding by stream copy on S3 / s3fs get and put", against(ours, plain, 3)[0], note=note)
 
 
 def _writing(home: Path) -> Iterator[Figure]:
