@@ -28,7 +28,10 @@ LISTED = pa.schema(
     + [("modified", pa.float64())]
 )
 SAID = ("path", "url", "size", "stamp", "offset", "problem", "metadata", "modified")  # by a source of itself
-FOUND = pa.schema([(name, pa.string()) for name in ("path", "identity", "content_id", "facts", "problem", "detail")])
+ATTEMPTS = pa.schema([("identity", pa.string()), ("attempt", pa.int32())])
+TEXTS = ("path", "identity", "content_id", "facts", "problem", "detail", "error")
+FOUND = pa.schema([*((name, pa.string()) for name in TEXTS), ("seconds", pa.float64())])
+BLANK = {"identity": "", "content_id": "", "facts": "", "problem": "", "detail": "", "error": "", "seconds": 0.0}
 
 
 def batches(rows: Iterable[Any]) -> Iterator[list[Any]]:
@@ -45,7 +48,8 @@ class Planning:
         self.folder = folder
         self.db = duckdb.connect(str(folder / "planning.duckdb"))
         self.db.execute(f"SET memory_limit='{MEMORY}'; SET temp_directory='{folder}'; SET threads=2")
-        for name, schema in (("listed", LISTED), ("found", FOUND), ("known", PLAN)):
+        schemas = {"listed": LISTED, "found": FOUND, "known": PLAN, "places": PLAN, "attempts": ATTEMPTS}
+        for name, schema in schemas.items():
             self.db.register("empty", schema.empty_table())
             self.db.execute(f"CREATE TABLE {name} AS SELECT * FROM empty")
 
@@ -96,18 +100,24 @@ class Planning:
 
     def requeue(self, attempts: dict[str, int]) -> None:
         """Takes in which sources are to be tried again: another attempt is another part."""
-        rows = {"identity": pa.array(attempts, pa.string()), "attempt": pa.array(attempts.values(), pa.int32())}
-        self.db.register("asked", pa.table(rows))
-        self.db.execute("CREATE TABLE attempts AS FROM asked")
+        rows = [{"identity": identity, "attempt": count} for identity, count in attempts.items()]
+        self._insert("attempts", rows, ATTEMPTS)
 
-    def recall(self, before: pa.Table) -> None:
-        """Takes the plan before this one in: a file with the same URL and stamp is not read again."""
-        self.db.register("before", before)
-        self.db.execute("INSERT INTO known SELECT * FROM before")
+    def recall(self, before: Iterable[pa.RecordBatch]) -> None:
+        """Takes the plan before this one in: a file with the same URL and stamp is not read again.
+
+        One whose store says nothing that would change with its bytes is, and so is one that is tried again.
+        """
+        for batch in before:
+            self.db.register("before", pa.Table.from_batches([batch]))
+            self.db.execute("INSERT INTO known SELECT * FROM before")
         self.db.execute("""
-            INSERT INTO found SELECT s.path, k.identity, k.content_id, k.facts, '', '' FROM sources s JOIN
-            (SELECT DISTINCT ON (url, "offset", stamp) * FROM known ORDER BY url, "offset", stamp, start) k
-            USING (url, "offset", stamp) WHERE s.video AND s.problem = ''""")
+            INSERT INTO places SELECT DISTINCT ON (url, "offset", stamp) * FROM known
+            ORDER BY url, "offset", stamp, start""")
+        self.db.execute("""
+            INSERT INTO found SELECT s.path, k.identity, k.content_id, k.facts, '', '', '', 0.0 FROM sources s
+            JOIN places k USING (url, "offset", stamp) ANTI JOIN attempts a ON a.identity = k.identity
+            WHERE s.video AND s.problem = '' AND NOT regexp_matches(stamp, ':(:|$)')""")
 
     def fresh(self) -> Iterator[Source]:
         """The videos of which nothing is known yet."""
@@ -119,16 +129,20 @@ class Planning:
 
     def identified(self, rows: Iterable[dict[str, Any]]) -> None:
         """Takes in what was found of fresh videos: path and identity (the fingerprint), or problem and detail."""
-        blank = {"identity": "", "content_id": "", "facts": "", "problem": "", "detail": ""}
         for some in batches(rows):
-            self._insert("found", [blank | row for row in some], FOUND)
+            self._insert("found", [BLANK | row for row in some], FOUND)
+        self.db.execute("""
+            UPDATE found SET identity = k.identity, content_id = k.content_id, facts = k.facts
+            FROM sources s JOIN places k USING (url, "offset", stamp)
+            WHERE found.path = s.path AND found.problem = '' AND found.identity = left(k.identity, 32)""")
 
     def doubts(self, whole: int) -> int:
         """How many new videos a fingerprint leaves a doubt about: those over ``whole`` bytes that share it."""
         self.db.execute(f"""
             CREATE TABLE doubtful AS SELECT row_number() OVER (ORDER BY mark) - 1 AS id, mark, files FROM (
             SELECT f.identity AS mark, count(*) AS files FROM found f JOIN sources s USING (path)
-            ANTI JOIN known k ON k.url = s.url AND k."offset" = s."offset" AND k.stamp = s.stamp
+            ANTI JOIN places k ON k.url = s.url AND k."offset" = s."offset" AND k.stamp = s.stamp
+              AND k.identity = f.identity
             WHERE s.size > {whole} AND f.problem = '' AND (
               f.identity IN (SELECT left(identity, 32) FROM known)
               OR f.identity IN (SELECT left(identity, 32) FROM found GROUP BY 1 HAVING count(*) > 1))
@@ -152,17 +166,22 @@ class Planning:
 
     def settle(self, rows: Iterable[dict[str, Any]]) -> None:
         """Takes in what doubtful videos are: path, identity and content id, or problem and detail."""
-        blank = {"identity": "", "content_id": "", "facts": "", "problem": "", "detail": ""}
         for some in batches(rows):
-            self.db.register("batch", pa.Table.from_pylist([blank | row for row in some], schema=FOUND))
+            self.db.register("batch", pa.Table.from_pylist([BLANK | row for row in some], schema=FOUND))
             self.db.execute("""UPDATE found SET identity = batch.identity, content_id = batch.content_id,
-                problem = batch.problem, detail = batch.detail FROM batch WHERE found.path = batch.path""")
+                problem = batch.problem, detail = batch.detail, error = batch.error,
+                seconds = found.seconds + batch.seconds FROM batch WHERE found.path = batch.path""")
 
     def unprobed(self) -> Iterator[Source]:
-        """The first of each content whose header was not read yet."""
+        """The one file of each content that counts, if its header was not read yet.
+
+        Of files with the same bytes that is one that is held out, then one that is labelled, then the first by path.
+        """
         self.db.execute("""
-            CREATE OR REPLACE TABLE owners AS SELECT identity, min(path) AS path FROM found WHERE problem = ''
-            GROUP BY identity""")
+            CREATE OR REPLACE TABLE owners AS SELECT DISTINCT ON (f.identity) f.identity, s.path, s.split, s.labels
+            FROM found f JOIN sources s USING (path) WHERE f.problem = ''
+            ORDER BY f.identity, coalesce(list_position(['heldout', 'train'], s.split), 3),
+              coalesce(list_position(['segments', 'video'], s.kind), 3), s.path""")
         query = """SELECT s.* FROM owners JOIN found f USING (path) JOIN sources s USING (path) WHERE f.facts = ''
             ORDER BY s.path"""
         return (_source(row) for row in self._rows(query))
@@ -186,7 +205,7 @@ class Planning:
               FROM (SELECT s.*, f.identity, f.content_id, f.facts, d.duration,
                       coalesce(a.attempt, 0)::INTEGER AS attempt,
                       greatest(1, floor(d.duration / {window}))::BIGINT AS n, unnest(range(n)) AS i
-                    FROM owners JOIN found f USING (path) JOIN sources s USING (path)
+                    FROM owners o JOIN found f USING (path) JOIN sources s USING (path)
                     LEFT JOIN attempts a ON a.identity = f.identity, LATERAL
                     (SELECT coalesce((f.facts::JSON->>'duration')::DOUBLE, 0) AS duration) d))""")
         pieces = pa.table({"id": pa.array([], pa.int64()), "piece": pa.array([], pa.int64())})
@@ -249,8 +268,12 @@ class Planning:
               WHEN o.path != s.path THEN 'dropped' ELSE 'kept' END AS verdict,
             CASE WHEN NOT s.video THEN 'unknown_extension' WHEN s.problem != '' THEN s.problem
               WHEN f.problem != '' THEN f.problem WHEN o.path != s.path THEN 'duplicate' ELSE '' END AS reason,
-            CASE WHEN f.problem != '' THEN f.detail WHEN o.path != s.path THEN 'same bytes as ' || o.path
+            CASE WHEN f.problem != '' THEN f.detail WHEN o.path != s.path THEN 'same bytes as ' || o.path ||
+                CASE WHEN s.split = 'train' AND o.split = 'heldout' THEN ', which is held out' ELSE '' END ||
+                CASE WHEN s.labels IS NOT NULL AND s.labels IS DISTINCT FROM o.labels
+                  THEN ', whose labels count' ELSE '' END
               ELSE '' END AS detail,
+            coalesce(f.error, '') AS error, coalesce(f.seconds, 0.0) AS seconds,
             coalesce((nullif(f.facts, '')::JSON->>'duration')::DOUBLE, 0) AS duration
             FROM sources s LEFT JOIN found f USING (path) LEFT JOIN owners o ON o.identity = f.identity""")
         report = Report()

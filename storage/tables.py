@@ -109,6 +109,17 @@ def both(url: str) -> tuple[pa.Table, dict[str, Any]]:
     return _parsed(url, lambda data: (_table(data, None), _about(data)))
 
 
+def batches(url: str) -> tuple[dict[str, Any], Iterator[pa.RecordBatch]]:
+    """`about` of a table, and its rows, of which a few thousand are unpacked at a time; both checked by its seal."""
+
+    def parse(data: bytes) -> tuple[dict[str, Any], Iterator[pa.RecordBatch]]:
+        file = pq.ParquetFile(io.BytesIO(data))
+        return parse_about(file.schema_arrow.metadata), file.iter_batches(BATCH)
+
+    found: tuple[dict[str, Any], Iterator[pa.RecordBatch]] = _parsed(url, parse)
+    return found
+
+
 def unless_ours(error: Exception, url: str) -> None:
     """Raises `StoreError` for an error with a number: the system gave it, or the store; Arrow over bytes has none."""
     if isinstance(error, OSError) and error.errno is not None and not isinstance(error, FileNotFoundError):

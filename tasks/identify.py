@@ -1,5 +1,6 @@
 """Tell what the files of an archive are: a fingerprint of each new one, and the whole of those that leave a doubt."""
 
+import time
 from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import Any
@@ -33,10 +34,16 @@ def _advancing(state: Progress, rows: Iterable[Row]) -> Iterator[Row]:
 
 
 def _fingerprint(source: Source) -> Row:
+    began = time.monotonic()
     try:
-        return {"path": source.path, "identity": sources.fingerprint(source)}
+        row = {"path": source.path, "identity": sources.fingerprint(source)}
     except Rejected as error:
-        return {"path": source.path, "problem": error.reason, "detail": error.detail}
+        row = {"path": source.path, **_refused(error)}
+    return row | {"seconds": time.monotonic() - began}
+
+
+def _refused(error: Rejected) -> Row:
+    return {"problem": error.reason, "detail": error.detail, "error": error.kind}
 
 
 def _settled(root: str, now: list[Row], then: list[Row], state: Progress) -> Iterator[Row]:
@@ -51,7 +58,7 @@ def _settled(root: str, now: list[Row], then: list[Row], state: Progress) -> Ite
     for row, (content, error) in zip(unread, files.at_once(_content, unread), strict=True):
         state.advance()
         if error is not None:
-            yield {"path": row["path"], "problem": error.reason, "detail": error.detail}
+            yield {"path": row["path"], **_refused(error)}
         else:
             read.setdefault(row["identity"][:32], []).append((row, content))
     for mark, rows in read.items():

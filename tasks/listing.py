@@ -166,10 +166,9 @@ def _recall(planning: Planning, root: str, name: str, before: str, recipe: dict[
     """Takes in the plan before; whether it cut clips in the same way, so that they may be used again."""
     if not before:
         return False
-    url = plans.url(root, name, before)
     try:
-        table, about = tables.both(url)
-        planning.recall(table.select(plans.PLAN.names))
+        about, batches = tables.batches(plans.url(root, name, before))
+        planning.recall(batch.select(plans.PLAN.names) for batch in batches)
         return bool(about["recipe"] == recipe)
     except (FileNotFoundError, KeyError):
         return False  # of an older schema: everything is looked at again
