@@ -76,20 +76,23 @@ def prepare(
     before = standing(root, name)
     with at_most(parallel):
         cut = recipe(span, short_side, splitting, cutting)
-        plan, listed = list_archive(
-            root,
-            name,
-            archive,
-            labels,
-            classes,
-            held_out,
-            per_part,
-            part_bytes,
-            cut,
-            between(modified_from, modified_to),
-        )
-        dataset, sharded = shard(root, name, plan, cut, failure_budget, listed)
-        scores, scored = score(root, dataset)
+        for last in (False, True):
+            plan, listed = list_archive(
+                root,
+                name,
+                archive,
+                labels,
+                classes,
+                held_out,
+                per_part,
+                part_bytes,
+                cut,
+                between(modified_from, modified_to),
+            )
+            dataset, sharded = shard(root, name, plan, cut, failure_budget, listed)
+            scores, scored = score(root, dataset, last)
+            if not scored.quarantined:  # else packets that were copied do not decode; only now is that known
+                break
         duplicates(root, dataset, scores)
         wanted = Thresholds(min_motion, min_sharpness, max_black, max_static, min_duration, near_duplicates)
         dataset, selected = select(root, dataset, scores, wanted)

@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from storage import files, tables
+from storage.errors import Damaged
 from storage.secrets import redact
 
 SCHEMA = pa.schema(
@@ -95,10 +96,17 @@ def total(root: str, step: str, names: list[str], shown: int) -> tuple[Report, l
     """The counts over many ledgers of a step, and up to ``shown`` of the quarantined entries."""
     report = Report()
     bad: list[Entry] = []
-    for entries in files.at_once(lambda name: read(root, step, name), names):
+    for entries in files.at_once(lambda name: _there(root, step, name), names):
         report += tally(entries)
         bad += [entry for entry in entries if entry.verdict == "quarantined"][: shown - len(bad)]
     return report, bad
+
+
+def _there(root: str, step: str, name: str) -> list[Entry]:
+    try:
+        return read(root, step, name)
+    except FileNotFoundError as error:
+        raise Damaged(f"{url(root, step, name)} is gone; run `reelmill repair`, which makes it again") from error
 
 
 def batch(rows: list[dict[str, Any]]) -> pa.RecordBatch:
@@ -119,7 +127,14 @@ def write(root: str, step: str, name: str, entries: list[Entry]) -> None:
     files.replace(tables.pack(pa.Table.from_pylist(rows, schema=SCHEMA)), url(root, step, name))
 
 
+def digest(entries: Iterable[Entry]) -> str:
+    """The digest of what entries say, whoever made them and when."""
+    said = [{name: value for name, value in asdict(entry).items() if name not in VOLATILE} for entry in entries]
+    return files.digest_of([row | {"detail": redact(row["detail"])} for row in said])
+
+
 def read(root: str, step: str, name: str) -> list[Entry]:
+    """The entries of one part, or of one listing. Raises `Damaged`, and FileNotFoundError where there are none."""
     table = tables.read(url(root, step, name))
     if "host" not in table.column_names:  # schema 1
         table = table.rename_columns([OLD.get(column, column) for column in table.column_names])

@@ -7,14 +7,14 @@ sources were all quarantined has an index of no rows and no tar.
 """
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from storage import files, tables
-from storage.errors import Conflict, Damaged
+from storage.errors import Conflict, Damaged, StoreError
 from storage.tars import Tar
 
 LABEL = pa.struct([("start", pa.float64()), ("end", pa.float64()), ("label", pa.string())])
@@ -52,7 +52,10 @@ Data = bytes  # `Part` has a field of that name
 
 @dataclass(frozen=True)
 class Part:
-    """A committed part. ``bytes`` and ``digest`` (sha256) are of the tar; both are empty where no clip was kept."""
+    """A committed part. ``bytes`` and ``digest`` (sha256) are of the tar; both are empty where no clip was kept.
+
+    ``account`` is the digest of its ledger, where the part was read from its index and has one.
+    """
 
     id: str
     media: str
@@ -62,6 +65,7 @@ class Part:
     digest: str
     split: str = ""
     labelled: str = ""
+    account: str = field(default="", compare=False)
 
     def rows(self) -> list[dict[str, Any]]:
         """The index rows, in order."""
@@ -155,11 +159,11 @@ def commit(root: str, part: str, rows: list[dict[str, Any]], media: list[Path], 
         return commit_tar(root, part, tar)
 
 
-def commit_tar(root: str, part: str, tar: Tar) -> Part:
+def commit_tar(root: str, part: str, tar: Tar, account: str = "") -> Part:
     """Commits a part: the tar into place, then the index. Returns the part that is in the store afterwards.
 
     Where another writer was first, its part is returned. A tar without an index is the remains of a killed writer,
-    or of one still at work: it is left alone.
+    or of one still at work: it is left alone. ``account`` is the digest of the ledger that tells of these clips.
     """
     media_url, index_url = part_urls(root, part)
     digest, rows = tar.close(), tar.rows
@@ -171,6 +175,7 @@ def commit_tar(root: str, part: str, tar: Tar) -> Part:
         "digest": "",
         "split": "",
         "labelled": "",
+        "account": account,
     }
     if rows:
         facts |= {"bytes": tar.path.stat().st_size, "digest": digest}
@@ -183,6 +188,9 @@ def commit_tar(root: str, part: str, tar: Tar) -> Part:
         facts["media"] = media_url.rsplit("/", 1)[1]
     index = tables.pack(pa.Table.from_pylist(rows, schema=INDEX), facts)
     if files.publish_bytes(index, index_url, same=False):
+        if rows and not files.exists(media_url):  # this writer stood still, and `gc` took its tar for a dead one's
+            files.remove(index_url)
+            raise StoreError(f"{media_url} was removed while its part was committed; it is made again")
         return from_record(root, facts)
     found = find(root, part)
     assert found is not None, index_url
@@ -192,7 +200,7 @@ def commit_tar(root: str, part: str, tar: Tar) -> Part:
 def as_record(part: Part) -> dict[str, Any]:
     """A part as the plain values a dataset lists."""
     record = asdict(part)
-    del record["index"]
+    del record["index"], record["account"]
     folder = part.index.rsplit("/", 1)[0]
     return {**record, "media": part.media.removeprefix(f"{folder}/")}
 

@@ -247,7 +247,8 @@ class Planning:
                             ORDER BY identity, start, "end", part),
             kept AS (SELECT p.* EXCLUDE (piece), CASE WHEN b.part IS NULL THEN '' WHEN b.part = p.part THEN b.was
                 WHEN b.part IN (FROM committed) THEN b.part ELSE b.was END AS was FROM placed p LEFT JOIN before b
-                ON b.identity = p.identity AND b.start = p.start AND b."end" IS NOT DISTINCT FROM p."end"),
+                ON b.identity = p.identity AND b.start = p.start AND b."end" IS NOT DISTINCT FROM p."end"
+                AND b.attempt = p.attempt),
             others AS (SELECT '' AS part, s.*, f.identity, f.content_id, f.facts, 0.0 AS start, NULL::DOUBLE AS "end",
                 0::INTEGER AS attempt, '' AS was FROM found f JOIN sources s USING (path)
                 ANTI JOIN owners USING (path) WHERE f.problem = '')

@@ -195,6 +195,18 @@ def requeued(root: str, name: str) -> dict[str, int]:
         return {}
 
 
+def ask_again(root: str, name: str, attempts: dict[str, int]) -> None:
+    """Has the next plan take sources up again that had these attempts, by identity; whoever asked before is enough."""
+
+    def more(before: bytes | None) -> bytes:
+        counts: dict[str, Any] = json.loads(before) if before else {}
+        counts.pop(records.DIGEST, None)
+        return asked(counts | {one: max(counts.get(one, 0), had + 1) for one, had in attempts.items()})
+
+    if attempts:
+        files.update(requeued_url(root, name), more)
+
+
 def latest(root: str, name: str) -> str:
     """The digest of the newest plan of this name, empty where there is none."""
     try:

@@ -11,7 +11,7 @@ from storage.parts import Part
 from storage.plans import Member
 from storage.soundness import BROKEN, Finding
 
-VOLUMES, PREDICTIONS = "volume_labels", "predictions"
+SCORES, VOLUMES, PREDICTIONS = "scores", "volume_labels", "predictions"
 PREPARE, INFER = "`reelmill prepare` of dataset {} makes it again", "`reelmill infer` makes it again"
 AGAIN = "the next `reelmill prepare` makes it again"
 MADE = {  # columns that a run computes again, by what their versions begin with, and which run does; the first counts
@@ -145,6 +145,9 @@ def _ledger(known: Remedies, finding: Finding) -> Remedy:
         part, _, version = stem.partition("-")
         column = columns.url(known.root, datasets.SELECTION, version, part)
         return Remedy(finding, "`reelmill prepare` or `reelmill select` makes it again", (column, finding.url))
+    if step == "score":
+        made = [columns.url(known.root, SCORES, version, stem) for version in columns.versions(known.root, SCORES)]
+        return Remedy(finding, "`reelmill prepare` makes it again", (*made, finding.url))
     if step == "list":
         return Remedy(finding, PREPARE.format(stem), (finding.url,))
     if step == "adopt":

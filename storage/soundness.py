@@ -93,11 +93,11 @@ def of_dataset(root: str, name: str, found: list[Unit]) -> list[Unit]:
 
 
 def bundles(found: Iterable[Unit]) -> list[tuple[Unit, ...]]:
-    """The objects that are no lists, those together that need the same index: a part's own and its columns'."""
+    """The objects that are no lists, those together that need the same index: a part's own, its columns and ledgers."""
     together: dict[str, list[Unit]] = {}
     for unit in found:
         if unit.kind not in LISTS:
-            shared = unit.url.rpartition("/")[2] if unit.kind in ("parts", "columns") else unit.url
+            shared = unit.url.rpartition("/")[2] if unit.kind in ("parts", "columns", "ledger") else unit.url
             together.setdefault(shared, []).append(unit)
     return [tuple(some) for some in together.values()]
 
@@ -166,8 +166,17 @@ def _column(url: str, seen: Seen) -> list[str]:
 
 def _ledger(url: str, seen: Seen) -> list[str]:
     step, file = url.split("/")[-2:]
-    wrong = {entry.verdict for entry in ledger.read(seen.root, step, file.removesuffix(".parquet"))}
-    return [f"it has verdicts that are none: {', '.join(sorted(wrong - VERDICTS))}"] if wrong - VERDICTS else []
+    stem = file.removesuffix(".parquet")
+    entries = ledger.read(seen.root, step, stem)
+    if wrong := {entry.verdict for entry in entries} - VERDICTS:
+        return [f"it has verdicts that are none: {', '.join(sorted(wrong))}"]
+    try:
+        found = seen.index(stem) if step == "shard" else None
+    except BROKEN:
+        return []  # said of the index
+    if found and found[0].account not in ("", ledger.digest(entries)):
+        return ["it is not the account of its part"]
+    return []
 
 
 VERDICTS = {"kept", "dropped", "quarantined"}

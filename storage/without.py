@@ -76,7 +76,7 @@ def make(root: str, part: Part, id: str, keys: set[str], accounts: list[Entry]) 
                 media = folder / str(number)
                 media.write_bytes(data)
                 tar.add([row], [media], give=True)
-            made = parts.commit_tar(root, id, tar)
+            made = parts.commit_tar(root, id, tar, ledger.digest(accounts))
     if made is None:
         return Part("", "", "", 0, 0, "")
     if made.samples:

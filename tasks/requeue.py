@@ -1,31 +1,36 @@
 """Ask for quarantined videos to be tried again: after a fix, with more memory, on another machine."""
 
-import json
 from collections import Counter
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import Field
 
-from storage import datasets, files, ledger, plans, records
+from storage import datasets, files, ledger, plans
 from storage.errors import InputError
 from storage.media.limits import REASONS
+from storage.plans import Member
 from tasks.report import say
 
 SHOWN = 20  # items on the terminal
 
 
-def quarantined(root: str, name: str) -> dict[str, tuple[str, str]]:
-    """The sources of the newest plan that are quarantined: item to (identity, reason)."""
+def quarantined(root: str, name: str) -> dict[str, tuple[Member, str]]:
+    """The sources of the newest plan that are quarantined, by item, with the reason."""
     plan = plans.latest(root, name)
     if not plan:
         datasets.load(root, name)  # names those that are there
-    found: dict[str, tuple[str, str]] = {}
-    for part, members in plans.members_of(root, name, plan).items() if plan else ():  # an adopted dataset has no plan
+    return among(root, plans.members_of(root, name, plan)) if plan else {}  # an adopted dataset has no plan
+
+
+def among(root: str, members: dict[str, list[Member]]) -> dict[str, tuple[Member, str]]:
+    """Those members of parts that are quarantined, by item, with the reason."""
+    found: dict[str, tuple[Member, str]] = {}
+    for part, some in members.items():
         entries = {entry.item: entry for entry in ledger.read(root, "shard", part)}
-        for member in members:
+        for member in some:
             entry = entries.get(member.name)
             if entry is not None and entry.verdict == "quarantined":
-                found[member.name] = (member.identity, entry.reason)
+                found[member.name] = (member, entry.reason)
     return found
 
 
@@ -50,16 +55,8 @@ def requeue(
     if not reason:
         rows = ", ".join(f"{n} {why}" for why, n in counts.most_common()) or "nothing"
         return f"quarantined: {rows}; name some with --reason"
-    chosen = {item: identity for item, (identity, why) in found.items() if why in reason}
+    chosen = {item: member for item, (member, why) in found.items() if why in reason}
     for item in sorted(chosen)[:SHOWN]:
         say(f"  again        {item}")
-
-    def more(before: bytes | None) -> bytes:
-        attempts: dict[str, Any] = json.loads(before) if before else {}
-        attempts.pop(records.DIGEST, None)
-        attempts |= {identity: attempts.get(identity, 0) + 1 for identity in set(chosen.values())}
-        return plans.asked(attempts)
-
-    if chosen:
-        files.update(plans.requeued_url(root, dataset), more)
+    plans.ask_again(root, dataset, {member.identity: member.attempt for member in chosen.values()})
     return f"{len(chosen)} videos are tried again by the next `reelmill prepare`"

@@ -20,7 +20,7 @@ from storage.parts import Part
 from tasks.duplicates import Clip, Repeat, find_duplicates, read_pairs, repeats, version
 from tasks.report import say
 from tasks.score import COLUMN as SCORES
-from tasks.score import score_dataset
+from tasks.score import SHOWN, score_dataset
 from tasks.spending import staged
 from tasks.stage import cover
 from tasks.thresholds import (
@@ -35,7 +35,6 @@ from tasks.thresholds import (
     check,
 )
 
-SHOWN = ("duration", *scores.NAMES)  # scores in the ledger
 SCHEMA = pa.schema([("key", pa.string()), ("kept", pa.bool_()), ("reason", pa.string()), ("of", pa.string())])
 USES = {"heldout": 0, "train": 1}  # of two that show the same, the held-out one stays: the training copy is the leak
 LABELLED = {"segments": 0, "video": 1}

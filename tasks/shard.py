@@ -15,12 +15,12 @@ from storage.errors import BudgetExceeded, Damaged, Incomplete
 from storage.ledger import Entry, Report
 from storage.media import sandbox
 from storage.media.cutting import METHOD
-from storage.media.limits import Rejected, check_size
+from storage.media.limits import PASSING, Rejected, check_size
 from storage.media.video import NEAR
 from storage.parts import Part
 from storage.plans import Draft, Member
 from storage.tars import Tar
-from tasks import report, shots
+from tasks import report, requeue, shots
 from tasks.spending import staged
 from tasks.stage import cover
 
@@ -143,6 +143,8 @@ class _Cutter:
         options |= {"window": window, "bounds": bounds}
         self.decoded += 1
         clips = sandbox.cut_alone(path, folder, **options) if alone else box.cut(path, folder, **options)
+        if member.attempt and self.recipe["cutting"] == "copy":
+            clips = _proven(box, clips, path, folder, options)
         with sources.reading(member.source):
             content = digest.result() if digest else member.content_id
         rows, media = [_row(member, content, clip) for clip in clips], [folder / clip["file"] for clip in clips]
@@ -156,6 +158,19 @@ class _Cutter:
             (self.folder / "fetched").mkdir(exist_ok=True)
             self.local = (place, sources.fetch(member.source, str(self.folder / "fetched")))
         return self.local[1]
+
+
+def _proven(
+    box: sandbox.Sandbox, clips: list[dict[str, Any]], path: str, folder: Path, options: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """Copied clips, decoded once: a copy looks at no picture, and what is taken up again may have been damaged."""
+    try:
+        for clip in clips:
+            box.score((folder / clip["file"]).read_bytes())
+        return clips
+    except Rejected as error:
+        cut = box.cut(path, folder, **options | {"mode": "exact"})
+        return [clip | {"notes": [*clip["notes"], f"not copied: {error.reason}"]} for clip in cut]
 
 
 def _holds(member: Member, row: dict[str, Any]) -> bool:
@@ -183,9 +198,11 @@ def shard_part(draft: Draft, *, root: str, recipe: dict[str, Any]) -> Report:
             for entry, some, clips in cutter.entries(plans.members(draft), suspects):
                 entries.append(entry)
                 tar.add(some, clips, give=True)
+            before = _account(root, draft.id)
             if not parts.committed(root, draft.id):  # a faster worker's account stays with its part
                 ledger.write(root, "shard", draft.id, entries)
-            part = parts.commit_tar(root, draft.id, tar)
+            part = parts.commit_tar(root, draft.id, tar, ledger.digest(entries))
+            _settle(root, part, entries, before)
     except Exception:
         inflight.leave(root, draft.id, suspects)
         raise
@@ -193,6 +210,22 @@ def shard_part(draft: Draft, *, root: str, recipe: dict[str, Any]) -> Report:
     done = ledger.tally(entries)
     done.decoded, done.bytes, done.seconds = cutter.decoded, part.bytes, time.monotonic() - began
     return done
+
+
+def _account(root: str, part: str) -> list[Entry]:
+    try:
+        return ledger.read(root, "shard", part)
+    except (FileNotFoundError, Damaged):
+        return []
+
+
+def _settle(root: str, part: Part, *accounts: list[Entry]) -> None:
+    """Sees to it that a committed part has the account that its index names: of two writers that saw different things
+    one commits, and the other may have written its account last."""
+    if ledger.digest(_account(root, part.id)) != part.account:
+        for entries in accounts:
+            if ledger.digest(entries) == part.account:
+                ledger.write(root, "shard", part.id, entries)
 
 
 def shard_archive(
@@ -210,6 +243,8 @@ def shard_archive(
     inflight.sweep(root, [draft.id for draft in drafts])
     total, bad = ledger.total(root, "shard", [draft.id for draft in drafts], SHOWN)
     total.decoded, total.seconds, total.bytes = done.decoded, done.seconds, done.bytes
+    if any(total.quarantined[reason] for reason in PASSING):
+        _look_again(root, name, plan)
     if total.items != sum(draft.units for draft in drafts) or not total.balanced:
         raise Incomplete(f"shard: {sum(d.units for d in drafts)} sources were planned, {total.items} are in the ledger")
     found = [part for part in files.at_once(lambda draft: parts.find(root, draft.id), drafts) if part]
@@ -224,6 +259,12 @@ def shard_archive(
             f"{failure_budget:g}; the good ones are committed, see the ledger under {root}/ledger/shard"
         )
     return found, total
+
+
+def _look_again(root: str, name: str, plan: str) -> None:
+    """Has the next run look again at what could not be read: a disk may be back, and a file as it was."""
+    found = requeue.among(root, plans.members_of(root, name, plan))
+    plans.ask_again(root, name, {m.identity: m.attempt for m, reason in found.values() if reason in PASSING})
 
 
 def _tables(found: list[Part], bad: list[Entry], count: int) -> None:

@@ -30,12 +30,13 @@ def cover(
     unit: str = "parts",
     width: int | None = None,
     patient: bool = False,
+    left: dict[Unit, Exception] | None = None,
 ) -> Report:
     """Does the units that are not committed yet and returns the sum of their reports.
 
     The store decides what is done, before and after: whatever the pool or a scheduler says, the stage fails with
-    `Incomplete`, naming what is missing, unless every unit is committed at the end or was `Left`. What is damaged ends
-    the stage at once, or after all other units where it is ``patient``.
+    `Incomplete`, naming what is missing, unless every unit is committed at the end or was `Left`; those are added to
+    ``left``. What is damaged ends the stage at once, or after all other units where it is ``patient``.
     """
     with measuring(name), during("list"):
         todo = _missing(units, committed)
@@ -68,6 +69,8 @@ def cover(
             if not todo:
                 break
     broken = [error for error in hopeless.values() if isinstance(error, FATAL)]
+    if left is not None:
+        left.update((unit, error) for unit, error in hopeless.items() if isinstance(error, Left))
     if todo:
         causes = "; ".join(sorted({f"{type(e).__name__}: {e}" for e in failures.values()})[:3])
         shown = ", ".join(getattr(u, "id", str(u)) for u in todo[:5])

@@ -215,4 +215,4 @@ def test_the_ledger_says_what_was_cut_exactly(archive, tmp_path):
 
 def test_the_recipe_names_the_way_of_cutting():
     """Sources that are cut in another way now are other parts now."""
-    assert COPY["method"] == cutting.METHOD == 3
+    assert COPY["method"] == cutting.METHOD == 4

@@ -154,8 +154,8 @@ def test_a_clip_that_does_not_decode_names_its_part(prepared, tmp_path, monkeypa
         raise Rejected("decode_error", "planted")
 
     monkeypatch.setattr(Sandbox, "score", broken)
-    with pytest.raises(Damaged, match=f"part {dataset.parts[0].id}: clip .* does not decode"):
-        score.score_part(dataset.parts[0], root=str(tmp_path / "root"))
+    with pytest.raises(Damaged, match=f"part ({'|'.join(p.id for p in dataset.parts)}): clip .* does not decode"):
+        score.score_dataset(str(tmp_path / "root"), dataset)
     assert not columns.has(str(tmp_path / "root"), "scores", scores.version(), dataset.parts[0].id)
 
 

@@ -39,6 +39,8 @@ REASONS = {
     "worker_killed": "took down the process that worked on it",
 }
 
+PASSING = ("not_found", "permission", "source_changed")  # of where a file lay, not of what is in it
+
 
 class Rejected(Exception):
     """A file that cannot be used; ``reason`` is a key of `REASONS`.
