@@ -214,18 +214,25 @@ def test_a_query_for_one_class_and_one_day_reads_little(root, monkeypatch):
     )
 
 
-def test_the_ledger_answers_the_question_that_readme_asks_it(traced):
+def test_the_ledger_answers_the_questions_that_readme_asks_it(traced):
     root = str(traced / "root")
     block = re.search(r"The ledger answers.*?:\n\n```python\n(.*?)```", (CHECKOUT / "README.md").read_text(), re.S)
     assert block
-    *imports, query = ast.parse(block[1].replace("ROOT", root)).body
+    dataset = datasets.load(root, "a")
+    text = block[1].replace("ROOT", root).replace("VERSION", dataset.version).replace("/mine", "/a")
+    *imports, listed, steps = ast.parse(text).body
     names: dict[str, object] = {}
     exec(compile(ast.Module(imports, []), "README.md", "exec"), names)
-    said = eval(compile(ast.Expression(query.value), "README.md", "eval"), names).fetchall()
-    parts = [name.removesuffix(".parquet") for name in files.names(f"{root}/ledger/shard")]
+    one, other = (
+        eval(compile(ast.Expression(q.value), "README.md", "eval"), names).fetchall() for q in (listed, steps)
+    )
+    parts = [part.id for part in dataset.parts]
     kept = ledger.total(root, "shard", parts, 0)[0].kept
-    counts = {(step, verdict): count for step, verdict, _, count, _ in said}
-    assert counts["shard", "kept"] == kept > 0 and counts["list", "kept"] > 0
+    counts = {(step, verdict): (count, motion) for step, verdict, _, count, _, motion in other}
+    assert {verdict: count for verdict, _, count in one}["kept"] > 0
+    assert counts["shard", "kept"][0] == kept > 0
+    clips, motion = counts["score", "kept"]
+    assert clips == dataset.clips and motion > 0
 
 
 def test_segments_are_those_of_the_predictions_as_they_are_committed(traced):
