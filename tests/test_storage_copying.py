@@ -175,6 +175,32 @@ def test_groups_that_overlap_in_time_are_not_copied(tmp_path, why):
     assert (caught.value.reason, caught.value.detail) == ("needs_reencode", why)
 
 
+@pytest.mark.parametrize("kind", ["avi", "mp4"])
+def test_times_in_decode_order_are_not_copied(tmp_path, kind):
+    """AVI has no others, and a careless change of container keeps them."""
+    options = {"bf": "3", "g": "20", "x264-params": "b-adapt=0"}
+    path = make(tmp_path / "a.avi", options=options)
+    if kind == "mp4":
+        with av.open(str(path)) as old, av.open(str(tmp_path / "a.mp4"), "w") as out:
+            stream = out.add_stream_from_template(old.streams.video[0], opaque=True)
+            for packet in (packet for packet in old.demux(video=0) if packet.size):
+                packet.stream, packet.pts = stream, packet.dts
+                out.mux(packet)
+        path = tmp_path / "a.mp4"
+    for window in (None, (1, 2)):
+        with pytest.raises(Rejected, match="times in decode order"):
+            copy(str(path), str(tmp_path), window=window)
+
+
+def test_a_decoder_that_may_reorder_but_has_no_need_to_is_copied(tmp_path):
+    path = make(tmp_path / "a.mkv", options={"bf": "3", "x264-params": "b-adapt=1"}, show=_noise)
+    with av.open(str(path)) as container:
+        times = [packet.pts for packet in container.demux(video=0) if packet.size]
+        assert container.streams.video[0].codec_context.has_b_frames and times == sorted(times)
+    (clip,) = copy(str(path), str(tmp_path))
+    assert clip["frames"] == 40
+
+
 def test_nothing_of_a_copy_that_was_given_up_is_left(tmp_path):
     path = _uneven(tmp_path / "a.mp4")
     box = Sandbox()

@@ -135,6 +135,89 @@ def test_a_late_start_is_time_zero(tmp_path, cut, kind):
     assert clip["start_pts"] * Fraction(clip["time_base"]) == pytest.approx(10, abs=0.2)
 
 
+def _of_one_brightness(t, width, height):
+    return np.full((height, width, 3), 20 + 5 * t, np.uint8)
+
+
+@pytest.mark.parametrize("window", [None, (0.5, None)])
+def test_frames_of_h264_in_avi_are_counted(tmp_path, cut, window):
+    """AVI has no times of showing, and B-frames are stored in another order."""
+    options = {"bf": "3", "g": "20", "x264-params": "b-adapt=0"}
+    path = make(tmp_path / "b.avi", show=_of_one_brightness, options=options)
+    clips, _ = cut(path, span=0.5, tail=0.1, window=window)
+    found = []
+    for clip in clips:
+        frames, _, times = sampling.sample((tmp_path / "clips" / clip["file"]).read_bytes())
+        shown = ((frames.mean((1, 2, 3)) - 20) / 5).round().astype(int)
+        found += list(zip(shown.tolist(), (clip["start"] + times).round(4).tolist(), strict=True))
+    assert found == [(t, t / RATE) for t in range(10 if window else 0, 40)]
+    assert probing.probe(str(path))["constant_rate"] and len(sampling.sample(path.read_bytes())[0]) == 40
+
+
+def _repeated(data: bytes, count: int) -> bytes:
+    """A program stream of MPEG-2 whose packets state each time ``count`` times."""
+    changed, at, seen, held = bytearray(data), -1, 0, b""
+    while (at := data.find(b"\0\0\1\xe0", at + 1)) >= 0:
+        if data[at + 7] & 0x80:
+            held = held if seen % count else data[at + 9 : at + 14]
+            seen += 1
+            changed[at + 9 : at + 14] = held
+            if data[at + 7] & 0x40:  # a time of decoding, which is marked otherwise
+                changed[at + 14 : at + 19] = bytes([0x10 | held[0] & 15]) + held[1:]
+    assert seen >= 40
+    return bytes(changed)
+
+
+def test_a_program_stream_that_repeats_its_times_is_regular(tmp_path, cut):
+    path = make(tmp_path / "a.vob", codec="mpeg2video", size=(320, 240), rate=25, options={"qmin": "1", "qmax": "1"})
+    path.write_bytes(_repeated(path.read_bytes(), 15))
+    (clip,), frames = cut(path)
+    times = sampling.sample((tmp_path / "clips" / clip["file"]).read_bytes())[2]
+    np.testing.assert_allclose(times, np.arange(40) / 25, atol=1e-4)
+
+
+FRAGMENTS = {"movflags": "frag_keyframe+empty_moov+default_base_moof", "options": {"g": "20", "bf": "2"}}
+
+
+def _from_fragment(data: bytes, number: int) -> bytes:
+    """What a recorder leaves that began late: what a file begins with, and its fragments from one on."""
+    boxes, at = [], 0
+    while at < len(data):
+        size = int.from_bytes(data[at : at + 4], "big")
+        boxes.append((data[at + 4 : at + 8], data[at : at + size]))
+        at += size
+    begun = [n for n, (name, _) in enumerate(boxes) if name == b"moof"]
+    return b"".join(body for name, body in boxes[: begun[0]] + boxes[begun[number] :] if name != b"mfra")
+
+
+def test_fragments_that_begin_late_are_whole(tmp_path, cut):
+    path = make(tmp_path / "a.mp4", frames=120, **FRAGMENTS)
+    path.write_bytes(_from_fragment(path.read_bytes(), 4))
+    assert [clip["frames"] for clip in cut(path)[0]] == [40]
+    assert [clip["frames"] for clip in copying.copy(str(path), str(tmp_path / "clips"))] == [40]
+
+
+@pytest.mark.parametrize("mode", ["exact", "copy"])
+@pytest.mark.parametrize("name", ["late.mp4", "late.mov", "fragments.mp4"])
+def test_what_begins_late_and_lacks_its_end_is_truncated(tmp_path, name, mode):
+    """Its last box is said to go to the end of the file; an edit list delays what has no fragments."""
+    path = tmp_path / name
+    if name == "fragments.mp4":
+        data = _from_fragment(make(path, frames=120, **FRAGMENTS).read_bytes(), 3)
+        end = data.rindex(b"mdat") + 4  # the last second's pictures are lacking
+    else:
+        times = [10 + t / RATE for t in range(120)]
+        data = make(path, frames=120, times=times, options=FRAGMENTS["options"], movflags="faststart").read_bytes()
+        with av.open(str(path)) as container:
+            assert container.start_time > 9 * av.time_base
+            end = [packet.pos + packet.size for packet in container.demux(video=0) if packet.size][79]
+    at = data.rindex(b"mdat") - 4
+    path.write_bytes(data[:at] + bytes(4) + data[at + 4 : end])
+    with pytest.raises(Rejected, match=r"[45]\.\d\d s of 6\.00 s") as caught:
+        copying.cut_any(str(path), str(tmp_path), mode=mode)
+    assert caught.value.reason == "truncated"
+
+
 @pytest.mark.parametrize("kind", ["mp4", "mkv"])
 def test_a_varying_frame_rate_keeps_its_times(tmp_path, cut, kind):
     times = np.cumsum([0, *np.random.default_rng(0).uniform(0.01, 0.2, 39)]).round(3)

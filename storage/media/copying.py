@@ -1,6 +1,7 @@
 """Cutting a video into clips without decoding it: whole groups of packets, from key frame to key frame."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,12 +12,13 @@ from av.video.stream import VideoStream
 from storage.media.cutting import Place, Plan, cut, record
 from storage.media.encoder import ours
 from storage.media.footage import Unsure
-from storage.media.groups import Group, Order, check, groups, reencode
+from storage.media.groups import UNORDERED, Group, Order, check, groups, reencode
 from storage.media.limits import DEFAULT, Limits, Rejected
 from storage.media.picture import angle, interlaced, range_of, shown_size
 from storage.media.video import Clock, Damage, decode, open_video, packets, video_stream
 
 HELD_BACK = 1024  # packets in memory while a rest may still be too short for a clip
+LOOK = 16  # frames whose order is looked at where their packets all come in order of time
 LONGEST = 4  # spans without a key frame that are borne, or a minute if that is more
 
 
@@ -92,7 +94,8 @@ def _opening(clock: Clock, limits: Limits, beat: Callable[[], None], ahead: list
                 ahead.append(packet)
             yield packet
 
-    frame = next(decode(kept(), clock.stream, limits, Damage(), beat), None)
+    frames = decode(kept(), clock.stream, limits, Damage(), beat)
+    frame = next(frames, None)
     if frame is None:
         raise Rejected("decode_error", "no first frame")
     if interlaced(clock.stream, frame):
@@ -102,7 +105,16 @@ def _opening(clock: Clock, limits: Limits, beat: Callable[[], None], ahead: list
     degrees, mirrored = angle(frame)
     if mirrored or round(degrees) % 90:
         raise reencode("mirrored" if mirrored else f"turned by {round(degrees)} degrees")
+    # Where times are those of showing, packets of B-frames come in another order, and nothing more is decoded.
+    if clock.depth and _rising(ahead) and not _rising([frame, *islice(frames, LOOK)]):
+        raise reencode(UNORDERED)
     return shown_size(clock.stream, frame)
+
+
+def _rising(some: Iterable[av.Packet | av.VideoFrame]) -> bool:
+    """Whether packets or frames come in the order of their times."""
+    known = [one.pts for one in some if one.pts is not None]
+    return all(before < after for before, after in pairwise(known))
 
 
 class _Copier:

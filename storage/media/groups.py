@@ -20,6 +20,7 @@ from storage.media.video import NEAR, Clock, open_video, packets, video_stream
 
 CODECS = ("h264", "hevc", "av1", "libdav1d", "mpeg4", "vp9", "mpeg2video")  # that MP4 holds and its readers know
 IDR = 5  # the type of an H.264 unit that nothing before it is needed for
+UNORDERED = "times in decode order"
 LOOK = 4  # packets after a key frame that are asked whether they come before it in time
 Beat = Callable[[], None]
 Group = tuple[av.Packet, int, bool]  # packet, ticks since the first frame, whether a clip may begin there
@@ -49,6 +50,8 @@ def groups(
     """
     if clock.stream.codec_context.name not in CODECS:
         raise reencode(f"{clock.stream.codec_context.name} in MP4")
+    if clock.counted:
+        raise reencode(UNORDERED)
     key = furthest = -1
     most = math.floor(Fraction(longest) / clock.base)
     found = _looking(clock.stream, limits, beat, ahead)

@@ -30,6 +30,7 @@ CODECS = (
 )
 OPTIONS = {"format_whitelist": FORMATS, "protocol_whitelist": "file"}
 
+SPARSE = Fraction(7, 10)  # seconds between times that MPEG program streams state, at most
 NEAR = Fraction(1, 2000)  # seconds: a frame this little before a border is on it, for times that were rounded
 
 
@@ -202,11 +203,15 @@ class Clock:
         context = self.stream.codec_context
         self.depth = max(int(context.has_b_frames), context.reorder_depth)  # frames that are decoded ahead of time
         self.lossy = self.container.format.name in ("mpegts", "mpeg")
+        # AVI has times of decoding only; of MPEG-4 the right order is told from its packets.
+        self.counted = self.container.format.name == "avi" and context.name in ("h264", "hevc") and self.depth > 0
 
     def read(self, pts: int | None) -> int:
         """The time of a frame in ticks of `base` since the first frame; strictly increasing."""
         if self.first is None:
             self.first = pts or 0
+        if self.counted:
+            pts = self.first + self.frames * self.tick
         since = None if pts is None else pts - self.first
         self.furthest = max(self.furthest, since or 0)
         if since is None or since <= self.last:
@@ -234,10 +239,11 @@ class Clock:
             raise Rejected("too_few_frames", str(self.frames))
         self.check_times()
         header, shown = Fraction(self.stream.duration or 0), self.last + self.tick
-        if not header and len(self.container.streams) == 1:
-            # Matroska has this one alone, and counts it from zero.
+        alone = not header and len(self.container.streams) == 1
+        if alone:  # Matroska has this one alone
             header = (self.container.duration or 0) / (av.time_base * self.base)
-            shown += max(0, self.first or 0)
+        if alone or "mp4" in self.container.format.name and not self.stream.frames:  # no table: MP4 in fragments
+            shown += max(0, self.first or 0)  # both count from zero, wherever the first frame is
         if header and shown < header * 0.95 and (header - shown) * self.base > 0.5:
             raise Rejected("truncated", f"{float(shown * self.base):.2f} s of {float(header * self.base):.2f} s")
 
@@ -248,8 +254,10 @@ class Clock:
             raise Rejected("missing_frames", f"{lost} of {self.frames + lost}")
         # Packed B-frames (old AVIs) swap the times of every other frame. That is no harm where frames at the regular
         # rate fill the time that the header or the frames state: repaired, each is within a frame or two of its moment.
+        # MPEG program streams need not state more than a time every 0.7 s, the last as long before the end.
         stated = (self.stream.duration or 0, self.furthest + self.tick if self.furthest else 0)
-        regular = any(t and abs(self.frames * self.tick - t) <= max(2 * self.tick, t // 20) for t in stated)
+        slack = max(2 * self.tick, round(SPARSE / self.base) if self.container.format.name == "mpeg" else 0)
+        regular = any(t and abs(self.frames * self.tick - t) <= max(slack, t // 20) for t in stated)
         if self.repaired > max(2, self.limits.repaired_share * self.frames) and not regular:
             raise Rejected("bad_timestamps", f"{self.repaired} of {self.frames} frames")
 
