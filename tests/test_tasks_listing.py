@@ -1,8 +1,10 @@
 """Incremental listing: moved and touched files are not done again, replaced ones are; lists, globs, long videos."""
 
 import csv
+import io
 import json
 import os
+import tarfile
 from dataclasses import replace
 from functools import partial
 
@@ -227,16 +229,14 @@ def test_a_list_of_urls_without_labels_is_an_archive(home):
     assert sorted(row["source"] for part in data.parts for row in part.rows()) == [f"file://{path}" for path in paths]
 
 
+def add(tar, name, data):
+    info = tarfile.TarInfo(name)
+    info.size = len(data)
+    tar.addfile(info, io.BytesIO(data))
+
+
 def test_webdataset_tars_are_an_archive(home, clips, tmp_path):
     """Links, unsafe and doubled names are quarantined, pickles never opened."""
-    import io
-    import tarfile
-
-    def add(tar, name, data):
-        info = tarfile.TarInfo(name)
-        info.size = len(data)
-        tar.addfile(info, io.BytesIO(data))
-
     (tmp_path / "shards").mkdir()
     with tarfile.open(tmp_path / "shards" / "0.tar", "w") as tar:
         for number, clip in enumerate(clips[:3]):
@@ -262,6 +262,41 @@ def test_webdataset_tars_are_an_archive(home, clips, tmp_path):
     assert {name.removeprefix("0.tar/") for name in entries} == {"../out.mp4", "link.mp4", "twice.mp4"}
     _, report = prepare(str(tmp_path / "tarred"), str(tmp_path / "shards"))
     assert report.decoded == 0
+
+
+def test_a_single_tar_is_an_archive(clips, tmp_path, s3):
+    with tarfile.open(tmp_path / "one.tar", "w") as tar:
+        add(tar, "s.mp4", clips[0].read_bytes())
+    data, report = prepare(str(tmp_path / "root"), str(tmp_path / "one.tar"))
+    assert [row["path"] for part in data.parts for row in part.rows()] == ["one.tar/s.mp4"] and report.kept == 1
+    for url in (f"{s3}/alone/one.tar", "memory://alone/one.tar"):
+        files.replace((tmp_path / "one.tar").read_bytes(), url)
+        assert [source.path for source in sources.listing(url)] == ["one.tar/s.mp4"]
+
+
+def test_everything_in_tars_has_a_verdict(clips, tmp_path):
+    names = ("a.mpg", "b.ts", "c.3gp", "d.FLV", "e.left.wmv")  # a container is told from its bytes
+    (tmp_path / "shards").mkdir()
+    with tarfile.open(tmp_path / "shards" / "0.tar", "w") as tar:
+        for name, clip in zip(names, clips, strict=False):
+            add(tar, name, clip.read_bytes())
+            add(tar, f"{name[0]}.cls", b"7")
+        for name in ("text.json", "text.txt", "text.cls", "dir.mp4/odd.xyz", "pages.pdf"):
+            add(tar, name, b"{}")
+    with tarfile.open(tmp_path / "shards" / "folders.tar", "w") as tar:
+        folder = tarfile.TarInfo("folder")
+        folder.type = tarfile.DIRTYPE
+        tar.addfile(folder)
+    with tarfile.open(tmp_path / "shards" / "packed.tar.gz", "w:gz") as tar:
+        add(tar, "s.mp4", clips[5].read_bytes())
+    data, _ = prepare(str(tmp_path / "root"), str(tmp_path / "shards"))
+    rows = {row["path"]: row for part in data.parts for row in part.rows()}
+    assert set(rows) == {f"0.tar/{name}" for name in names} and rows["0.tar/b.ts"]["labels"][0]["label"] == "7"
+    entries = {e.item: (e.verdict, e.reason) for e in ledger.read(str(tmp_path / "root"), "list", "a")}
+    assert {item: said for item, said in entries.items() if item not in rows} == dict.fromkeys(
+        ("0.tar/text", "0.tar/dir.mp4/odd", "0.tar/pages", "folders.tar", "packed.tar.gz"),
+        ("dropped", "unknown_extension"),
+    )
 
 
 @pytest.mark.parametrize(
