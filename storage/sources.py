@@ -11,6 +11,7 @@ import os
 import re
 import stat
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -61,16 +62,29 @@ def listing(archive: str) -> Iterator[Source]:
     """
     archive = files.absolute(archive)
     base, wanted = _split_glob(archive)
-    fs, top = files.locate(base)
     try:
-        kind = files.info(base)["type"]
-    except FileNotFoundError as error:
+        with understood(base):
+            fs, top = files.locate(base)
+            kind = files.info(base)["type"]
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise InputError(f"{base}: no such archive; give the folder or URL that holds the videos") from error
     if kind == "file" and not top.endswith(TAR):
         raise InputError(f"{base}: a file; give the folder or URL that holds the videos, or a list of them")
     for source in _everything(fs, top, base):
         if wanted is None or wanted.match(source.path):
             yield from _inside(source) if source.path.endswith(TAR) and not source.problem else [source]
+
+
+@contextmanager
+def understood(url: str) -> Iterator[None]:
+    """`InputError` for a URL that its file system cannot make sense of; what a store answers is raised as it is."""
+    try:
+        yield
+    except (InputError, StoreError, OSError):
+        raise
+    except Exception as error:  # each library has a kind of its own
+        why = " ".join(f"{type(error).__name__}: {error}".split())
+        raise InputError(f"{url}: cannot be looked at ({why}); give a plain path or an s3:// URL") from error
 
 
 def _split_glob(archive: str) -> tuple[str, re.Pattern[str] | None]:

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from storage import datasets, files, ledger, lists, plans, sources, stores
+from storage import datasets, files, ledger, lists, plans, reading, sources, stores
 from storage.errors import InputError
 from storage.media import synthetic
 from tasks import status
@@ -222,6 +222,23 @@ def test_a_list_that_is_one_json_value_says_so(tmp_path):
         list(lists.rows(str(tmp_path / "list.json")))
 
 
+@pytest.mark.parametrize(
+    "row", [r'{"path": "\ud800.mp4"}', r'{"path": "a", "label": "\udfff"}', r'{"path": "a", "\ud800": 1}',
+            r'{"path": "a", "seen": {"at": ["\ud800"]}}'],
+)  # fmt: skip
+def test_half_a_character_in_a_list_is_refused(tmp_path, row):
+    (tmp_path / "list.jsonl").write_text('{"path": "\\ud83d\\ude00.mp4"}\n' + row)
+    with pytest.raises(InputError, match=r"list.jsonl, row 2: '.ud[8f][0-9a-f]+' is half of a character"):
+        list(lists.rows(str(tmp_path / "list.jsonl")))
+
+
+def test_two_columns_of_one_name_in_parquet_are_refused(tmp_path):
+    table = pa.Table.from_arrays([pa.array(["a.mp4"]), pa.array(["b.mp4"])], ["path", "path"])
+    pq.write_table(table, tmp_path / "list.parquet")
+    with pytest.raises(InputError, match="row 1: a column comes twice"):
+        list(lists.rows(str(tmp_path / "list.parquet")))
+
+
 def test_a_list_of_urls_without_labels_is_an_archive(home):
     paths = sorted((home / "archive").rglob("*.mp4"))[:3]
     (home / "list.csv").write_text("url\n" + "".join(f"file://{path}\n" for path in paths))
@@ -297,6 +314,37 @@ def test_everything_in_tars_has_a_verdict(clips, tmp_path):
         ("0.tar/text", "0.tar/dir.mp4/odd", "0.tar/pages", "folders.tar", "packed.tar.gz"),
         ("dropped", "unknown_extension"),
     )
+
+
+def test_numbers_that_are_none_and_the_order_of_columns_leave_metadata_as_they_are(home):
+    name = str(next((home / "archive").rglob("*.mp4")).relative_to(home))
+    more = {"score": [float("nan")], "seen": [{"at": [1.0, float("inf")]}], "city": ["Basel"]}
+    pq.write_table(pa.table({"path": [name], **more}), home / "list.parquet")
+    (home / "list.jsonl").write_text(
+        f'{{"city": "Basel", "seen": {{"at": [1.0, 1e400]}}, "score": -1e400, "path": "{name}"}}'
+    )
+    found = {next(lists.listing(str(home / f"list.{kind}"))).metadata for kind in ("parquet", "jsonl")}
+    assert found == {'{"city": "Basel", "seen": {"at": [1.0, null]}}'}
+    data, _ = prepare(str(home / "listed"), str(home / "list.parquet"))
+    [sample] = reading.samples(data)
+    strict = json.loads(sample["json"], parse_constant=lambda number: pytest.fail(number))
+    assert strict["metadata"] == {"city": "Basel", "seen": {"at": [1.0, None]}}
+
+
+def test_a_row_of_a_list_without_a_label_is_unlabelled_and_an_empty_one_was_looked_at(home):
+    paths = [str(path.relative_to(home)) for path in sorted((home / "archive").rglob("*.mp4"))]
+    said = [{}, {"label": ""}, {"label": "wave"}]
+    rows = [{"path": path, **more} for path, more in zip(paths, said, strict=False)]
+    (home / "list.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    data, _ = prepare(str(home / "listed"), str(home / "list.jsonl"))
+    found = {row["path"]: (row["labelled"], len(row["labels"])) for part in data.parts for row in part.rows()}
+    assert found == dict(zip(paths, [("none", 0), ("segments", 0), ("video", 1)], strict=False))
+
+
+def test_a_list_with_splits_and_no_label_is_refused(home):
+    (home / "list.csv").write_text("path,split\na.mp4,\nb.mp4,heldout\n")
+    with pytest.raises(InputError, match=r"list.csv, row 2: a split but no label; give it a label"):
+        plan(files.open_root(str(home / "listed")), str(home / "list.csv"))
 
 
 @pytest.mark.parametrize(
