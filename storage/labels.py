@@ -79,7 +79,7 @@ def _names(value: Any, where: str) -> list[str]:
     """The labels that a row has at its times: a name, a number or a list of these; none where it is empty."""
     if value is None or value != value:  # NaN, as tables have it where a value is missing
         return []
-    if isinstance(value, list):
+    if isinstance(value, list) and not any(isinstance(item, list) for item in value):
         return [name for item in value for name in _names(item, where)]
     if isinstance(value, bool) or not isinstance(value, str | int | float) or value in (math.inf, -math.inf):
         raise InputError(f"{where}: {str(value)[:80]} is no label; give a name, or a list of names")

@@ -126,8 +126,11 @@ def _source(folder: str, row: dict[str, Any]) -> Source:
     target = str(row.get("url") or place).strip()
     url = target if "://" in target or target.startswith("/") else files.join(folder, target)
     refuse_credentials(url, "the list")
-    beside = {k: v for k, v in _finite(row).items() if k not in OWN and v not in (None, "")}
-    plain = without_credentials(json.loads(json.dumps(beside, default=str)))
+    try:
+        beside = {k: v for k, v in _finite(row).items() if k not in OWN and v not in (None, "")}
+        plain = without_credentials(json.loads(json.dumps(beside, default=str)))
+    except RecursionError as error:
+        raise InputError(f"{place}: what the list says of it is nested too deeply") from error
     metadata = json.dumps(plain, sort_keys=True, allow_nan=False)
     try:
         with understood(url):

@@ -82,7 +82,8 @@ def test_a_number_that_is_none_is_no_label(tmp_path):
     [
         ({"label": True}, "row 1: True is no label; give a name, or a list of names"),
         ({"label": {"name": "left"}}, "row 1: {'name': 'left'} is no label"),
-        ({"label": ["left", ["up", False]]}, "row 1: False is no label"),
+        ({"label": ["left", False]}, "row 1: False is no label"),
+        ({"label": ["left", ["up"]]}, r"row 1: \['left', \['up'\]\] is no label"),
         ({"label": 1e999}, "row 1: inf is no label"),
         ({"label": "left", "start": False, "end": True}, "row 1: start False and end True must be seconds"),
         ({"split": "train"}, "row 1: a split but no label"),

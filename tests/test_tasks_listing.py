@@ -232,6 +232,12 @@ def test_half_a_character_in_a_list_is_refused(tmp_path, row):
         list(lists.rows(str(tmp_path / "list.jsonl")))
 
 
+def test_metadata_nested_deeper_than_python_goes_are_refused(tmp_path):
+    (tmp_path / "list.jsonl").write_text('{"path": "a.mp4", "seen": ' + "[" * 700 + "]" * 700 + "}")
+    with pytest.raises(InputError, match="a.mp4: what the list says of it is nested too deeply|list.jsonl, row 1"):
+        list(lists.listing(str(tmp_path / "list.jsonl")))
+
+
 def test_two_columns_of_one_name_in_parquet_are_refused(tmp_path):
     table = pa.Table.from_arrays([pa.array(["a.mp4"]), pa.array(["b.mp4"])], ["path", "path"])
     pq.write_table(table, tmp_path / "list.parquet")
