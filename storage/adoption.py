@@ -74,12 +74,15 @@ def _matching(url: str) -> Iterator[Shard]:
         yield Shard(where if local else fs.unstrip_protocol(where), files.stamp(info))
 
 
-def videos(sample: Sample) -> list[tuple[Member, dict[str, Member]]]:
-    """The videos of a sample, each with its sidecars by kind: those of its own stem, else those of the key alone."""
+def videos(sample: Sample, kinds: tuple[str, ...] = VIDEOS) -> list[tuple[Member, dict[str, Member]]]:
+    """The videos of a sample, each with its sidecars by kind: those of its own stem, else those of the key alone.
+
+    ``kinds`` are the extensions of videos: by default those of clips that are read where they are.
+    """
     found = []
     for extension, member in sample.members.items():
         stem, _, last = extension.rpartition(".")
-        if last.lower() not in VIDEOS:
+        if last.lower() not in kinds:
             continue
         beside: dict[str, Member] = {}
         for wanted in dict.fromkeys(("", stem)):
@@ -143,6 +146,7 @@ def _json(data: bytes) -> dict[str, Any]:
 
     try:
         found = json.loads(data, object_pairs_hook=once, parse_constant=constant)
+        json.dumps(found, ensure_ascii=False, allow_nan=False).encode()  # 1e400 and half a character come through
     except BadSidecar:
         raise
     except (ValueError, RecursionError) as error:

@@ -30,21 +30,26 @@ class Labels:
 def read_labels(url: str) -> dict[str, Labels]:
     """Reads labels from CSV, Parquet or JSON lines: ``path,label`` or ``path,start,end,label``, optionally ``split``.
 
-    Times are seconds. Raises `InputError` that names the file and the row.
+    Times are seconds. A row whose label is empty says: looked at, nothing there; one without any says nothing.
+    Raises `InputError` that names the file and the row.
     """
     found: dict[str, Any] = {}  # by path: its split and its rows, at the end its labels; a million have to fit
     for number, row in enumerate(_rows(url), start=1):
-        path, label = str(row.get("path") or "").strip(), str(row.get("label") or "").strip()
+        where, path = f"{url}, row {number}", str(row.get("path") or "").strip()
         if not path:
-            raise InputError(f"{url}, row {number}: no path; every row needs path and label")
+            raise InputError(f"{where}: no path; every row needs path and label")
         split = str(row.get("split") or "").strip()
         if split and split not in SPLITS:
-            raise InputError(f"{url}, row {number}: split {split!r} must be {' or '.join(SPLITS)}, or left out")
+            raise InputError(f"{where}: split {split!r} must be {' or '.join(SPLITS)}, or left out")
+        if "label" not in row:
+            if split:
+                raise InputError(f"{where}: {lists.SPLIT_ALONE}")
+            continue
         kept = found.setdefault(path, [sys.intern(split)])
         if kept[0] != split:
-            raise InputError(f"{url}, row {number}: {path} is in two splits; a source belongs to one")
-        if label:  # a row without a label says: looked at, nothing there
-            kept.append((*_times(row, f"{url}, row {number}"), sys.intern(label)))
+            raise InputError(f"{where}: {path} is in two splits; a source belongs to one")
+        for label in dict.fromkeys(_names(row["label"], where)):
+            kept.append((*_times(row, where), sys.intern(label)))
     for path, (split, *rows) in found.items():
         if len({start is None for start, _, _ in rows}) > 1:
             raise InputError(f"{url}: {path} has rows with and without times; give all of them times or none")
@@ -53,17 +58,32 @@ def read_labels(url: str) -> dict[str, Labels]:
 
 
 def _rows(url: str) -> Iterator[dict[str, Any]]:
-    empty = True
+    empty, labelled = True, False
     for row in lists.rows(url):
-        missing = [
-            name for name, found in (("label", "label" in row), ("path", {"path", "url"} & row.keys())) if not found
-        ]
-        if empty and missing:
-            raise InputError(f"{url}: no column {' or '.join(missing)}; columns are path,label or path,start,end,label")
+        labelled = labelled or "label" in row
+        if empty and not {"path", "url"} & row.keys():
+            raise _lacking(url, "path" if labelled else "label or path")
         empty = False
         yield {**row, "path": row.get("path") or row.get("url")}
     if empty:
         raise InputError(f"{url}: no rows; leave --labels out for an unlabelled archive")
+    if not labelled:
+        raise _lacking(url, "label")
+
+
+def _lacking(url: str, columns: str) -> InputError:
+    return InputError(f"{url}: no column {columns}; columns are path,label or path,start,end,label")
+
+
+def _names(value: Any, where: str) -> list[str]:
+    """The labels that a row has at its times: a name, a number or a list of these; none where it is empty."""
+    if value is None or value != value:  # NaN, as tables have it where a value is missing
+        return []
+    if isinstance(value, list) and not any(isinstance(item, list) for item in value):
+        return [name for item in value for name in _names(item, where)]
+    if isinstance(value, bool) or not isinstance(value, str | int | float) or value in (math.inf, -math.inf):
+        raise InputError(f"{where}: {str(value)[:80]} is no label; give a name, or a list of names")
+    return [name] if (name := str(value).strip()) else []
 
 
 def _times(row: dict[str, Any], where: str) -> tuple[float | None, float | None]:
@@ -71,6 +91,8 @@ def _times(row: dict[str, Any], where: str) -> tuple[float | None, float | None]
     if start in (None, "") and end in (None, ""):
         return None, None
     try:
+        if "_" in f"{start}{end}" or isinstance(start, bool) or isinstance(end, bool):  # float() takes these
+            raise ValueError
         start, end = float(start), float(end)  # type: ignore[arg-type]
     except (TypeError, ValueError) as error:
         raise InputError(f"{where}: start {start!r} and end {end!r} must be seconds, both or none") from error

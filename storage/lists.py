@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import math
 from collections.abc import Iterator
 from itertools import groupby
 from typing import Any
@@ -15,10 +16,11 @@ from storage import files
 from storage.errors import InputError, StoreError
 from storage.ranges import opened
 from storage.secrets import refuse_credentials, without_credentials
-from storage.sources import Source
+from storage.sources import Source, understood
 
 SUFFIXES = (".csv", ".parquet", ".jsonl", ".ndjson", ".json")
 OWN = ("path", "url", "label", "start", "end", "split")  # all other columns are metadata
+SPLIT_ALONE = "a split but no label; give it a label, which may be empty, or leave split out"
 
 
 def is_list(archive: str) -> bool:
@@ -30,13 +32,17 @@ def rows(url: str) -> Iterator[dict[str, Any]]:
     """The rows of a list, as a stream; `InputError` that names the file and the row where it cannot be read."""
     number = 1
     try:
-        with opened(files.absolute(url)) as file:
+        with understood(url):
+            listed = opened(files.absolute(url))
+        with listed as file:
             for number, row in enumerate(_parsed(url, file), start=2):
                 if not isinstance(row, dict) or None in row:
                     number -= 1
                     kind = "more values than the file has columns" if isinstance(row, dict) else "no object with names"
                     raise ValueError(kind)
                 yield row
+    except InputError:
+        raise
     except FileNotFoundError as error:
         raise InputError(f"{url}: no such file") from error
     except (PermissionError, IsADirectoryError, NotADirectoryError) as error:
@@ -48,7 +54,9 @@ def rows(url: str) -> Iterator[dict[str, Any]]:
 def _parsed(url: str, file: Any) -> Iterator[Any]:
     name = url.lower()
     if name.endswith(".parquet"):
-        for batch in pq.ParquetFile(file).iter_batches():
+        parquet = pq.ParquetFile(file)
+        _once([(name, None) for name in parquet.schema_arrow.names])
+        for batch in parquet.iter_batches():
             yield from batch.to_pylist()
         return
     text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="" if name.endswith(".csv") else "\n")
@@ -58,7 +66,7 @@ def _parsed(url: str, file: Any) -> Iterator[Any]:
         yield from table
     else:
         strict = json.JSONDecoder(object_pairs_hook=_once, parse_constant=_no_number)
-        yield from (strict.decode(line) for line in text if line.strip())
+        yield from (_text(strict.decode(line)) for line in text if line.strip())
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -67,6 +75,26 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) < len(pairs):
         raise ValueError("a column comes twice")
     return found
+
+
+def _text(value: Any) -> Any:
+    """A JSON value, whose escapes may name half of a character, which nothing else can hold."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{error.object[error.start]!r} is half of a character") from error
+    return value
+
+
+def _finite(value: Any) -> Any:
+    """A value with None for each number that is none: JSON has no NaN and no infinity."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    if isinstance(value, dict):
+        return {name: _finite(item) for name, item in value.items()}
+    return value
 
 
 def _no_number(name: str) -> float:
@@ -98,10 +126,15 @@ def _source(folder: str, row: dict[str, Any]) -> Source:
     target = str(row.get("url") or place).strip()
     url = target if "://" in target or target.startswith("/") else files.join(folder, target)
     refuse_credentials(url, "the list")
-    beside = {k: v for k, v in row.items() if k not in OWN and v not in (None, "")}
-    metadata = json.dumps(without_credentials(json.loads(json.dumps(beside, default=str))))
     try:
-        info = files.info(url)
+        beside = {k: v for k, v in _finite(row).items() if k not in OWN and v not in (None, "")}
+        plain = without_credentials(json.loads(json.dumps(beside, default=str)))
+    except RecursionError as error:
+        raise InputError(f"{place}: what the list says of it is nested too deeply") from error
+    metadata = json.dumps(plain, sort_keys=True, allow_nan=False)
+    try:
+        with understood(url):
+            info = files.info(url)
     except (FileNotFoundError, NotADirectoryError):
         return Source(place, url, 0, "", problem="not_found", metadata=metadata)
     except PermissionError as error:
@@ -116,5 +149,12 @@ def _source(folder: str, row: dict[str, Any]) -> Source:
 
 
 def has_labels(url: str) -> bool:
-    """Whether any row of a list has a label."""
-    return any("label" in row for row in rows(url))
+    """Whether any row of a list has a label; `InputError` where rows have a split and none has a label."""
+    split = 0
+    for number, row in enumerate(rows(url), start=1):
+        if "label" in row:
+            return True
+        split = split or (number if row.get("split") else 0)
+    if split:
+        raise InputError(f"{url}, row {split}: {SPLIT_ALONE}")
+    return False

@@ -11,6 +11,7 @@ import os
 import re
 import stat
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -27,6 +28,7 @@ EXTENSIONS = (
     *(".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".m2ts", ".mts", ".flv"),
     *(".ogv", ".wmv", ".3gp", ".3g2", ".asf", ".vob", ".mxf"),
 )
+KINDS = tuple(extension.removeprefix(".") for extension in EXTENSIONS)
 PIECE = 16 << 20  # bytes that one request fetches of a source
 BLOCK = 64 * 1024  # bytes of each of the three places that a fingerprint looks at
 WHOLE = 4 * BLOCK  # a file up to this size is read whole: its fingerprint is exact
@@ -60,16 +62,29 @@ def listing(archive: str) -> Iterator[Source]:
     """
     archive = files.absolute(archive)
     base, wanted = _split_glob(archive)
-    fs, top = files.locate(base)
     try:
-        kind = files.info(base)["type"]
-    except FileNotFoundError as error:
+        with understood(base):
+            fs, top = files.locate(base)
+            kind = files.info(base)["type"]
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise InputError(f"{base}: no such archive; give the folder or URL that holds the videos") from error
     if kind == "file" and not top.endswith(TAR):
         raise InputError(f"{base}: a file; give the folder or URL that holds the videos, or a list of them")
     for source in _everything(fs, top, base):
         if wanted is None or wanted.match(source.path):
             yield from _inside(source) if source.path.endswith(TAR) and not source.problem else [source]
+
+
+@contextmanager
+def understood(url: str) -> Iterator[None]:
+    """`InputError` for a URL that its file system cannot make sense of; what a store answers is raised as it is."""
+    try:
+        yield
+    except (InputError, StoreError, OSError):
+        raise
+    except Exception as error:  # each library has a kind of its own
+        why = " ".join(f"{type(error).__name__}: {error}".split())
+        raise InputError(f"{url}: cannot be looked at ({why}); give a plain path or an s3:// URL") from error
 
 
 def _split_glob(archive: str) -> tuple[str, re.Pattern[str] | None]:
@@ -98,7 +113,10 @@ def _everything(fs: fsspec.AbstractFileSystem, top: str, base: str) -> Iterator[
 
 
 def _inside(tar: Source) -> Iterator[Source]:
-    """The videos of a WebDataset shard, with what lies beside them; the shard itself where something is wrong."""
+    """The videos of a WebDataset shard, with what lies beside them; the shard itself where something is wrong.
+
+    A sample without a video comes under its key, a shard without a sample under its own name: none is a video's.
+    """
     from storage import adoption, shards
 
     try:
@@ -110,8 +128,15 @@ def _inside(tar: Source) -> Iterator[Source]:
     except Rejected as error:
         yield replace(tar, problem=error.reason)
         return
+    if not samples:
+        yield tar
     for sample in samples:
-        found = adoption.videos(sample) if not sample.flaw else [(m, {}) for m in sample.members.values()]
+        if sample.flaw:
+            found: list[tuple[shards.Member, dict[str, shards.Member]]] = [(m, {}) for m in sample.members.values()]
+        else:
+            found = adoption.videos(sample, KINDS)
+        if not found:
+            yield replace(tar, path=f"{tar.path}/{sample.key}")
         for video, beside in found:
             name = f"{tar.path}/{video.name}"
             place: dict[str, Any] = {"size": video.size, "offset": video.offset, "stamp": f"{tar.stamp}:{video.offset}"}
@@ -136,6 +161,7 @@ def _local_files(top: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """Paths with what fsspec's ``find`` says of them; an unreadable folder is an error, a link is its target."""
     if os.path.isfile(top):
         yield top, _facts(top)
+        return
     for folder, folders, names in os.walk(top, onerror=_unreadable):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for path in (os.path.join(folder, name) for name in sorted(folders + names)):

@@ -60,6 +60,42 @@ def test_an_empty_label_says_nothing_is_there(labels):
     assert found == {"a.mp4": Labels(())} and found["a.mp4"].kind == "segments"
 
 
+def test_a_list_of_names_is_several_labels_and_nothing_is_none(labels):
+    rows = ['{"path": "z.mp4"}', '{"path": "a.mp4", "label": ["left", "up", 3, "up"]}',
+            '{"path": "b.mp4", "start": 0, "end": 1, "label": ["left", "up"]}', '{"path": "c.mp4", "label": null}',
+            '{"path": "d.mp4", "label": []}']  # fmt: skip
+    assert read_labels(labels("\n".join(rows), "labels.jsonl")) == {
+        "a.mp4": Labels(((None, None, "3"), (None, None, "left"), (None, None, "up"))),
+        "b.mp4": Labels(((0.0, 1.0, "left"), (0.0, 1.0, "up"))),
+        "c.mp4": Labels(()),
+        "d.mp4": Labels(()),
+    }
+
+
+def test_a_number_that_is_none_is_no_label(tmp_path):
+    pq.write_table(pa.table({"path": ["a", "b"], "label": [float("nan"), None]}), tmp_path / "labels.parquet")
+    assert read_labels(str(tmp_path / "labels.parquet")) == {"a": Labels(()), "b": Labels(())}
+
+
+@pytest.mark.parametrize(
+    "row, message",
+    [
+        ({"label": True}, "row 1: True is no label; give a name, or a list of names"),
+        ({"label": {"name": "left"}}, "row 1: {'name': 'left'} is no label"),
+        ({"label": ["left", False]}, "row 1: False is no label"),
+        ({"label": ["left", ["up"]]}, r"row 1: \['left', \['up'\]\] is no label"),
+        ({"label": 1e999}, "row 1: inf is no label"),
+        ({"label": "left", "start": False, "end": True}, "row 1: start False and end True must be seconds"),
+        ({"split": "train"}, "row 1: a split but no label"),
+        ({"note": "x"}, "no column label; columns are path,label"),
+    ],
+)
+def test_odd_values_are_refused(labels, row, message):
+    url = labels(json.dumps({"path": "a", **row}).replace("Infinity", "1e999"), "labels.jsonl")
+    with pytest.raises(InputError, match=f"{url}.*{message}"):
+        read_labels(url)
+
+
 @pytest.mark.parametrize(
     "text, message",
     [
@@ -67,6 +103,7 @@ def test_an_empty_label_says_nothing_is_there(labels):
         ("path,label,split\na,x,train\na,y,heldout\n", "row 2: a is in two splits"),
         ("path,label,split\na,x,trian\n", "row 1: split 'trian' must be train or heldout"),
         ("path,start,end,label\na,1,,x\n", "row 1: start .* must be seconds, both or none"),
+        ("path,start,end,label\na,1_0,2_0,x\n", "row 1: start '1_0' and end '2_0' must be seconds"),
         ("path,start,end,label\na,0,1,x\na,one,2,x\n", "row 2: start 'one' .* must be seconds"),
         ("path,start,end,label\na,2,1,x\n", "row 1: needs 0 <= start < end, got 2 to 1"),
         ("path,start,end,label\na,1,1,x\n", "row 1: needs 0 <= start < end"),

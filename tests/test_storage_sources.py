@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from storage import files, ledger, plans
+from storage import files, ledger, lists, plans
 from storage.errors import InputError
 from storage.media.limits import Rejected
 from storage.media.sandbox import Sandbox
@@ -24,8 +24,20 @@ def test_a_missing_archive_and_a_file(tmp_path, s3):
     with pytest.raises(InputError, match="no such archive; give the folder"):
         list(listing(f"{s3}/none-at-all"))
     (tmp_path / "file.mp4").write_text("x")
+    with pytest.raises(InputError, match="no such archive; give the folder"):
+        list(listing(str(tmp_path / "file.mp4" / "below")))
     with pytest.raises(InputError, match="a file; give the folder"):
         list(listing(str(tmp_path / "file.mp4")))
+
+
+@pytest.mark.parametrize("url", ["dir://x", "hf://not a name/x"])
+def test_a_url_that_its_library_cannot_read_is_one_line(url, tmp_path):
+    """What these libraries raise is no OSError."""
+    (tmp_path / "list.csv").write_text(f"url\n{url}/a.mp4\n")
+    for found in (listing(url), lists.rows(f"{url}/list.csv"), lists.listing(str(tmp_path / "list.csv"))):
+        with pytest.raises(InputError, match=f"^{url}.*: cannot be looked at .*; give a plain path or an s3") as caught:
+            list(found)
+        assert "\n" not in str(caught.value)
 
 
 def test_an_empty_archive(tmp_path):

@@ -309,6 +309,7 @@ def test_sidecars_say_labels_and_metadata(beside, rows, metadata):
 @pytest.mark.parametrize(
     "data",
     [b'{"label": 1.5}', b'{"label": true}', b'{"labels": [{"start": 0, "label": "x"}]}', b"[1]", b"\xff", b"{",
+     b'{"score": 1e400}', rb'{"label": "\ud800"}',
      b'{"labels": ["a", {"start": 0, "end": 1, "label": "x"}]}', b'{"split": "dev", "label": "a"}'],
 )  # fmt: skip
 def test_a_sidecar_that_is_not_understood_is_refused(data):

@@ -1,8 +1,10 @@
 """Incremental listing: moved and touched files are not done again, replaced ones are; lists, globs, long videos."""
 
 import csv
+import io
 import json
 import os
+import tarfile
 from dataclasses import replace
 from functools import partial
 
@@ -11,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from storage import datasets, files, ledger, lists, plans, sources, stores
+from storage import datasets, files, ledger, lists, plans, reading, sources, stores
 from storage.errors import InputError
 from storage.media import synthetic
 from tasks import status
@@ -220,6 +222,29 @@ def test_a_list_that_is_one_json_value_says_so(tmp_path):
         list(lists.rows(str(tmp_path / "list.json")))
 
 
+@pytest.mark.parametrize(
+    "row", [r'{"path": "\ud800.mp4"}', r'{"path": "a", "label": "\udfff"}', r'{"path": "a", "\ud800": 1}',
+            r'{"path": "a", "seen": {"at": ["\ud800"]}}'],
+)  # fmt: skip
+def test_half_a_character_in_a_list_is_refused(tmp_path, row):
+    (tmp_path / "list.jsonl").write_text('{"path": "\\ud83d\\ude00.mp4"}\n' + row)
+    with pytest.raises(InputError, match=r"list.jsonl, row 2: '.ud[8f][0-9a-f]+' is half of a character"):
+        list(lists.rows(str(tmp_path / "list.jsonl")))
+
+
+def test_metadata_nested_deeper_than_python_goes_are_refused(tmp_path):
+    (tmp_path / "list.jsonl").write_text('{"path": "a.mp4", "seen": ' + "[" * 700 + "]" * 700 + "}")
+    with pytest.raises(InputError, match="a.mp4: what the list says of it is nested too deeply|list.jsonl, row 1"):
+        list(lists.listing(str(tmp_path / "list.jsonl")))
+
+
+def test_two_columns_of_one_name_in_parquet_are_refused(tmp_path):
+    table = pa.Table.from_arrays([pa.array(["a.mp4"]), pa.array(["b.mp4"])], ["path", "path"])
+    pq.write_table(table, tmp_path / "list.parquet")
+    with pytest.raises(InputError, match="row 1: a column comes twice"):
+        list(lists.rows(str(tmp_path / "list.parquet")))
+
+
 def test_a_list_of_urls_without_labels_is_an_archive(home):
     paths = sorted((home / "archive").rglob("*.mp4"))[:3]
     (home / "list.csv").write_text("url\n" + "".join(f"file://{path}\n" for path in paths))
@@ -227,16 +252,14 @@ def test_a_list_of_urls_without_labels_is_an_archive(home):
     assert sorted(row["source"] for part in data.parts for row in part.rows()) == [f"file://{path}" for path in paths]
 
 
+def add(tar, name, data):
+    info = tarfile.TarInfo(name)
+    info.size = len(data)
+    tar.addfile(info, io.BytesIO(data))
+
+
 def test_webdataset_tars_are_an_archive(home, clips, tmp_path):
     """Links, unsafe and doubled names are quarantined, pickles never opened."""
-    import io
-    import tarfile
-
-    def add(tar, name, data):
-        info = tarfile.TarInfo(name)
-        info.size = len(data)
-        tar.addfile(info, io.BytesIO(data))
-
     (tmp_path / "shards").mkdir()
     with tarfile.open(tmp_path / "shards" / "0.tar", "w") as tar:
         for number, clip in enumerate(clips[:3]):
@@ -262,6 +285,72 @@ def test_webdataset_tars_are_an_archive(home, clips, tmp_path):
     assert {name.removeprefix("0.tar/") for name in entries} == {"../out.mp4", "link.mp4", "twice.mp4"}
     _, report = prepare(str(tmp_path / "tarred"), str(tmp_path / "shards"))
     assert report.decoded == 0
+
+
+def test_a_single_tar_is_an_archive(clips, tmp_path, s3):
+    with tarfile.open(tmp_path / "one.tar", "w") as tar:
+        add(tar, "s.mp4", clips[0].read_bytes())
+    data, report = prepare(str(tmp_path / "root"), str(tmp_path / "one.tar"))
+    assert [row["path"] for part in data.parts for row in part.rows()] == ["one.tar/s.mp4"] and report.kept == 1
+    for url in (f"{s3}/alone/one.tar", "memory://alone/one.tar"):
+        files.replace((tmp_path / "one.tar").read_bytes(), url)
+        assert [source.path for source in sources.listing(url)] == ["one.tar/s.mp4"]
+
+
+def test_everything_in_tars_has_a_verdict(clips, tmp_path):
+    names = ("a.mpg", "b.ts", "c.3gp", "d.FLV", "e.left.wmv")  # a container is told from its bytes
+    (tmp_path / "shards").mkdir()
+    with tarfile.open(tmp_path / "shards" / "0.tar", "w") as tar:
+        for name, clip in zip(names, clips, strict=False):
+            add(tar, name, clip.read_bytes())
+            add(tar, f"{name[0]}.cls", b"7")
+        for name in ("text.json", "text.txt", "text.cls", "dir.mp4/odd.xyz", "pages.pdf"):
+            add(tar, name, b"{}")
+    with tarfile.open(tmp_path / "shards" / "folders.tar", "w") as tar:
+        folder = tarfile.TarInfo("folder")
+        folder.type = tarfile.DIRTYPE
+        tar.addfile(folder)
+    with tarfile.open(tmp_path / "shards" / "packed.tar.gz", "w:gz") as tar:
+        add(tar, "s.mp4", clips[5].read_bytes())
+    data, _ = prepare(str(tmp_path / "root"), str(tmp_path / "shards"))
+    rows = {row["path"]: row for part in data.parts for row in part.rows()}
+    assert set(rows) == {f"0.tar/{name}" for name in names} and rows["0.tar/b.ts"]["labels"][0]["label"] == "7"
+    entries = {e.item: (e.verdict, e.reason) for e in ledger.read(str(tmp_path / "root"), "list", "a")}
+    assert {item: said for item, said in entries.items() if item not in rows} == dict.fromkeys(
+        ("0.tar/text", "0.tar/dir.mp4/odd", "0.tar/pages", "folders.tar", "packed.tar.gz"),
+        ("dropped", "unknown_extension"),
+    )
+
+
+def test_numbers_that_are_none_and_the_order_of_columns_leave_metadata_as_they_are(home):
+    name = str(next((home / "archive").rglob("*.mp4")).relative_to(home))
+    more = {"score": [float("nan")], "seen": [{"at": [1.0, float("inf")]}], "city": ["Basel"]}
+    pq.write_table(pa.table({"path": [name], **more}), home / "list.parquet")
+    (home / "list.jsonl").write_text(
+        f'{{"city": "Basel", "seen": {{"at": [1.0, 1e400]}}, "score": -1e400, "path": "{name}"}}'
+    )
+    found = {next(lists.listing(str(home / f"list.{kind}"))).metadata for kind in ("parquet", "jsonl")}
+    assert found == {'{"city": "Basel", "seen": {"at": [1.0, null]}}'}
+    data, _ = prepare(str(home / "listed"), str(home / "list.parquet"))
+    [sample] = reading.samples(data)
+    strict = json.loads(sample["json"], parse_constant=lambda number: pytest.fail(number))
+    assert strict["metadata"] == {"city": "Basel", "seen": {"at": [1.0, None]}}
+
+
+def test_a_row_of_a_list_without_a_label_is_unlabelled_and_an_empty_one_was_looked_at(home):
+    paths = [str(path.relative_to(home)) for path in sorted((home / "archive").rglob("*.mp4"))]
+    said = [{}, {"label": ""}, {"label": "wave"}]
+    rows = [{"path": path, **more} for path, more in zip(paths, said, strict=False)]
+    (home / "list.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    data, _ = prepare(str(home / "listed"), str(home / "list.jsonl"))
+    found = {row["path"]: (row["labelled"], len(row["labels"])) for part in data.parts for row in part.rows()}
+    assert found == dict(zip(paths, [("none", 0), ("segments", 0), ("video", 1)], strict=False))
+
+
+def test_a_list_with_splits_and_no_label_is_refused(home):
+    (home / "list.csv").write_text("path,split\na.mp4,\nb.mp4,heldout\n")
+    with pytest.raises(InputError, match=r"list.csv, row 2: a split but no label; give it a label"):
+        plan(files.open_root(str(home / "listed")), str(home / "list.csv"))
 
 
 @pytest.mark.parametrize(
