@@ -18,7 +18,7 @@ from storage import ledger, plans, tables
 from storage.labels import Labels, split_of
 from storage.ledger import Report
 from storage.plans import PLAN, WINDOW_BITS, Limits
-from storage.sources import TAR, Source, named_as_video
+from storage.sources import TAR, Source, is_video
 
 MEMORY = "256MB"
 BATCH = 10_000
@@ -298,7 +298,7 @@ def _listed(source: Source, labels: Labels | None, held_out: float) -> dict[str,
         "split": split_of(source.path, labels, held_out),
         "kind": labels.kind if labels else "none",
         "place": plans.place(source.path),
-        "video": named_as_video(source.path) or bool(source.problem) and TAR in source.path,
+        "video": is_video(source) or bool(source.problem) and TAR in source.path,
     }
 
 

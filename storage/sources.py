@@ -203,6 +203,11 @@ def named_as_video(path: str) -> bool:
     return path.lower().endswith(EXTENSIONS)
 
 
+def is_video(source: Source) -> bool:
+    """Whether a source has the name of a video file, in the archive or in its store."""
+    return named_as_video(source.path) or named_as_video(source.url)
+
+
 def _ranges(size: int) -> list[tuple[int, int]]:
     """Where a fingerprint of a file of this size looks: everywhere, or at its head, its middle and its tail."""
     if size <= WHOLE:

@@ -9,7 +9,7 @@ from storage.errors import InputError
 from storage.labels import check_paths
 from storage.lists import is_list
 from storage.secrets import refuse_credentials
-from storage.sources import named_as_video
+from storage.sources import is_video
 from tasks.listing import between, labels_of, listing
 
 LIKE_A_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:(?!//)")
@@ -40,7 +40,7 @@ def prepare(root: str, archive: str, labels: str | None, name: str, classes: lis
         named = set()
     count, video = 0, False
     for source in listing(archive):
-        count, video = count + 1, video or named_as_video(source.path)
+        count, video = count + 1, video or is_video(source)
         named.discard(source.path)
         if video and not named:
             break

@@ -417,3 +417,9 @@ def test_a_long_video_is_counted_as_a_file_and_as_the_pieces_that_may_be_lost(lo
     listed, kept, *_ = page_archive.funnel(root, data, page_archive.counted(root, data, None), "")
     assert (listed.count, listed.note) == (1, f"read in {pieces} pieces")
     assert (kept.count, kept.unit, kept.lost) == (pieces - 1, "pieces", [("quarantined", "timeout", 1)])
+
+
+def test_a_list_may_call_a_video_by_another_name(clips, tmp_path):
+    (tmp_path / "list.csv").write_text(f"path,url\nthe first one,{clips[0]}\n")
+    data, report = prepare(files.open_root(str(tmp_path / "root")), str(tmp_path / "list.csv"))
+    assert report.kept == 1 and {row["path"] for part in data.parts for row in part.rows()} == {"the first one"}
