@@ -9,9 +9,10 @@ import sys
 import time
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
-from storage import conditions, datasets, files, inventory, parts, stores
+from storage import conditions, datasets, files, inventory, parts, plans, stores, tables
 from storage.errors import Conflict, Damaged, InputError, RootError, StoreError
 from tests import s3fault
 
@@ -128,6 +129,31 @@ def test_bytes_that_arrive_damaged_are_asked_for_again(root, proxy, kind):
     proxy.next(kind, 1000, method="GET", path="/object")
     with pytest.raises(StoreError, match="object"):
         files.read(f"{root}/object")
+
+
+def test_a_copy_that_arrives_damaged_is_fetched_again(root, proxy, tmp_path):
+    """The server is one that sends a checksum with the object."""
+    files.replace(LARGE, f"{root}/object")
+    proxy.next("flipped", 1, method="GET", path="/object")
+    copy = files.local_path(f"{root}/object", tmp_path / "copy", len(LARGE))
+    assert Path(copy).read_bytes() == LARGE and proxy.met("flipped") == 1
+    proxy.next("flipped", 1000, method="GET", path="/object")
+    with pytest.raises(Damaged, match="object"):
+        files.local_path(f"{root}/object", tmp_path / "copy", len(LARGE))
+
+
+def test_a_plan_that_arrives_damaged_is_asked_for_again(root, proxy):
+    """Its rows are read in ranges, with which no checksum comes."""
+    rows = [{"part": "p", "path": "a", "url": "/a", "offset": -1, "size": 1, "stamp": "1:", "metadata": "{}"}]
+    rows[0] |= {"identity": "i", "split": "train", "start": 0.0, "content_id": "", "attempt": 0, "was": ""}
+    files.replace(tables.pack(pa.Table.from_pylist(rows, schema=plans.PLAN)), f"{root}/plan.parquet")
+    draft = plans.Draft("p", f"{root}/plan.parquet", 1, 1)
+    wanted = plans.members(draft)
+    proxy.next("flipped", 1, method="GET", path="/plan.parquet")
+    assert plans.members(draft) == wanted and proxy.met("flipped") == 1
+    proxy.next("flipped", 1000, method="GET", path="/plan.parquet")
+    with pytest.raises(Damaged, match="remove it and prepare again"):
+        plans.members(draft)
 
 
 def test_a_range_that_arrives_damaged_is_asked_for_again(root, proxy):
