@@ -7,8 +7,10 @@ import signal
 import subprocess
 import sys
 import time
+from datetime import timedelta
 from pathlib import Path
 
+import botocore.auth
 import pyarrow as pa
 import pytest
 
@@ -36,7 +38,7 @@ def root(proxy, at, monkeypatch):
     proxy.faults.clear()
 
 
-@pytest.mark.parametrize("kind", ["500", "503", "reset", "409"])
+@pytest.mark.parametrize("kind", ["500", "503", "429", "reset", "409"])
 def test_three_faults_in_a_row_are_waited_out(root, proxy, source, kind):
     """The object is there, once, and so is what is read."""
     proxy.next(kind, 3, method="PUT", path="/object")
@@ -47,7 +49,7 @@ def test_three_faults_in_a_row_are_waited_out(root, proxy, source, kind):
 
 
 @pytest.mark.seconds
-@pytest.mark.parametrize("kind", ["500", "503", "reset"])
+@pytest.mark.parametrize("kind", ["500", "503", "429", "reset"])
 def test_a_fault_that_does_not_end_is_an_error_of_the_store(root, proxy, kind):
     """OSError or StoreError, within a limit; nothing is there."""
     proxy.next(kind, 1000, path="/object")
@@ -181,6 +183,18 @@ def test_withdrawn_rights_are_for_a_person_and_tell_no_secret(root, proxy, kind,
     with pytest.raises(PermissionError):
         files.read(f"{root}/object")
     assert len(proxy.seen) - before <= 6 and "reelsecret" not in caplog.text
+
+
+def test_a_clock_that_is_wrong_is_named_and_not_the_rights(root, monkeypatch):
+    """The server refuses what is signed an hour ahead: a HEAD, to which it may give no reason, and a PUT."""
+    files.replace(b"1", f"{root}/object")
+    signed, now = botocore.auth.get_current_datetime, time.time
+    monkeypatch.setattr(botocore.auth, "get_current_datetime", lambda *a, **k: signed(*a, **k) + timedelta(hours=1))
+    monkeypatch.setattr(time, "time", lambda: now() + 3600)
+    for refused in (files.exists, files.read, lambda url: files.replace(b"2", url)):
+        with pytest.raises(RootError, match="this machine's clock differs from the store's") as caught:
+            refused(f"{root}/object")
+        assert "rights" not in str(caught.value) and "object" in str(caught.value)
 
 
 def test_an_object_that_was_deleted_is_named(root, tmp_path):
