@@ -5,6 +5,7 @@ Media and columns have all clips; whoever trains or measures asks `Dataset.kept`
 """
 
 import json
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,8 +83,10 @@ def freeze(
     Where another writer has moved it since, its dataset is returned, to go on with.
     """
     check_name(name)
+    current = latest(root, name)
+    _readable(root, name, current)
     if move and before is None:
-        before = latest(root, name)
+        before = current
     filled = sorted((p for p in parts if p.samples), key=lambda p: p.id)
     listing = {"schema": files.SCHEMA, "name": name, "parts": [as_record(p) for p in filled], "about": about}
     if selection is not None:
@@ -116,6 +119,14 @@ def latest(root: str, name: str) -> str:
         return ""
 
 
+def _readable(root: str, name: str, version: str) -> None:
+    """Raises `NewerSchema` where a later Reelmill wrote the version: its list must not be replaced by ours."""
+    with suppress(FileNotFoundError, Damaged):  # which `verify` says and another run mends
+        listing = files.read_json(files.join(root, "datasets", name, f"{version}.json")) if version else None
+        if isinstance(listing, dict) and records.fits(listing):
+            files.check_schema(f"{root}: dataset {name} {version}", listing)
+
+
 def load(root: str, name: str, version: str = "latest") -> Dataset:
     """Reads a dataset; the default is the version that ``latest`` points to."""
     check_name(name)
@@ -135,7 +146,7 @@ def load(root: str, name: str, version: str = "latest") -> Dataset:
 
 def parse(root: str, name: str, version: str, listing: Any) -> Dataset:
     """The dataset of a list that was read. Raises `InputError` where its digest is not the version."""
-    files.check_schema(root, listing)
+    files.check_schema(f"{root}: dataset {name} {version}", listing)
     if _version(listing) != version:
         raise InputError(f"dataset {name} {version}: the list under {root} was altered; prepare it again")
     parts = [from_record(root, record) for record in listing["parts"]]

@@ -2,6 +2,7 @@
 
 InputError      the person who called can mend it: one line, what and what to do
 ├─ RootError    the root is missing, unwritable or from another version
+│  └─ NewerSchema  a later Reelmill wrote it: it is sound, and not ours to judge or to replace
 StoreError      the store did not keep its promise
 ├─ Conflict     another writer published other bytes under the same name
 └─ Damaged      bytes at rest differ from their digest; names the object
@@ -15,6 +16,10 @@ class InputError(ValueError):
 
 
 class RootError(InputError):
+    pass
+
+
+class NewerSchema(RootError):
     pass
 
 

@@ -14,13 +14,14 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from email.utils import parsedate_to_datetime
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
 from storage import conditions, timing
 from storage.conditions import MARKER, announce, read_tagged
-from storage.errors import Conflict, Damaged, InputError, RootError, StoreError
+from storage.errors import Conflict, Damaged, InputError, NewerSchema, RootError, StoreError
 from storage.stores import (
     LOCALHOST,
     UNKNOWN,
@@ -41,6 +42,7 @@ READS = (1, 2)  # schemas of roots that are still read; 2 added members and meta
 AT_ONCE = 16  # requests under way
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+LAST_MODIFIED = "Last-Modified"  # a web server's own words, which fsspec leaves as they are
 SWAPS = 1000  # losing that often is no race any more
 
 
@@ -64,17 +66,20 @@ def read(url: str, start: int | None = None, end: int | None = None) -> bytes:
     if start is not None or end is not None:
         fs = for_ranges(fs)
     size = UNKNOWN if end is None else end - (start or 0)
-    for attempt in (1, 2):
-        try:
-            return bytes(ask(fs, "cat_file", path, start=start, end=end, size=size))
-        except Damaged:
-            if attempt == 2:
-                raise
-        except OSError as error:
-            if error.errno == errno.EINVAL and start is not None and start >= ask(fs, "info", path)["size"]:
-                return b""  # S3 refuses a range that begins past the end
-            raise
-    raise AssertionError("unreachable")
+    try:
+        return bytes(_fetched(fs, "cat_file", path, start=start, end=end, size=size))
+    except OSError as error:
+        if error.errno == errno.EINVAL and start is not None and start >= ask(fs, "info", path)["size"]:
+            return b""  # S3 refuses a range that begins past the end
+        raise
+
+
+def _fetched(fs: Any, *request: Any, **options: Any) -> Any:
+    """`ask` for bytes, once more where they arrive with a wrong checksum; raises `Damaged` where it is wrong again."""
+    try:
+        return ask(fs, *request, **options)
+    except Damaged:
+        return ask(fs, *request, **options)
 
 
 def read_verified(url: str, sha256: str, start: int | None = None, end: int | None = None) -> bytes:
@@ -94,10 +99,15 @@ def info(url: str) -> dict[str, Any]:
 
 
 def stamp(facts: dict[str, Any]) -> str:
-    """What changes when an object's bytes may have changed: its size, and its ETag or time as the store says them."""
-    for name in ("ETag", "etag", "mtime", "LastModified", "last_modified", "updated", "created"):
+    """What changes when an object's bytes may have changed: its size, and its ETag or time as the store says them.
+
+    Where the facts have ``changed``, it follows too: of a local file, whose time can be set, what cannot be (its
+    ctime and inode). Where the store says nothing but a size, the stamp ends in a colon.
+    """
+    changed = f":{facts['changed']}" if facts.get("changed") else ""
+    for name in ("ETag", "etag", "mtime", "LastModified", LAST_MODIFIED, "last_modified", "updated", "created"):
         if facts.get(name):
-            return f"{facts.get('size')}:{facts[name]}"
+            return f"{facts.get('size')}:{facts[name]}{changed}"
     return f"{facts.get('size')}:"
 
 
@@ -109,7 +119,10 @@ def modified(facts: dict[str, Any]) -> float | None:
                 return float(value.timestamp())
             if isinstance(value, int | float):
                 return value / 1e9 if value > 1e14 else float(value)  # of this machine's files in nanoseconds
-    return None
+    try:
+        return parsedate_to_datetime(facts[LAST_MODIFIED]).timestamp()
+    except (KeyError, ValueError, TypeError):
+        return None
 
 
 def local_path(url: str, copy: str | Path, size: int = UNKNOWN) -> str:
@@ -117,7 +130,7 @@ def local_path(url: str, copy: str | Path, size: int = UNKNOWN) -> str:
     fs, path = locate(url)
     if is_local(fs):
         return path
-    ask(fs, "get_file", path, str(copy), size=size)
+    _fetched(fs, "get_file", path, str(copy), size=size)
     return str(copy)
 
 
@@ -181,7 +194,7 @@ def publish(source: str | Path, url: str, *, same: bool = True, give: bool = Fal
     first writer wins and the caller goes on with what is there. With ``give`` the file itself may become the object:
     nobody may write to it afterwards.
     """
-    with _permitted(url):
+    with permitted(url):
         created = conditions.create(source, url, give)
     if not created and same and digest(read(url)) != digest_file(source):
         raise Conflict(f"{url} exists with other bytes")
@@ -197,7 +210,7 @@ def publish_bytes(data: bytes, url: str, *, same: bool = True) -> bool:
 
 def replace(data: bytes, url: str) -> None:
     """Replaces an object whole: a reader sees the old or the new bytes, never a part."""
-    with _permitted(url):
+    with permitted(url):
         conditions.overwrite(data, url)
 
 
@@ -207,7 +220,7 @@ def replace_json(value: Any, url: str) -> None:
 
 def swap(data: bytes, url: str, tag: str) -> bool:
     """Replaces an object if it still has the tag of `read_tagged` ("" for none); whether these bytes are there now."""
-    with _permitted(url):
+    with permitted(url):
         return conditions.swap(data, url, tag)
 
 
@@ -241,7 +254,7 @@ def point(value: Any, url: str, before: Any) -> Any:
 def remove(url: str) -> None:
     """Removes an object; one that is not there is no error."""
     fs, path = locate(url)
-    with _permitted(url):
+    with permitted(url):
         conditions.admit(url)
         with suppress(FileNotFoundError):
             ask(fs, "rm_file", path)
@@ -252,12 +265,14 @@ def _json(value: Any) -> bytes:
 
 
 @contextmanager
-def _permitted(url: str) -> Iterator[None]:
+def permitted(url: str) -> Iterator[None]:
     """A store that forbids writing is a matter for the person who called: no second try helps."""
     try:
         with timing.during("write"):
             yield
-    except PermissionError as error:
+    except OSError as error:
+        if not isinstance(error, PermissionError) and error.errno != errno.EROFS:
+            raise
         raise RootError(f"{url}: no permission to write ({error}); mend its rights or the credentials") from error
 
 
@@ -289,12 +304,13 @@ def open_root(root: str) -> str:
     return root
 
 
-def check_schema(root: str, marker: Any) -> None:
-    """Refuses what was written with a schema that this version does not read."""
+def check_schema(what: str, marker: Any) -> None:
+    """Refuses what was written with a schema that this version does not read; `NewerSchema` where it is a later one."""
     schema = marker.get("schema") if isinstance(marker, dict) else None
     if isinstance(schema, bool) or schema not in READS:
-        raise RootError(
-            f"{root}: written with schema {schema!r}, this Reelmill reads {' and '.join(map(str, READS))}; "
+        kind = NewerSchema if type(schema) is int and schema > SCHEMA else RootError
+        raise kind(
+            f"{what}: written with schema {schema!r}, this Reelmill reads {' and '.join(map(str, READS))}; "
             "use the matching Reelmill version or another --root"
         )
 

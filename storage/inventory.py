@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from storage import conditions, local
+from storage import conditions, files, local
 from storage.errors import StoreError
 from storage.stores import UNKNOWN, ask, bucket_and_key, code_of, is_local, is_s3, join, locate, pages
 
@@ -40,16 +40,20 @@ def in_units(count: float) -> str:
 
 
 def now(root: str) -> float:
-    """The time on the store's clock: that of an object put just now, which is removed again."""
+    """The time on the store's clock: that of an object put just now, which is removed again.
+
+    Raises `RootError` where nothing may be put.
+    """
     url = join(root, f".write-{uuid.uuid4().hex}")
     fs, path = locate(url)
-    ask(fs, "pipe_file", path, b"")
-    try:
-        if is_local(fs):
-            return os.stat(path).st_mtime
-        return _put_at(ask(fs, "info", path))
-    finally:
-        ask(fs, "rm_file", path)
+    with files.permitted(root):
+        ask(fs, "pipe_file", path, b"")
+        try:
+            if is_local(fs):
+                return os.stat(path).st_mtime
+            return _put_at(ask(fs, "info", path))
+        finally:
+            ask(fs, "rm_file", path)
 
 
 def walk(root: str) -> Iterator[Item]:

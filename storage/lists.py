@@ -144,6 +144,8 @@ def _source(folder: str, row: dict[str, Any]) -> Source:
     except OSError as error:
         raise StoreError(f"{url} cannot be looked at: {error}") from error
     problem = "" if info["type"] == "file" else "not_regular_file"
+    if "ino" in info:  # on this machine
+        info["changed"] = f"{info['created']}:{info['ino']}"
     when, size = files.modified(info), int(info.get("size") or 0)
     return Source(place, url, size, files.stamp(info), problem=problem, metadata=metadata, modified=when)
 

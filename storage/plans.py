@@ -146,17 +146,27 @@ def drafts(root: str, name: str, digest: str) -> list[Draft]:
 def members(draft: Draft) -> list[Member]:
     """The sources of one part, in the order in which their clips lie in it."""
     try:
-        with opened(draft.plan) as file:
-            table = pq.read_table(file, filters=[("part", "=", draft.id)], page_checksum_verification=True)
+        try:
+            rows = _rows_of(draft)
+        except FileNotFoundError:
+            raise
+        except tables.BROKEN:  # perhaps only on the way: no digest goes with a range
+            rows = _rows_of(draft)
     except FileNotFoundError as error:
         raise Damaged(f"{draft.plan}: the plan of part {draft.id} is gone; prepare again") from error
     except tables.BROKEN as error:
         tables.unless_ours(error, draft.plan)
         raise Damaged(f"{draft.plan} cannot be read ({error}); remove it and prepare again") from error
-    found = [member(row) for row in table.to_pylist()]
-    if len(found) != draft.units:
-        raise Damaged(f"{draft.plan}: {len(found)} sources of part {draft.id}, {draft.units} were planned")
-    return found
+    return [member(row) for row in rows]
+
+
+def _rows_of(draft: Draft) -> list[dict[str, Any]]:
+    """The rows of one part; one of `tables.BROKEN` where they cannot be read, or are not as many as were planned."""
+    with opened(draft.plan) as file:
+        table = pq.read_table(file, filters=[("part", "=", draft.id)], page_checksum_verification=True)
+    if table.num_rows != draft.units:
+        raise ValueError(f"{table.num_rows} sources of part {draft.id}, {draft.units} were planned")
+    return table.to_pylist()
 
 
 def members_of(root: str, name: str, digest: str) -> dict[str, list[Member]]:

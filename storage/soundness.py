@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 from storage import checkpoints, datasets, files, inventory, ledger, listed, near, parts, records, shards, tables
-from storage.errors import Damaged, InputError
+from storage.errors import Damaged, InputError, NewerSchema
 from storage.listed import Seen, document
 from storage.parts import Part
 
@@ -73,6 +73,8 @@ def of_dataset(root: str, name: str, found: list[Unit]) -> list[Unit]:
     """Those of the objects that belong to a dataset's latest version, and indexes that it lacks."""
     try:
         data = datasets.load(root, name)
+    except NewerSchema:
+        raise
     except (InputError, Damaged):
         if name not in datasets.names(root):
             raise
@@ -120,6 +122,8 @@ def check(unit: Unit, root: str, whole: bool = True, seen: Seen | None = None) -
     except FileNotFoundError:
         return [Finding(unit.kind, unit.url, "it is gone", remedy, gone=True)]
     except BROKEN as error:
+        if isinstance(error, NewerSchema) and unit.kind == "datasets" and not document(unit.url)[1]:
+            raise  # nothing is wrong with it
         return [Finding(unit.kind, unit.url, _plain(error), remedy)]
 
 

@@ -10,6 +10,7 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from email.utils import parsedate_to_datetime
 from functools import lru_cache
 from typing import Any, TypeVar
 from urllib.parse import quote, unquote_to_bytes
@@ -32,6 +33,7 @@ PACE = 50_000  # bytes a second, below which a transfer is given up
 UNKNOWN = 1 << 30  # bytes to reckon with where a size is not known
 KINDS = dict.fromkeys(("info", "ls", "find", "glob", "exists", "isfile", "isdir", "modified"), "list")
 KINDS |= {"cat_file": "read", "get_file": "read", "call_s3": "list"}  # all else writes
+SKEW = 900  # seconds between two clocks, beyond which S3 refuses a request
 CONFLICTS = 8  # times that a request which met another one at the store is sent again
 
 Result = TypeVar("Result")
@@ -63,7 +65,7 @@ def _system_of(protocol: str, process: int, endpoint: str | None, ranges: bool) 
     # Another writer's object must be seen at once, so no listing is ever cached.
     options: dict[str, Any] = {"use_listings_cache": False}
     if protocol in ("s3", "s3a"):
-        options["config_kwargs"] = _s3_settings()
+        options["config_kwargs"], options["event_hooks"] = _s3_settings(), _s3_events()
         if ranges:
             options["config_kwargs"] |= {"response_checksum_validation": "when_required"}
         if endpoint and "endpoint_url" not in fsspec.config.conf.get("s3", {}):
@@ -84,6 +86,21 @@ def _s3_settings() -> dict[str, Any]:
     if not {"AWS_RETRY_MODE", "AWS_MAX_ATTEMPTS"} & os.environ.keys():
         ours["retries"] = {"mode": "standard", "max_attempts": ATTEMPTS}
     return {**ours, **given.get("config_kwargs", {})}
+
+
+def _s3_events() -> Any:
+    """The events of botocore's client, with ours before its own."""
+    from aiobotocore.hooks import AioHierarchicalEmitter
+
+    events = AioHierarchicalEmitter()
+    events.register_first("needs-retry.s3", _slow_down)
+    return events
+
+
+def _slow_down(response: Any = None, **_: Any) -> None:
+    """Has an answer 429 count as a 503 SlowDown, which botocore and s3fs know to wait for."""
+    if response is not None and response[0].status_code == 429:
+        response[1]["Error"] = {**response[1].get("Error", {}), "Code": "SlowDown"}
 
 
 def locate(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
@@ -178,20 +195,40 @@ def answered(what: str) -> Iterator[None]:
         library = type(error).__module__.split(".")[0] in ("botocore", "aiobotocore", "aiohttp")
         if library or isinstance(error, TimeoutError | ConnectionError):
             raise StoreError(f"{what}: the store did not answer ({type(error).__name__}: {error})") from error
+        if isinstance(error, PermissionError) and _skewed(error):
+            raise RootError(
+                f"{what}: refused, as this machine's clock differs from the store's by more than "
+                f"{SKEW // 60} minutes; set this machine's clock"
+            ) from error
         raise
 
 
-def code_of(error: BaseException) -> str:
-    """The error code that an S3 server gave, or nothing."""
+def _answer_of(error: BaseException) -> dict[str, Any]:
+    """What an S3 server answered, as botocore has it; empty where no answer is behind an error."""
     cause: BaseException | None = error
     while cause is not None:
         response = getattr(cause, "response", None)
         if isinstance(response, dict) and "Error" in response:
-            status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
-            named = str(response["Error"].get("Code", ""))
-            return {409: "ConditionalRequestConflict", 412: "PreconditionFailed"}.get(status, named)
+            return response
         cause = cause.__cause__
-    return ""
+    return {}
+
+
+def code_of(error: BaseException) -> str:
+    """The error code that an S3 server gave, or nothing."""
+    answer = _answer_of(error)
+    status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode")
+    named = str(answer.get("Error", {}).get("Code", ""))
+    return {409: "ConditionalRequestConflict", 412: "PreconditionFailed"}.get(status, named)
+
+
+def _skewed(error: BaseException) -> bool:
+    """Whether an S3 server refused the time of a request; the answer to a HEAD has no code, but the server's time."""
+    code = code_of(error)
+    date = _answer_of(error).get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("date")
+    if code != "403" or not date:
+        return code == "RequestTimeTooSkewed"
+    return abs(parsedate_to_datetime(date).timestamp() - time.time()) > SKEW
 
 
 def unless_refused(call: Callable[[], Result]) -> tuple[bool, Result | None]:

@@ -16,7 +16,7 @@ from typing import Annotated
 from pydantic import Field
 
 from storage import datasets, files, inventory
-from storage.errors import InputError
+from storage.errors import InputError, RootError
 from storage.inventory import Item, Upload, in_units
 from tasks.columns import champion
 from tasks.references import TEMPORARY, References, version_of
@@ -46,17 +46,24 @@ class Found:
         return sum(item.size for items in self.items.values() for item in items)
 
 
-def _aged(root: str, grace: float) -> Callable[[float], bool]:
-    now = inventory.now(root)
+def _aged(root: str, grace: float, look: bool) -> Callable[[float], bool]:
+    try:
+        now = inventory.now(root)
+    except RootError as error:
+        if not look:
+            raise
+        say(f"  the store's clock cannot be asked ({error}); ages are by this machine's")
+        now = time.time()
     return lambda put: now - put > grace
 
 
-def find(root: str, grace: float, keep: int | None = None, model: str = "detector") -> Found:
+def find(root: str, grace: float, keep: int | None = None, model: str = "detector", look: bool = False) -> Found:
     """Looks for what nobody refers to and is older than ``grace`` seconds on the store's clock.
 
-    With ``keep`` also for versions of datasets beyond the newest so many that nothing uses.
+    With ``keep`` also for versions of datasets beyond the newest so many that nothing uses. With ``look`` nothing
+    will be removed, and this machine's clock will do for a root that may not be written.
     """
-    old = _aged(root, grace)
+    old = _aged(root, grace, look)
     items = list(inventory.walk(root))  # before the references: what is put from now on is not among them
     references = References(root, old, items)
     found = Found(references, objects=len(items))
@@ -182,7 +189,7 @@ def gc(
     """Remove what no dataset and no plan refers to. Only says what, unless --no-dry-run is given."""
     root = files.existing_root(root)
     grace = grace_hours * 3600
-    found = find(root, grace, keep_versions, model)
+    found = find(root, grace, keep_versions, model, dry_run)
     for reason, items in sorted(found.items.items()):
         say(f"  {len(items):>8,} {in_units(sum(item.size for item in items)):>10}  {reason}")
         for item in items[:5]:

@@ -15,6 +15,7 @@ TAR = re.compile(ID + r"(-[0-9a-f]{16})?\.tar")
 ABOUT_A_PART = re.compile(ID + r"\.parquet")  # an index, a column, segments, a ledger
 SELECTED = re.compile(ID + r"-(?P<version>select-[0-9a-f]+)\.parquet")
 RECORD = re.compile(ID + r"(-[0-9a-f]{16})?\.(json|parquet)")  # of a shard; with the labels given for it
+JOURNAL = re.compile(ID + r"\.json")  # see `storage.inflight`
 PAGE = re.compile(r".+-(?P<version>[0-9a-f]{16})(-v\d+)?\.html")
 LISTS = ("datasets", "plans", "retired")
 VOLUMES = "volume_labels"  # the column of parts that were made from other parts
@@ -138,6 +139,9 @@ class References:
             return "temporary file of a writer that was killed"
         if folder in ("writers", "claims"):
             return "sign of life of a writer that was killed"
+        if folder == "inflight" and (found := JOURNAL.fullmatch(rest)):
+            at_work = found["id"] in self.planned and f"parts/{found['id']}.parquet" not in self.names
+            return "" if at_work else "item in hand for a part that is committed or in no plan"
         if folder == "retired" and name.endswith(".json"):
             return "list of a version that was let go" if self.old(item.put) else ""
         if folder == "plans":

@@ -8,7 +8,7 @@ from typing import Annotated
 from pydantic import Field
 
 from storage import datasets, files, soundness
-from storage.errors import Damaged, StoreError
+from storage.errors import Damaged, NewerSchema, StoreError
 from storage.listed import Seen
 from storage.parts import Part
 from storage.soundness import Finding, Unit
@@ -79,6 +79,8 @@ def _lists(
     def check(unit: Unit) -> list[Finding] | Exception:
         try:
             return soundness.check(unit, root, unit in whole, seen)
+        except NewerSchema:  # this version cannot judge such a root
+            raise
         except Exception as error:  # of the store
             return error
 

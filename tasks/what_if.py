@@ -11,6 +11,7 @@ from pydantic import Field
 
 from storage import datasets, files
 from storage.datasets import Dataset
+from storage.errors import RootError
 from storage.media import scores
 from storage.parts import Part
 from tasks import figures
@@ -170,6 +171,11 @@ def what_if(
     title = f"{dataset} {found.version}: {result.clips['']} of {result.total} clips kept"
     name = files.digest_of([found.version, scores.version(), asdict(thresholds)])[:8]
     url = files.join(root, "figures", dataset, f"what-if-{name}.png")
+    picture = f"picture: {url}"
     with files.scratch() as folder:
-        files.replace(draw(result, thresholds, title, folder / "figure.png").read_bytes(), url)
-    return "\n".join([title, "", *_lines(result, thresholds), "", f"picture: {url}"])
+        drawn = draw(result, thresholds, title, folder / "figure.png").read_bytes()
+        try:
+            files.replace(drawn, url)
+        except RootError as error:  # who may only read is answered all the same
+            picture = f"no picture: {error}"
+    return "\n".join([title, "", *_lines(result, thresholds), "", picture])

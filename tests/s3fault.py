@@ -14,6 +14,7 @@ ERROR = '<?xml version="1.0"?><Error><Code>{code}</Code><Message>{code} by the p
 CODES = {
     "500": (500, "InternalError"),
     "503": (503, "SlowDown"),
+    "429": (429, "TooManyRequests"),
     "409": (409, "ConditionalRequestConflict"),
     "403": (403, "AccessDenied"),
     "expired": (403, "ExpiredToken"),

@@ -8,6 +8,8 @@ import sys
 import threading
 import time
 import uuid
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
@@ -266,3 +268,29 @@ def test_an_error_while_writing_leaves_nothing(tmp_path, source, monkeypatch):
     with pytest.raises(OSError, match="No space"):
         files.publish(source(b"x"), str(tmp_path / "folder" / "object"))
     assert list((tmp_path / "folder").iterdir()) == []
+
+
+@pytest.mark.parametrize("marked", [True, False])
+def test_a_web_server_that_only_says_when_is_believed(tmp_path, marked):
+    """Another file of the same size has another stamp; where the server says neither, the stamp ends in a colon."""
+
+    class Quiet(SimpleHTTPRequestHandler):
+        def send_header(self, name, value):
+            if marked or name != "Last-Modified":
+                super().send_header(name, value)
+
+        def log_message(self, *_):
+            pass
+
+    path = tmp_path / "a.mp4"
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=tmp_path)) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        found = []
+        for second in (1_000_000_000, 1_000_000_001):
+            path.write_bytes(b"x" * 10_113)
+            os.utime(path, (second, second))
+            facts = files.info(f"http://127.0.0.1:{server.server_port}/a.mp4")
+            assert files.modified(facts) == (second if marked else None)
+            found.append(files.stamp(facts))
+        server.shutdown()
+    assert len(set(found)) == (2 if marked else 1) and found[0].endswith(":") is not marked

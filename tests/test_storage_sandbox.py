@@ -119,6 +119,56 @@ def test_a_crash_that_is_not_the_files_is_tried_once_more(box, clip, tmp_path, m
     assert len(commands) == 2
 
 
+@pytest.fixture(scope="module")
+def noise(tmp_path_factory):
+    """A video whose frames come in several parts, of which more than one is underway at any time."""
+    path, rng = tmp_path_factory.mktemp("noise") / "a.mp4", np.random.default_rng(5)
+    with Encoder(path, 640, 480, Fraction(20)) as encoder:
+        for t in range(40):
+            encoder.write(rng.integers(0, 255, (480, 640, 3), np.uint8), Fraction(t, 20))
+    return path
+
+
+CALLS = {
+    "thumbnails": lambda box, path: box.thumbnails(str(path), size=(240, 320)),
+    "sample": lambda box, path: box.sample(path.read_bytes()),
+    "score": lambda box, path: [np.frombuffer(repr(box.score(path.read_bytes())).encode(), np.uint8)],
+}
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_a_child_killed_in_the_middle_costs_nothing_and_one_killed_twice_the_file(box, noise, monkeypatch, call):
+    """The killed one had handed over parts already, where there are any; none of them counts twice."""
+    wanted, kills = CALLS[call](box, noise), [1]
+    send, receive = Sandbox._send, Sandbox._receive
+
+    def kill(box):
+        if kills[0]:
+            kills[0] -= 1
+            os.kill(box.child.pid, signal.SIGKILL)
+
+    def sent(self, message, blob):
+        send(self, message, blob)
+        if call == "score":
+            kill(self)
+
+    def received(self, room):
+        answer, data = receive(self, room)
+        if "part" in answer:
+            kill(self)
+        return answer, data
+
+    monkeypatch.setattr(Sandbox, "_send", sent)
+    monkeypatch.setattr(Sandbox, "_receive", received)
+    for ours, whole in zip(CALLS[call](box, noise), wanted, strict=True):
+        np.testing.assert_array_equal(ours, whole)
+    assert kills == [0]
+    kills[0] = 2
+    with pytest.raises(Rejected) as caught:
+        CALLS[call](box, noise)
+    assert caught.value.reason == "decoder_crash" and "-9" in caught.value.detail and kills == [0]
+
+
 @pytest.mark.seconds
 def test_a_child_that_hangs_is_given_up(clip, tmp_path):
     box = Sandbox()

@@ -7,11 +7,14 @@ import signal
 import subprocess
 import sys
 import time
+from datetime import timedelta
 from pathlib import Path
 
+import botocore.auth
+import pyarrow as pa
 import pytest
 
-from storage import conditions, datasets, files, inventory, parts, stores
+from storage import conditions, datasets, files, inventory, parts, plans, stores, tables
 from storage.errors import Conflict, Damaged, InputError, RootError, StoreError
 from tests import s3fault
 
@@ -35,7 +38,7 @@ def root(proxy, at, monkeypatch):
     proxy.faults.clear()
 
 
-@pytest.mark.parametrize("kind", ["500", "503", "reset", "409"])
+@pytest.mark.parametrize("kind", ["500", "503", "429", "reset", "409"])
 def test_three_faults_in_a_row_are_waited_out(root, proxy, source, kind):
     """The object is there, once, and so is what is read."""
     proxy.next(kind, 3, method="PUT", path="/object")
@@ -46,7 +49,7 @@ def test_three_faults_in_a_row_are_waited_out(root, proxy, source, kind):
 
 
 @pytest.mark.seconds
-@pytest.mark.parametrize("kind", ["500", "503", "reset"])
+@pytest.mark.parametrize("kind", ["500", "503", "429", "reset"])
 def test_a_fault_that_does_not_end_is_an_error_of_the_store(root, proxy, kind):
     """OSError or StoreError, within a limit; nothing is there."""
     proxy.next(kind, 1000, path="/object")
@@ -130,6 +133,31 @@ def test_bytes_that_arrive_damaged_are_asked_for_again(root, proxy, kind):
         files.read(f"{root}/object")
 
 
+def test_a_copy_that_arrives_damaged_is_fetched_again(root, proxy, tmp_path):
+    """The server is one that sends a checksum with the object."""
+    files.replace(LARGE, f"{root}/object")
+    proxy.next("flipped", 1, method="GET", path="/object")
+    copy = files.local_path(f"{root}/object", tmp_path / "copy", len(LARGE))
+    assert Path(copy).read_bytes() == LARGE and proxy.met("flipped") == 1
+    proxy.next("flipped", 1000, method="GET", path="/object")
+    with pytest.raises(Damaged, match="object"):
+        files.local_path(f"{root}/object", tmp_path / "copy", len(LARGE))
+
+
+def test_a_plan_that_arrives_damaged_is_asked_for_again(root, proxy):
+    """Its rows are read in ranges, with which no checksum comes."""
+    rows = [{"part": "p", "path": "a", "url": "/a", "offset": -1, "size": 1, "stamp": "1:", "metadata": "{}"}]
+    rows[0] |= {"identity": "i", "split": "train", "start": 0.0, "content_id": "", "attempt": 0, "was": ""}
+    files.replace(tables.pack(pa.Table.from_pylist(rows, schema=plans.PLAN)), f"{root}/plan.parquet")
+    draft = plans.Draft("p", f"{root}/plan.parquet", 1, 1)
+    wanted = plans.members(draft)
+    proxy.next("flipped", 1, method="GET", path="/plan.parquet")
+    assert plans.members(draft) == wanted and proxy.met("flipped") == 1
+    proxy.next("flipped", 1000, method="GET", path="/plan.parquet")
+    with pytest.raises(Damaged, match="remove it and prepare again"):
+        plans.members(draft)
+
+
 def test_a_range_that_arrives_damaged_is_asked_for_again(root, proxy):
     """Servers send no checksum with a range; ours is compared."""
     files.replace(LARGE, f"{root}/object")
@@ -155,6 +183,18 @@ def test_withdrawn_rights_are_for_a_person_and_tell_no_secret(root, proxy, kind,
     with pytest.raises(PermissionError):
         files.read(f"{root}/object")
     assert len(proxy.seen) - before <= 6 and "reelsecret" not in caplog.text
+
+
+def test_a_clock_that_is_wrong_is_named_and_not_the_rights(root, monkeypatch):
+    """The server refuses what is signed an hour ahead: a HEAD, to which it may give no reason, and a PUT."""
+    files.replace(b"1", f"{root}/object")
+    signed, now = botocore.auth.get_current_datetime, time.time
+    monkeypatch.setattr(botocore.auth, "get_current_datetime", lambda *a, **k: signed(*a, **k) + timedelta(hours=1))
+    monkeypatch.setattr(time, "time", lambda: now() + 3600)
+    for refused in (files.exists, files.read, lambda url: files.replace(b"2", url)):
+        with pytest.raises(RootError, match="this machine's clock differs from the store's") as caught:
+            refused(f"{root}/object")
+        assert "rights" not in str(caught.value) and "object" in str(caught.value)
 
 
 def test_an_object_that_was_deleted_is_named(root, tmp_path):

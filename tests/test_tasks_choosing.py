@@ -1,9 +1,14 @@
 """Choosing clips asks the store for each object once, many at a time, and says its options in one place."""
 
 import inspect
+import os
+import shutil
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
+from pathlib import Path
 from typing import get_type_hints
 
 import pytest
@@ -17,6 +22,8 @@ from tasks.forms import description
 from tasks.score import score_dataset
 from tasks.thresholds import Thresholds
 from tests.films import moving, prepare_films
+from tests.preparing import CHECKOUT
+from tests.test_faults_full_disk import namespace
 
 WANTED = Thresholds(min_motion=0.0001, near_duplicates="drop")
 
@@ -85,6 +92,34 @@ def test_comparing_clips_reads_each_object_once_and_side_by_side(made, asked):
     duplicates._clips(root, dataset, version)
     assert of(reads, "scores") == of(reads, "parts") == [1] * len(dataset.parts)
     assert most[0] >= min(len(dataset.parts), 4)
+
+
+READ_ONLY = 'mount --bind "$1" "$1" && mount -o remount,bind,ro "$1" && shift && exec "$@"'
+
+
+@pytest.mark.parametrize("how", ["mount", "rights"])
+def test_a_root_that_may_only_be_read_is_answered_all_the_same(made, tmp_path, how):
+    """What would go and what thresholds would keep; where no mount of our own is allowed, rights stand for it."""
+    root = str(shutil.copytree(made[0], tmp_path / "root"))
+    if how == "mount" and (means := namespace()):
+        before = [*means, "sh", "-c", READ_ONLY, "sh", root]
+    else:
+        for path in (Path(root), *Path(root).rglob("*")):
+            path.chmod(path.stat().st_mode & 0o555)
+        before = ["setpriv", "--bounding-set=-dac_override"] if os.getuid() == 0 else []
+
+    def call(*words):
+        command = [*before, sys.executable, "-m", "flows", *words, "--root", root]
+        return subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True)
+
+    dataset = made[1].name
+    said = call("gc", "--keep-versions", "1")
+    assert said.returncode == 0 and "would remove 0 of " in said.stdout, said
+    assert "ages are by this machine's" in said.stdout + said.stderr
+    said = call("what-if", "--dataset", dataset, "--min-motion", "0.5")
+    assert said.returncode == 0 and "of 12 clips kept" in said.stdout and "no picture: " in said.stdout, said
+    said = call("gc", "--no-dry-run")
+    assert said.returncode == 2 and "no permission to write" in said.stderr and "Errno" in said.stderr, said
 
 
 @pytest.mark.parametrize("name", Thresholds.__dataclass_fields__)

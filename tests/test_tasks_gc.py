@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from flows.__main__ import main
-from storage import columns, datasets, files, inventory, ledger, parts, plans, tables
+from storage import columns, datasets, files, inflight, inventory, ledger, parts, plans, tables
 from storage.errors import InputError, StoreError
 from storage.ledger import Entry
 from tasks import gc, volumes
@@ -150,6 +150,22 @@ def test_the_tar_of_an_earlier_encoder_goes_and_the_one_that_the_index_names_sta
     sweep(root)
     assert files.names(f"{root}/parts", ".tar") == [part.media.rsplit("/", 1)[1]]
     part.verify()
+
+
+def test_what_a_killed_writer_had_in_hand_goes_unless_its_part_is_still_to_be_made(root, tmp_path):
+    """Of the parts 1 (committed), 2 (planned), 3 (of no plan any more) and 4 (the same, within the grace period)."""
+    datasets.freeze(root, "a", [commit(root, 1, tmp_path)], {})
+    plan(root, "a", [1, 2])
+    for number in (1, 2, 3):
+        inflight.begin(root, part_id(number), "video.mp4", set())
+    (Path(root) / "inflight" / "notes.json").write_text("not ours")
+    age(root)
+    inflight.begin(root, part_id(4), "video.mp4", set())
+    said = gc.gc(root)
+    assert said.startswith("would remove 2 of ")
+    sweep(root)
+    left = sorted([f"{part_id(2)}.json", f"{part_id(4)}.json", "notes.json"])
+    assert sorted(os.listdir(f"{root}/inflight")) == left
 
 
 def test_volumes_made_from_a_part_in_use_stay(root, tmp_path):

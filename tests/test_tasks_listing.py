@@ -128,6 +128,28 @@ def test_bytes_that_no_fingerprint_looks_at_still_tell_a_replaced_file(large, cl
     assert report.decoded == 0
 
 
+def test_files_of_a_list_that_swap_their_names_are_seen_whatever_their_times_say(clips, tmp_path):
+    """Two of one size and time, and one that was written over."""
+    one, two = (_large(tmp_path / f"{name}.mp4", clips[0], marks=[n]) for n, name in enumerate("ab", 150_000))
+    (tmp_path / "list.jsonl").write_text('{"path": "a.mp4"}\n{"path": "b.mp4"}\n')
+    for path in (one, two):
+        os.utime(path, ns=(10**18, 10**18))
+
+    def stamps():
+        return {source.path: source.stamp for source in lists.listing(str(tmp_path / "list.jsonl"))}
+
+    before = stamps()
+    assert stamps() == before
+    one.rename(tmp_path / "c")
+    two.rename(one)
+    (tmp_path / "c").rename(two)
+    after = stamps()
+    assert after["a.mp4"] != before["a.mp4"] and after["b.mp4"] != before["b.mp4"]
+    one.write_bytes(one.read_bytes())  # the same file, size and time
+    os.utime(one, ns=(10**18, 10**18))
+    assert stamps()["a.mp4"] != after["a.mp4"]
+
+
 def test_a_list_has_labels_where_any_of_its_rows_has(tmp_path):
     rows = [{"path": "a.mp4"}, {"path": "b.mp4", "label": "jump"}]
     url = str(tmp_path / "list.jsonl")

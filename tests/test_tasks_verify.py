@@ -1,5 +1,6 @@
 """`reelmill verify`: what is altered anywhere under a root is found and named, and nothing is said of a sound one."""
 
+import json
 import random
 from collections import Counter
 from pathlib import Path
@@ -23,11 +24,12 @@ from storage import (
     near,
     parts,
     plans,
+    records,
     soundness,
     stores,
     tables,
 )
-from storage.errors import Damaged
+from storage.errors import Damaged, NewerSchema
 from storage.ledger import Entry
 from storage.listed import Seen
 from tasks.verify import examine, verify
@@ -234,6 +236,28 @@ def test_a_sample_reads_a_share_of_everything_and_sizes_of_the_rest(broken, monk
     assert any(seen) and not all(seen)
     Path(part.media).write_bytes(data[:-1])
     assert all(found(broken, sample=0.0, seed=seed) for seed in range(5))
+
+
+def test_a_list_of_a_later_version_is_no_damage_and_is_not_replaced(broken):
+    """Its number is newer and it fits its digest; one whose number was altered is damaged as before."""
+    before = datasets.load(broken, "d")
+    folder = Path(broken, "datasets", "d")
+    listing = json.loads((folder / f"{before.version}.json").read_text()) | {"schema": files.SCHEMA + 1}
+    listing = records.seal({key: value for key, value in listing.items() if key != records.DIGEST})
+    (folder / "0123456789abcdef.json").write_text(json.dumps(listing, sort_keys=True, indent=1))
+    files.replace_json({"version": "0123456789abcdef"}, str(folder / "latest.json"))
+    refused = f"dataset d 0123456789abcdef: written with schema {files.SCHEMA + 1}"
+    for command in ("verify", "repair"):
+        for more in ([], ["--dataset", "d"]):
+            said = CliRunner().invoke(main, [command, "--root", broken, *more])
+            assert said.exit_code == 2 and refused in said.stderr and "goes:" not in said.stdout
+    kept = {path: path.read_bytes() for path in folder.iterdir()}
+    for options in ({}, {"move": False}, {"before": before.version}):
+        with pytest.raises(NewerSchema, match=refused):
+            datasets.freeze(broken, "d", before.parts[:1], {}, **options)
+    assert {path: path.read_bytes() for path in folder.iterdir()} == kept
+    (folder / "0123456789abcdef.json").write_text(json.dumps(listing | {"schema": 9}, sort_keys=True, indent=1))
+    assert any("0123456789abcdef" in finding.url for finding in found(broken))
 
 
 def test_the_command_says_what_to_do_and_exits_with_one(broken):

@@ -158,19 +158,16 @@ class Sandbox:
         mode: str = "exact",
         tail: float = 1.0,
     ) -> list[dict[str, Any]]:
-        """`storage.media.copying.cut_any` in the child: mode "exact", or "copy" where the source can be copied.
-
-        A crash is tried once more, to spare who only sat beside the cause.
-        """
+        """`storage.media.copying.cut_any` in the child: mode "exact", or "copy" where the source can be copied."""
         if mode not in ("exact", "copy"):
             raise ValueError(f'mode is "exact" or "copy", not {mode!r}')
         options = {"path": path, "folder": str(folder), "span": span, "short_side": short_side, "tail": tail}
         options |= {"window": window, "bounds": None if bounds is None else [float(b) for b in bounds], "mode": mode}
-        return self._twice("cut", options)["result"]
+        return self._twice("cut", options)[0]["result"]
 
     def probe(self, path: str, **options: int) -> dict[str, Any]:
         """`storage.media.probing.probe` in the child."""
-        return self._twice("probe", {"path": path, **options})["result"]
+        return self._twice("probe", {"path": path, **options})[0]["result"]
 
     def thumbnails(
         self,
@@ -188,24 +185,37 @@ class Sandbox:
             times.append(np.asarray(part, float))
             frames.append(np.frombuffer(blob, np.uint8).reshape(len(part), *size, 3))
 
-        options = {"path": path, "size": size, "window": window, "fps": fps, "limits": asdict(self.limits)}
-        self.call("thumbnails", options, take=take)
+        def afresh() -> None:
+            times.clear()
+            frames.clear()
+
+        options = {"path": path, "size": size, "window": window, "fps": fps}
+        self._twice("thumbnails", options, take=take, afresh=afresh)
         return np.concatenate(frames), np.concatenate(times)
 
-    def _twice(self, call: str, options: dict[str, Any]) -> dict[str, Any]:
+    def _twice(
+        self,
+        call: str,
+        options: dict[str, Any],
+        blob: bytes = b"",
+        take: Take | None = None,
+        room: Room = bytearray,
+        afresh: Callable[[], None] = lambda: None,
+    ) -> tuple[dict[str, Any], bytearray]:
+        """`call`, once more where the child crashed, to spare who only sat beside the cause."""
         options["limits"] = asdict(self.limits)
         try:
-            return self.call(call, options)[0]
+            return self.call(call, options, blob, take, room)
         except Rejected as rejected:
             if rejected.reason != "decoder_crash":
                 raise
-            return self.call(call, options)[0]
+        afresh()  # and not within the handler, where the crash still holds views of what may have to grow
+        return self.call(call, options, blob, take, room)
 
     def sample(self, data: bytes, fps: float | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """`sampling.sample` in the child: frames `[T, H, W, 3]` uint8, their times and all frames' times."""
         frames = _Frames(self.memory)
-        options = {"fps": fps, "limits": asdict(self.limits)}
-        answer, _ = self.call("sample", options, data, frames.take, frames.room)
+        answer, _ = self._twice("sample", {"fps": fps}, data, frames.take, frames.room, frames.clear)
         try:
             found, kept = frames.whole(), np.asarray(answer["kept"], float)
             if len(found) != len(kept):
@@ -216,7 +226,7 @@ class Sandbox:
 
     def score(self, data: bytes) -> tuple[Scores, np.ndarray, np.ndarray]:
         """`storage.media.scores.measure` in the child: scores and the two halves of the signature."""
-        answer, blob = self.call("score", {"limits": asdict(self.limits)}, data)
+        answer, blob = self._twice("score", {}, data)
         try:
             return scores.unpack(answer, bytes(blob))
         except (ValueError, TypeError, KeyError) as error:
@@ -240,13 +250,15 @@ class _Frames:
 
     def take(self, part: Any, blob: memoryview) -> None:
         if not part:  # what came by now comes once more
-            self.used, self.shape = 0, (0, 0, 0, 0)
-            return
+            return self.clear()
         count, *size = part
         if len(size) != 3 or (self.used and tuple(size) != self.shape[1:]) or math.prod(part) != len(blob):
             raise ValueError("frames of another size")
         self.used += len(blob)
         self.shape = (self.shape[0] + count, *size)
+
+    def clear(self) -> None:
+        self.used, self.shape = 0, (0, 0, 0, 0)
 
     def whole(self) -> np.ndarray:
         # Few bytes leave the map: a process may have no more than some ten thousand of them.
