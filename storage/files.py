@@ -101,8 +101,8 @@ def info(url: str) -> dict[str, Any]:
 def stamp(facts: dict[str, Any]) -> str:
     """What changes when an object's bytes may have changed: its size, and its ETag or time as the store says them.
 
-    Where the facts have ``changed``, it follows too: of a local file, whose time can be set, what cannot be (its
-    ctime and inode). Where the store says nothing but a size, the stamp ends in a colon.
+    Where the facts have ``changed``, it follows too: of a local file, whose time can be set, the time that cannot be.
+    Where the store says nothing but a size, the stamp ends in a colon.
     """
     changed = f":{facts['changed']}" if facts.get("changed") else ""
     for name in ("ETag", "etag", "mtime", "LastModified", LAST_MODIFIED, "last_modified", "updated", "created"):

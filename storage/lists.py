@@ -145,7 +145,7 @@ def _source(folder: str, row: dict[str, Any]) -> Source:
         raise StoreError(f"{url} cannot be looked at: {error}") from error
     problem = "" if info["type"] == "file" else "not_regular_file"
     if "ino" in info:  # on this machine
-        info["changed"] = f"{info['created']}:{info['ino']}"
+        info["changed"] = info["created"]
     when, size = files.modified(info), int(info.get("size") or 0)
     return Source(place, url, size, files.stamp(info), problem=problem, metadata=metadata, modified=when)
 

@@ -176,7 +176,7 @@ def _facts(path: str) -> dict[str, Any]:
     # Links to folders are not followed: they may lead back.
     kind = "directory" if stat.S_ISDIR(facts.st_mode) and not link else "other"
     kind = "file" if stat.S_ISREG(facts.st_mode) else kind
-    return {"type": kind, "size": facts.st_size, "mtime": facts.st_mtime_ns}
+    return {"type": kind, "size": facts.st_size, "mtime": facts.st_mtime_ns, "changed": facts.st_ctime_ns}
 
 
 def _remote_files(fs: fsspec.AbstractFileSystem, top: str) -> Iterator[tuple[str, dict[str, Any]]]:
