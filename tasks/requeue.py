@@ -9,6 +9,7 @@ from pydantic import Field
 from storage import datasets, files, ledger, plans, records
 from storage.errors import InputError
 from storage.media.limits import REASONS
+from storage.secrets import printable
 from tasks.report import say
 
 SHOWN = 20  # items on the terminal
@@ -52,7 +53,7 @@ def requeue(
         return f"quarantined: {rows}; name some with --reason"
     chosen = {item: identity for item, (identity, why) in found.items() if why in reason}
     for item in sorted(chosen)[:SHOWN]:
-        say(f"  again        {item}")
+        say(f"  again        {printable(item)}")
 
     def more(before: bytes | None) -> bytes:
         attempts: dict[str, Any] = json.loads(before) if before else {}
