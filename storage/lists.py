@@ -1,6 +1,7 @@
 """An archive given as a list: CSV, Parquet or JSON lines with a column ``path`` or ``url``, and any others."""
 
 import csv
+import errno
 import io
 import json
 from collections.abc import Iterator
@@ -97,18 +98,23 @@ def _source(folder: str, row: dict[str, Any]) -> Source:
     place = str(row.get("path") or row.get("url")).strip()
     target = str(row.get("url") or place).strip()
     url = target if "://" in target or target.startswith("/") else files.join(folder, target)
-    refuse_credentials(url, "the list")
+    for name in [url] if place in url else [url, place]:
+        refuse_credentials(name, "the list")
     beside = {k: v for k, v in row.items() if k not in OWN and v not in (None, "")}
     metadata = json.dumps(without_credentials(json.loads(json.dumps(beside, default=str))))
     try:
         info = files.info(url)
-    except (FileNotFoundError, NotADirectoryError):
+    except (FileNotFoundError, NotADirectoryError, ValueError, IndexError) as error:
+        if isinstance(error, InputError):
+            raise
         return Source(place, url, 0, "", problem="not_found", metadata=metadata)
     except PermissionError as error:
         if not isinstance(files.locate(url)[0], LocalFileSystem):  # our credentials, not this file
             raise StoreError(f"{url} may not be looked at: {error}") from error
         return Source(place, url, 0, "", problem="permission", metadata=metadata)
     except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            return Source(place, url, 0, "", problem="not_found", metadata=metadata)
         raise StoreError(f"{url} cannot be looked at: {error}") from error
     problem = "" if info["type"] == "file" else "not_regular_file"
     when, size = files.modified(info), int(info.get("size") or 0)

@@ -178,7 +178,16 @@ def answered(what: str) -> Iterator[None]:
         library = type(error).__module__.split(".")[0] in ("botocore", "aiobotocore", "aiohttp")
         if library or isinstance(error, TimeoutError | ConnectionError):
             raise StoreError(f"{what}: the store did not answer ({type(error).__name__}: {error})") from error
+        if isinstance(error, FileNotFoundError) and _silent(error.__cause__):
+            raise StoreError(f"{what}: the store did not answer ({error.__cause__!r})") from error
         raise
+
+
+def _silent(cause: BaseException | None) -> bool:
+    """Whether fsspec's HTTP said "not found" where no server did: it says so of whatever went wrong."""
+    if type(cause).__module__.split(".")[0] != "aiohttp":
+        return isinstance(cause, TimeoutError | ConnectionError)
+    return getattr(cause, "status", 0) not in (404, 410) and not isinstance(cause, ValueError)  # that: no URL at all
 
 
 def code_of(error: BaseException) -> str:
