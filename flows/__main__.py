@@ -171,7 +171,7 @@ def _guard() -> None:
 
 
 def _shown(text: str) -> str:
-    from storage.secrets import shown
+    from tasks.redaction import shown
 
     return shown(text)
 
