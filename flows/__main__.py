@@ -170,10 +170,10 @@ def _guard() -> None:
     subprocess.Popen(command, cwd=checkout, stdin=subprocess.PIPE, start_new_session=True)
 
 
-def _redacted(text: str) -> str:
-    from tasks.redaction import redact
+def _shown(text: str) -> str:
+    from tasks.redaction import shown
 
-    return redact(text)
+    return shown(text)
 
 
 def _run(target: Any, check: Callable[..., Any] | None, options: dict[str, Any]) -> None:
@@ -183,7 +183,7 @@ def _run(target: Any, check: Callable[..., Any] | None, options: dict[str, Any])
             check(**options)
         result = _flow(target, options) if hasattr(target, "fn") else target(**options)
         if isinstance(result, str):
-            click.echo(_redacted(result))
+            click.echo(_shown(result))
     except Exception as error:
         if code := _said(error):
             sys.exit(code)
@@ -206,7 +206,7 @@ def _said(error: BaseException) -> int:
     failed = names & set(FAILURES) or any(words in str(error) for words in DISK)
     code = EXIT_INPUT if names & set(KNOWN) else EXIT_FAILED if failed else 0
     if code:
-        click.echo(_redacted(f"reelmill: {'' if code == EXIT_INPUT else 'failed: '}{error}"), err=True)
+        click.echo(_shown(f"reelmill: {'' if code == EXIT_INPUT else 'failed: '}{error}"), err=True)
     return code
 
 

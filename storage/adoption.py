@@ -20,9 +20,11 @@ from storage.secrets import without_credentials
 from storage.shards import Member, Sample
 from storage.stores import UNKNOWN, ask
 
+TARS = (".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst")  # all but the first are refused by name
 SIDECARS = ("json", "cls", "label", "txt")
 LABEL_KEYS = ("label", "class", "class_name", "category")
 LARGEST_SIDECAR = 1 << 20  # bytes
+DEEPEST = 64  # lists and objects within each other in a .json
 SPLITS = {
     "train": "train", "heldout": "heldout", "held_out": "heldout", "val": "heldout", "valid": "heldout",
     "validation": "heldout", "test": "heldout", "unlabelled": "unlabelled",
@@ -67,7 +69,7 @@ def _matching(url: str) -> Iterator[Shard]:
         matched = {path: ask(fs, "info", path)}
     elif ask(fs, "isdir", path):
         everything = ask(fs, "find", path, detail=True, size=UNKNOWN)
-        matched = {p: i for p, i in everything.items() if p.endswith((".tar", ".tar.gz", ".tgz"))}
+        matched = {p: i for p, i in everything.items() if p.endswith(TARS)}
     else:
         matched = {p: i for p, i in ask(fs, "glob", path, detail=True, size=UNKNOWN).items() if i["type"] == "file"}
     for where, info in matched.items():
@@ -141,12 +143,14 @@ def _json(data: bytes) -> dict[str, Any]:
             raise BadSidecar("a key comes twice in .json")
         return dict(pairs)
 
-    def constant(name: str) -> float:
-        raise BadSidecar(f"{name} in .json")
+    def number(text: str) -> float:
+        if not math.isfinite(value := float(text)):
+            raise BadSidecar(f"{text[:80]} in .json")
+        return value
 
     try:
-        found = json.loads(data, object_pairs_hook=once, parse_constant=constant)
-        json.dumps(found, ensure_ascii=False, allow_nan=False).encode()  # 1e400 and half a character come through
+        found = json.loads(data, object_pairs_hook=once, parse_constant=number, parse_float=number)
+        _bearable(found)
     except BadSidecar:
         raise
     except (ValueError, RecursionError) as error:
@@ -154,6 +158,21 @@ def _json(data: bytes) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise BadSidecar(".json is no object")
     return found
+
+
+def _bearable(found: Any) -> None:
+    """Refuses what JSON may say and what works with it cannot: deep nesting, and halves of characters."""
+    waiting = [(found, 0)]
+    while waiting:
+        value, depth = waiting.pop()
+        if depth > DEEPEST:
+            raise BadSidecar(f"more than {DEEPEST} lists and objects within each other in .json")
+        if isinstance(value, str):
+            value.encode()
+        elif isinstance(value, dict):
+            waiting += [(one, depth + 1) for pair in value.items() for one in pair]
+        elif isinstance(value, list):
+            waiting += [(one, depth + 1) for one in value]
 
 
 def _label_rows(value: Any) -> list[tuple[float | None, float | None, str]]:
@@ -173,12 +192,17 @@ def _label_rows(value: Any) -> list[tuple[float | None, float | None, str]]:
                 return [(None, None, str(names[0]))]
             if _seconds(start) and _seconds(end) and 0 <= start < end:
                 return [(float(start), float(end), str(names[0]))]
-            raise BadSidecar(f"a segment needs 0 <= start < end, got {start!r} to {end!r}")
+            raise BadSidecar(f"a segment needs 0 <= start < end, got {repr(start)[:80]} to {repr(end)[:80]}")
     raise BadSidecar(f"{str(value)[:80]!r} is no label; give a name, or start, end and label")
 
 
 def _seconds(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number that no float is as large as
+        return False
 
 
 def examined_url(root: str, id: str) -> str:

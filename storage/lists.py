@@ -1,6 +1,7 @@
 """An archive given as a list: CSV, Parquet or JSON lines with a column ``path`` or ``url``, and any others."""
 
 import csv
+import errno
 import io
 import json
 import math
@@ -125,7 +126,8 @@ def _source(folder: str, row: dict[str, Any]) -> Source:
     place = str(row.get("path") or row.get("url")).strip()
     target = str(row.get("url") or place).strip()
     url = target if "://" in target or target.startswith("/") else files.join(folder, target)
-    refuse_credentials(url, "the list")
+    for name in [url] if place in url else [url, place]:
+        refuse_credentials(name, "the list")
     try:
         beside = {k: v for k, v in _finite(row).items() if k not in OWN and v not in (None, "")}
         plain = without_credentials(json.loads(json.dumps(beside, default=str)))
@@ -134,7 +136,7 @@ def _source(folder: str, row: dict[str, Any]) -> Source:
     metadata = json.dumps(plain, sort_keys=True, allow_nan=False)
     try:
         with understood(url):
-            info = files.info(url)
+            info = _looked_at(url)
     except (FileNotFoundError, NotADirectoryError):
         return Source(place, url, 0, "", problem="not_found", metadata=metadata)
     except PermissionError as error:
@@ -142,12 +144,23 @@ def _source(folder: str, row: dict[str, Any]) -> Source:
             raise StoreError(f"{url} may not be looked at: {error}") from error
         return Source(place, url, 0, "", problem="permission", metadata=metadata)
     except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            return Source(place, url, 0, "", problem="not_found", metadata=metadata)
         raise StoreError(f"{url} cannot be looked at: {error}") from error
     problem = "" if info["type"] == "file" else "not_regular_file"
     if "ino" in info:  # on this machine
         info["changed"] = info["created"]
     when, size = files.modified(info), int(info.get("size") or 0)
     return Source(place, url, size, files.stamp(info), problem=problem, metadata=metadata, modified=when)
+
+
+def _looked_at(url: str) -> dict[str, Any]:
+    try:
+        return files.info(url)
+    except InputError:
+        raise
+    except (ValueError, IndexError) as error:  # a name that can be no file's
+        raise FileNotFoundError(url) from error
 
 
 def has_labels(url: str) -> bool:

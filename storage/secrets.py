@@ -16,6 +16,8 @@ from storage.errors import InputError
 HIDDEN = "***"
 SHORTEST = 6  # characters of a secret that is looked for by its value
 SHORTEST_ID = 16  # and of a key's id, which is no secret itself and in small set-ups an ordinary word
+# Controls, line and paragraph separators, halves of characters, and what turns the direction of text.
+ACTED_ON = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 DEPTH = 20  # causes of an exception that are followed
 
 SECRET = re.compile(r"(?:^|_)(?:SECRETS?|PASSWORD|PASSWD|TOKEN|API_?KEY|SECRET_ACCESS_KEY|AUTH_STRING)(?:_|$)", re.I)
@@ -30,6 +32,7 @@ _NAMES = (
     r"(?:aws_)?secret_?access_?key|(?:aws_)?access_?key_?id|(?:aws_)?session_?token|X-Amz-Security-Token|secret_?key"
     r"|access_?key|client_?secret|api_?key|password|passwd|secret|(?:access|auth|refresh)_?token|token"
 )
+_SIGNED = re.compile(rf"\?(?:[^\s#]*&)?(?:{_QUERY})=", re.I)
 _FORMS = [
     # user:password@ before a host. A password may hold anything but a slash and blanks.
     (re.compile(r"(://)[^\s/:@'\"<>]*:[^\s/\"<>]*@"), rf"\1{HIDDEN}@"),
@@ -117,10 +120,15 @@ def _redact_any(value: object) -> object:
     return value
 
 
+def _may_be_signed(text: str) -> bool:
+    """Whether text is, or has in it, a URL or a relative path with a signed query."""
+    return "://" in text or _SIGNED.search(text) is not None
+
+
 def without_credentials(value: Any) -> Any:
     """A JSON value from outside, with the credentials taken out of the URLs in it, such as those of signed ones."""
     if isinstance(value, str):
-        return _without_forms(value) if "://" in value else value
+        return _without_forms(value) if _may_be_signed(value) else value
     if isinstance(value, list | tuple):
         return [without_credentials(item) for item in value]
     if isinstance(value, dict):
@@ -130,15 +138,20 @@ def without_credentials(value: Any) -> Any:
 
 def printable(text: str) -> str:
     """Text from outside, such as a file's name, on one line and without what a terminal would act on."""
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+    return ACTED_ON.sub("\N{REPLACEMENT CHARACTER}", text)
+
+
+def shown(text: str) -> str:
+    """Text for people: without credentials, and each of its lines printable."""
+    return "\n".join(map(printable, redact(text).split("\n")))
 
 
 def refuse_credentials(url: str, option: str = "") -> None:
     """InputError for a URL that carries credentials: as a parameter it would be stored and shown as it is."""
     where = f"{option} " if option else ""
-    if "://" in url and (shown := _without_forms(url)) != url:
+    if _may_be_signed(url) and (without := _without_forms(url)) != url:
         raise InputError(
-            f"{where}{redact(shown)}: credentials in a URL would be stored with the run; take them out and set "
+            f"{where}{redact(without)}: credentials in a URL would be stored with the run; take them out and set "
             "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (or FSSPEC_S3_KEY and FSSPEC_S3_SECRET) instead"
         )
     for value, name in named(os.environ).items():

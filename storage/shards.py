@@ -12,10 +12,12 @@ from typing import Any, BinaryIO, NoReturn
 
 from storage import files
 from storage.errors import Damaged
+from storage.secrets import ACTED_ON
 
 BLOCK = 512
 CHUNK = 1 << 16  # bytes that one read fetches at least
 LONGEST_NAME = 1024
+MOST_MEMBERS = 1000  # of one key
 LONGEST_EXTENSION = 1 << 16  # bytes of a PAX or GNU header before a member
 
 REASONS = {
@@ -39,6 +41,7 @@ FLAWS = {
     "no_key": "a name without a key and an extension, which WebDataset passes over",
     "duplicate": "two members of one name, or two samples of one key",
     "interleaved": "the members of a sample are not next to each other",
+    "many_members": "more than 1,000 members of one key",
 }
 KEY = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$", re.DOTALL)  # WebDataset's rule: up to the first dot of the base name
 META = re.compile(r"__[^/]*__($|/)")
@@ -293,7 +296,7 @@ def _flaw(raw: bytes) -> str:
         name = raw.decode()
     except UnicodeDecodeError:
         return "bad_name"
-    if not name or len(raw) > LONGEST_NAME or not name.isprintable():
+    if not name or len(raw) > LONGEST_NAME or ACTED_ON.search(name):
         return "bad_name"
     if name.startswith(("/", "\\")) or ".." in re.split(r"[/\\]", name) or re.match(r"[A-Za-z]:", name):
         return "unsafe_name"
@@ -309,6 +312,7 @@ def group(members: Iterable[Member]) -> list[Sample]:
     """
     found: list[Sample] = []
     places: dict[str, list[int]] = {}
+    names: set[str] = set()  # extensions of the last sample, in lower case
     last = -1  # place of the sample that the next member may belong to; members with a flaw do not come between
     for member in members:
         match = KEY.match(member.name)
@@ -320,13 +324,17 @@ def group(members: Iterable[Member]) -> list[Sample]:
             last = len(found)
             places.setdefault(key, []).append(last)
             found.append(Sample(key, {}))
-        if extension.lower() in {known.lower() for known in found[last].members}:
+            names = set()
+        if extension.lower() in names and not found[last].flaw:
             found[last] = replace(found[last], flaw="duplicate")
         found[last].members[extension] = member
+        names.add(extension.lower())
+        if len(found[last].members) > MOST_MEMBERS and not found[last].flaw:
+            found[last] = replace(found[last], flaw="many_members")
     for several in places.values():
         if len(several) > 1:
-            names = [e.lower() for place in several for e in found[place].members]
-            flaw = "duplicate" if len(set(names)) < len(names) else "interleaved"
+            extensions = [e.lower() for place in several for e in found[place].members]
+            flaw = "duplicate" if len(set(extensions)) < len(extensions) else "interleaved"
             for place in several:
                 found[place] = replace(found[place], flaw=flaw)
     return found

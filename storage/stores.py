@@ -200,7 +200,16 @@ def answered(what: str) -> Iterator[None]:
                 f"{what}: refused, as this machine's clock differs from the store's by more than "
                 f"{SKEW // 60} minutes; set this machine's clock"
             ) from error
+        if isinstance(error, FileNotFoundError) and _silent(error.__cause__):
+            raise StoreError(f"{what}: the store did not answer ({error.__cause__!r})") from error
         raise
+
+
+def _silent(cause: BaseException | None) -> bool:
+    """Whether fsspec's HTTP said "not found" where no server did: it says so of whatever went wrong."""
+    if type(cause).__module__.split(".")[0] != "aiohttp":
+        return isinstance(cause, TimeoutError | ConnectionError)
+    return getattr(cause, "status", 0) not in (404, 410) and not isinstance(cause, ValueError)  # that: no URL at all
 
 
 def _answer_of(error: BaseException) -> dict[str, Any]:

@@ -190,13 +190,14 @@ def _members(root: str, found: list[dict[str, Any]]) -> dict[str, parts.Part]:
     return members
 
 
-def _account(root: str, ids: list[str], given: dict[str, Labels], url: str) -> Report:
+def _account(root: str, found: list[Shard], ids: list[str], given: dict[str, Labels], url: str) -> Report:
     """The counts over what was examined; raises `InputError` for labels of members that no shard has."""
     total, unknown, like = Report(), set(given), ""
-    for entries in files.at_once(partial(ledger.read, root, STEP), ids):
+    for shard, entries in zip(found, files.at_once(partial(ledger.read, root, STEP), ids), strict=True):
         total += ledger.tally(entries)
-        unknown.difference_update(*(adoption.named(entry.item.rpartition("#")[2]) for entry in entries))
-        like = like or next((entry.item.rpartition("#")[2] for entry in entries if entry.verdict == "kept"), "")
+        prefix = f"{shard.url}#"
+        unknown.difference_update(*(adoption.named(entry.item.removeprefix(prefix)) for entry in entries))
+        like = like or next((entry.item.removeprefix(prefix) for entry in entries if entry.verdict == "kept"), "")
     if unknown:
         some = ", ".join(sorted(unknown)[:3])
         raise InputError(f"{url} names {len(unknown)} members that no shard has ({some}); they have such as {like}")
@@ -224,7 +225,7 @@ def adopt_shards(
     where = {shard.url: adoption.examined_url(root, id) for shard, id in zip(found, ids, strict=True)}
     work = partial(examine_shard, root=root, options=options)
     done = cover(STEP, found, work, lambda shard: files.exists(where[shard.url]), unit="shards")
-    total = _account(root, ids, given, labels or "")
+    total = _account(root, found, ids, given, labels or "")
     total.decoded, total.bytes = done.decoded, done.bytes
     bad = total.quarantined.total()
     reasons = ", ".join(f"{count} {reason}" for reason, count in total.quarantined.most_common())

@@ -13,7 +13,9 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-from storage.secrets import redact, redact_error
+from storage.secrets import redact, redact_error, shown
+
+__all__ = ["install", "redact", "shown"]  # the last for `flows`, which knows `tasks` alone
 
 _plain = logging.Formatter()
 _FROM_PREFECT = ("handle_exception", "handle_crash")
@@ -38,8 +40,8 @@ def _redacting_factory(factory: Callable[..., logging.LogRecord]) -> Callable[..
             text = record.getMessage()
         except Exception:  # wrong arguments: logging itself complains about them when it formats
             text = str(record.msg)
-        if (shown := redact(text)) != text:
-            record.msg, record.args = shown, ()
+        if (safe := redact(text)) != text:
+            record.msg, record.args = safe, ()
         if record.exc_info and record.exc_info[1] is not None:
             record.exc_text = redact(_plain.formatException(record.exc_info))  # formatters print it if it is there
         return record

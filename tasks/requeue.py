@@ -9,6 +9,7 @@ from storage import datasets, files, ledger, plans
 from storage.errors import InputError
 from storage.media.limits import REASONS
 from storage.plans import Member
+from storage.secrets import printable
 from tasks.report import say
 
 SHOWN = 20  # items on the terminal
@@ -57,6 +58,6 @@ def requeue(
         return f"quarantined: {rows}; name some with --reason"
     chosen = {item: member for item, (member, why) in found.items() if why in reason}
     for item in sorted(chosen)[:SHOWN]:
-        say(f"  again        {item}")
+        say(f"  again        {printable(item)}")
     plans.ask_again(root, dataset, {member.identity: member.attempt for member in chosen.values()})
     return f"{len(chosen)} videos are tried again by the next `reelmill prepare`"

@@ -18,7 +18,7 @@ import httpx
 from prefect.context import FlowRunContext, SettingsContext, SyncClientContext, TaskRunContext, get_settings_context
 from prefect.runtime import flow_run
 
-from storage.secrets import redact
+from storage.secrets import ACTED_ON, redact, shown
 
 SILENCE = 60.0  # seconds in which a server that does not answer is not asked again
 HASTE = 10.0  # seconds that a server has for an answer while the work waits
@@ -36,9 +36,9 @@ STEP = slice(2, 15)  # of a line: where the step stands that it is about
 
 
 def say(text: str, **fields: Any) -> None:
-    """Prints a line at once, without credentials; as JSON with ``fields``, such as item and reason, where asked for."""
+    """Prints a line at once, as `shown`; as JSON with ``fields``, such as item and reason, where asked for."""
     if os.environ.get(STRUCTURED) != "json":
-        print(redact(text), flush=True)
+        print(shown(text), flush=True)
         return
     for line in filter(None, map(str.rstrip, text.split("\n"))):
         print(_structured(line, fields), flush=True)
@@ -54,7 +54,8 @@ def _structured(line: str, fields: dict[str, Any]) -> str:
         "message": said,
     }  # fmt: skip
     plain = {name: redact(value) if isinstance(value, str) else value for name, value in (known | fields).items()}
-    return json.dumps(plain, default=lambda value: redact(str(value)), ensure_ascii=False)
+    made = json.dumps(plain, default=lambda value: redact(str(value)), ensure_ascii=False)
+    return ACTED_ON.sub(lambda sign: f"\\u{ord(sign[0]):04x}", made)
 
 
 _silent_until = 0.0  # Prefect did not answer; until then it is not asked again

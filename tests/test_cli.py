@@ -1,8 +1,10 @@
 """The command line as a person meets it: help, speed of help, and errors in one line with exit code 2."""
 
+import contextlib
 import errno
 import json
 import os
+import pty
 import re
 import subprocess
 import sys
@@ -14,6 +16,8 @@ import pytest
 from click.testing import CliRunner
 
 from flows.__main__ import COMMANDS, EXIT_FAILED, EXIT_INPUT, WORDS, _said, main
+from storage.secrets import ACTED_ON
+from tasks.telling import say
 
 ROOT = Path(__file__).parent.parent
 
@@ -204,6 +208,45 @@ def test_a_full_disk_is_said_in_one_line_wherever_it_is_met(error, capsys):
     assert _said(error) == EXIT_FAILED
     assert capsys.readouterr().err == f"reelmill: failed: {error}\n"
     assert _said(OSError(errno.EIO, "Input/output error")) == _said(RuntimeError("disk")) == 0
+
+
+HOSTILE = "a\x1b]0;title\x07\x1b[31m\x9b\r\u202e\u2028.mp4"
+TAMED = "a�]0;title��[31m����.mp4"
+
+
+def test_names_do_not_reach_a_terminal_as_commands_to_it(tmp_path):
+    """On a real one: elsewhere click takes colours out by itself."""
+    (tmp_path / "sets").mkdir()
+    (tmp_path / "sets" / f"{HOSTILE}.tar").write_bytes(b"no tar")
+    where, child = pty.openpty()
+    command = [
+        sys.executable,
+        "-m",
+        "flows",
+        "adopt",
+        "--root",
+        str(tmp_path / "r"),
+        "--shards",
+        str(tmp_path / "sets"),
+    ]
+    subprocess.run(command, stdin=child, stdout=child, stderr=child, timeout=120)
+    os.close(child)
+    out = b""
+    with contextlib.suppress(OSError):  # Linux says so where nobody has the other end any more
+        while some := os.read(where, 1 << 16):
+            out += some
+    os.close(where)
+    text = out.decode().replace("\r\n", "\n")
+    assert f"{TAMED}.tar" in text and not ACTED_ON.search(text.replace("\n", "")), text
+
+
+def test_lines_of_our_own_stay_lines(capsys, monkeypatch):
+    say(f"  first        {HOSTILE}\n  second       動画\u3000")
+    assert capsys.readouterr().out == f"  first        {TAMED}\n  second       動画\u3000\n"
+    monkeypatch.setenv("PREFECT_LOGGING_HANDLERS_CONSOLE_FORMATTER", "json")
+    say(f"  first        {HOSTILE[:-5]}.mp4", item=HOSTILE)
+    (line,) = capsys.readouterr().out.splitlines()
+    assert not ACTED_ON.search(line) and json.loads(line)["item"] == HOSTILE
 
 
 def test_an_audit_is_said_in_words():

@@ -14,6 +14,7 @@ import pytest
 from models.metrics import FrameScores
 from storage import datasets, files
 from storage.inventory import Item
+from storage.secrets import ACTED_ON
 from tasks import registry, tracking
 from tasks.evaluate import evaluate_checkpoint
 from tasks.pages import archive, models, page, pictures
@@ -45,6 +46,7 @@ def hostile(tmp_path_factory):
         patch.setattr(lamps, "COLOURS", dict(zip((SCRIPT, IMAGE, LINK), lamps.COLOURS.values(), strict=True)))
         lamps.render(folder, train=3, held_out=2, weak=3)
     (folder / "archive" / f"{IMAGE}.mp4").write_bytes(b"no video")
+    (folder / "archive" / "odd \x1b[31m\x07\x9b\u202e\u2028.mp4").write_bytes(b"no video either")
     with open(folder / "labels.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     names = {"dense/03.mp4": f"dense/{IMAGE} 03.mp4", "dense/04.mp4": f"dense/{SECRET}.mp4"}
@@ -168,7 +170,8 @@ def test_it_fits_a_phone_and_the_dark(opened, made, screenshots, name, width, sc
 def test_hostile_names_are_shown_and_not_run(opened, hostile, tmp_path, screenshots, monkeypatch):
     monkeypatch.setenv("REEL_SECRET", SECRET)
     page.page(hostile, "a", out=str(tmp_path / "page.html"))
-    assert SECRET not in (tmp_path / "page.html").read_text()
+    source = (tmp_path / "page.html").read_text()
+    assert SECRET not in source and "odd �[31m����.mp4" in source and not ACTED_ON.search(source.replace("\n", ""))
     tab = opened(tmp_path / "page.html")
     tab.locator("input").first.press("End")
     text = tab.locator("body").inner_text()

@@ -12,7 +12,7 @@ from storage.media import probing, sampling
 from storage.media.footage import Footage, Unsure
 from storage.media.sandbox import Sandbox
 from storage.media.video import Limits, Rejected
-from tests.videos import HDR10, RATE, RED, H, W, jpegs, make, set_options, sound, wide
+from tests.videos import HDR10, RATE, RED, H, W, elsewhere, jpegs, make, set_options, sound, wide
 
 
 @pytest.fixture(scope="module")
@@ -226,6 +226,15 @@ def test_bytes_that_are_no_clip_are_refused(box, data, reason):
     with pytest.raises(Rejected) as caught:
         box.sample(data)
     assert caught.value.reason == reason
+
+
+@pytest.mark.parametrize("kind", [b"url ", b"urn "])
+def test_bytes_whose_media_are_elsewhere_are_refused(box, tmp_path, listener, kind):
+    port, calls = listener
+    data = elsewhere(make(tmp_path / "a.mp4").read_bytes(), kind, b"http://127.0.0.1:%d/x.mp4\0" % port)
+    with pytest.raises(Rejected) as caught:
+        box.sample(data)
+    assert caught.value.reason == "forbidden_reference" and not calls
 
 
 def test_a_long_gap_is_refused(tmp_path):

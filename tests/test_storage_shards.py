@@ -3,12 +3,13 @@
 import gzip
 import io
 import tarfile
+import time
 
 import numpy as np
 import pytest
 
 from storage import files, shards
-from storage.shards import BLOCK, FLAWS, REASONS, Refused, group, walk
+from storage.shards import BLOCK, FLAWS, REASONS, Member, Refused, group, walk
 
 SIZES = (700, 30, 1024, 0, 5000, 512)
 NAMES = ("a.mp4", "a.json", "sub/b.mp4", "sub/b.json", "c d.mp4", "c d.json")
@@ -128,7 +129,8 @@ def test_what_is_no_tar_says_so():
     [
         ("../up.mp4", "unsafe_name"), ("/abs.mp4", "unsafe_name"), ("a/../../b.mp4", "unsafe_name"),
         ("..\\b.mp4", "unsafe_name"), ("C:\\b.mp4", "unsafe_name"), ("k\n.mp4", "bad_name"),
-        ("\x1b[2J.mp4", "bad_name"),
+        ("\x1b[2J.mp4", "bad_name"), ("\x9b2J.mp4", "bad_name"), ("a\u2028.mp4", "bad_name"),
+        ("a\u202egpj.mp4", "bad_name"), ("a\u2066.mp4", "bad_name"),
         ("x" * 1500 + ".mp4", "bad_name"), ("noext", "no_key"), (".hidden.mp4", "no_key"), ("__m__/k.mp4", "no_key"),
     ],
 )  # fmt: skip
@@ -136,6 +138,13 @@ def test_a_name_that_cannot_be_used_is_a_flaw(name, flaw):
     data = packed(("a.mp4", name, "z.mp4"), (10, 20, 30))
     assert refused(data) == flaw
     assert [m.flaw for m in walked(data, strict=False)] == ["", flaw, ""]
+
+
+@pytest.mark.parametrize(
+    "name", ["動画\u30001.mp4", "می\u200cخواهم.mp4", "nb\u00a0sp.mp4", "👩\u200d👩\u200d👧.mp4", "soft\u00adhy.mp4"]
+)
+def test_a_name_of_any_script_is_good(name):
+    assert [(m.name, m.flaw) for m in walked(packed((name,), (10,)))] == [(name, "")]
 
 
 @pytest.mark.parametrize("kind", [b"1", b"2", b"3", b"4", b"6"])
@@ -205,3 +214,13 @@ def test_keys_that_come_twice_have_a_flaw():
     assert flaws("a.mp4", "b.mp4", "a.json", "b.json") == [(k, "interleaved") for k in "abab"]
     assert flaws("v.v1.mp4", "v.v2.mp4") == [("v", "")]
     assert flaws("a.mp4", "noext", "a.json") == [("a", ""), ("noext", "no_key")]
+
+
+def test_a_key_of_very_many_members_has_a_flaw_and_costs_no_more_than_they_are():
+    def members(count):
+        return [Member(name, 0, 0) for name in ["a.mp4", *(f"k.e{i}" for i in range(count)), "z.mp4"]]
+
+    assert [(s.key, s.flaw) for s in group(members(1000))] == [("a", ""), ("k", ""), ("z", "")]
+    began = time.process_time()
+    assert [(s.key, s.flaw) for s in group(members(16_000))] == [("a", ""), ("k", "many_members"), ("z", "")]
+    assert time.process_time() - began < 3

@@ -162,6 +162,9 @@ def test_what_cannot_be_used_is_quarantined_with_a_reason(tmp_path, clip):
         ("deep.mp4", clip(5)), ("deep.json", deep), ("nan.mp4", clip(5)), ("nan.json", b'{"score": NaN}'),
         ("two.mp4", clip(5)), ("two.json", b'{"label": "a", "label": "b"}'), ("only.txt", b"no video"),
         ("seg.mp4", clip(5)), ("seg.json", b'{"labels": [{"start": 2, "end": 1, "label": "x"}]}'),
+        ("half.mp4", clip(5)), ("half.json", b'{"label": "\\ud800"}'), ("far.mp4", clip(5)),
+        ("far.json", b'{"labels": [{"start": 0, "end": 1' + b"0" * 400 + b', "label": "x"}]}'),
+        ("lists.mp4", clip(5)), ("lists.json", b'{"m": ' + b"[" * 990 + b"]" * 990 + b"}"),
         ("last.mov", clip(6)),
     )  # fmt: skip
     root = str(tmp_path / "root")
@@ -174,6 +177,7 @@ def test_what_cannot_be_used_is_quarantined_with_a_reason(tmp_path, clip):
         "pipe.mp4": "special", "twice.mp4": "duplicate", "noext": "no_key", "__m__/k.mp4": "no_key",
         "nl\n.mp4": "bad_name", "deep.mp4": "bad_sidecar",
         "nan.mp4": "bad_sidecar", "two.mp4": "bad_sidecar", "seg.mp4": "bad_sidecar",
+        "half.mp4": "bad_sidecar", "far.mp4": "bad_sidecar", "lists.mp4": "bad_sidecar",
     }  # fmt: skip
     assert found["only"] == ("dropped", "no_video")
     [book] = files.names(files.join(root, "ledger", "adopt"))
@@ -246,6 +250,25 @@ def test_labels_of_a_file_come_first_and_strangers_in_it_are_named(tmp_path, cli
         adopt(root, [str(tmp_path / "x.tar")], "them", labels=str(tmp_path / "l.csv"))
 
 
+def test_a_name_with_a_hash_can_be_labelled(tmp_path, clip):
+    put(tmp_path / "x#y.tar", ("a#b.mp4", clip(0)), ("c.mp4", clip(1)))
+    (tmp_path / "l.csv").write_text("path,label\na#b.mp4,up\nc,down\n")
+    adopt(str(tmp_path / "root"), [str(tmp_path / "x#y.tar")], "them", labels=str(tmp_path / "l.csv"))
+    rows = [row for part in datasets.load(str(tmp_path / "root"), "them").parts for row in part.rows()]
+    assert {row["member"]: row["labels"][0]["label"] for row in rows} == {"a#b.mp4": "up", "c.mp4": "down"}
+    (tmp_path / "l.csv").write_text("path,label\nb.mp4,up\n")
+    with pytest.raises(InputError, match=r"1 members that no shard has \(b.mp4\); they have such as a#b.mp4"):
+        adopt(str(tmp_path / "root"), [str(tmp_path / "x#y.tar")], "them", labels=str(tmp_path / "l.csv"))
+
+
+@pytest.mark.parametrize("kind", ["gz", "bz2", "xz", "zst"])
+def test_a_compressed_tar_in_a_folder_is_refused_by_its_name(tmp_path, clip, kind):
+    put(tmp_path / "a.tar", ("a.mp4", clip(0)))
+    (tmp_path / f"b.tar.{kind}").write_bytes(b"whatever")
+    with pytest.raises(Damaged, match=rf"1 of 2 shards .*b.tar.{kind}: unpack it first \(compressed"):
+        adopt(str(tmp_path / "root"), [str(tmp_path)], "them")
+
+
 def test_a_second_set_of_shards_can_be_added(tmp_path, clip):
     put(tmp_path / "a.tar", ("a.mp4", clip(0)))
     put(tmp_path / "b.tar", ("b.mp4", clip(1)))
@@ -309,8 +332,11 @@ def test_sidecars_say_labels_and_metadata(beside, rows, metadata):
 @pytest.mark.parametrize(
     "data",
     [b'{"label": 1.5}', b'{"label": true}', b'{"labels": [{"start": 0, "label": "x"}]}', b"[1]", b"\xff", b"{",
-     b'{"score": 1e400}', rb'{"label": "\ud800"}',
-     b'{"labels": ["a", {"start": 0, "end": 1, "label": "x"}]}', b'{"split": "dev", "label": "a"}'],
+     b'{"labels": ["a", {"start": 0, "end": 1, "label": "x"}]}', b'{"split": "dev", "label": "a"}',
+     *(b'{"%b": ' % name + b"[" * deep + b"]" * deep + b"}" for name in (b"label", b"m") for deep in (65, 500, 990)),
+     *(b'{"m": ' + b'{"a": ' * deep + b"1" + b"}" * deep + b"}" for deep in (65, 480, 990)),
+     b'{"labels": [{"start": 0, "end": 1' + b"0" * 400 + b', "label": "x"}]}', b'{"score": 1e999}', b'{"n": [-1e999]}',
+     b'{"label": "\\ud800"}', b'{"\\ud800": 1}', b'{"who": ["\\udfff"]}'],
 )  # fmt: skip
 def test_a_sidecar_that_is_not_understood_is_refused(data):
     with pytest.raises(BadSidecar):

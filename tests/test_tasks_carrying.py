@@ -129,10 +129,11 @@ def test_a_clip_of_other_bytes_takes_nothing_over(home):
     assert carry.known(root, "scores", name, part.rows(), carry.replaced(root, joined)) is None
 
 
-def test_quarantined_videos_are_tried_again_on_request(home, monkeypatch):
+def test_quarantined_videos_are_tried_again_on_request(home, monkeypatch, capsys):
     """The verdict before stays in the ledger; the others of its part are not decoded."""
     root = files.open_root(str(home / "fresh"))
     bad = sorted((home / "archive").rglob("*.mp4"))[2]
+    bad = bad.rename(bad.with_name("new\nline.mp4"))
     cut = Sandbox.cut
 
     def slow(self, path, folder, **options):
@@ -148,7 +149,9 @@ def test_quarantined_videos_are_tried_again_on_request(home, monkeypatch):
     assert report.quarantined == {"timeout": 1} and report.decoded == 0
     assert "1 timeout" in requeue(root, "a")
     assert requeue(root, "a", ["oom"]).startswith("0 videos")
+    capsys.readouterr()
     assert requeue(root, "a", ["timeout"]).startswith("1 videos")
+    assert capsys.readouterr().out == f"  again        {bad.parent.name}/new\N{REPLACEMENT CHARACTER}line.mp4\n"
     after, report = prepare(root, str(home / "archive"), units=100)
     assert report.kept == 8 and report.decoded == 1 and after.clips == before.clips + 1
     old = {e.item: e.reason for e in ledger.read(root, "shard", before.parts[0].id)}

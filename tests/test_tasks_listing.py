@@ -5,8 +5,10 @@ import io
 import json
 import os
 import tarfile
+import threading
 from dataclasses import replace
 from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pyarrow as pa
@@ -14,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from storage import datasets, files, ledger, lists, plans, reading, sources, stores
-from storage.errors import InputError
+from storage.errors import InputError, StoreError
 from storage.media import synthetic
 from tasks import status
 from tasks.audits import contents
@@ -296,6 +298,8 @@ def test_webdataset_tars_are_an_archive(home, clips, tmp_path):
         tar.addfile(link)
         add(tar, "twice.mp4", clips[4].read_bytes())
         add(tar, "other.mp4", clips[5].read_bytes())
+        add(tar, "half.mp4", clips[7].read_bytes())
+        add(tar, "half.json", b'{"label": "\\ud800"}')
         add(tar, "twice.mp4", clips[6].read_bytes())
     (tmp_path / "shards" / "1.tar").write_bytes((tmp_path / "shards" / "0.tar").read_bytes()[:20_000])
     data, report = prepare(str(tmp_path / "tarred"), str(tmp_path / "shards"))
@@ -306,7 +310,7 @@ def test_webdataset_tars_are_an_archive(home, clips, tmp_path):
     assert rows["0.tar/s1.mp4"]["labels"][0]["label"] == "wave" and rows["0.tar/other.mp4"]["labels"] == []
     entries = {e.item: e.reason for e in ledger.read(str(tmp_path / "tarred"), "list", "a") if e.verdict != "kept"}
     assert entries.pop("1.tar") == "bad_shard" and set(entries.values()) == {"bad_member"}
-    assert {name.removeprefix("0.tar/") for name in entries} == {"../out.mp4", "link.mp4", "twice.mp4"}
+    assert {name.removeprefix("0.tar/") for name in entries} == {"../out.mp4", "link.mp4", "twice.mp4", "half.mp4"}
     _, report = prepare(str(tmp_path / "tarred"), str(tmp_path / "shards"))
     assert report.decoded == 0
 
@@ -384,12 +388,52 @@ def test_a_list_with_splits_and_no_label_is_refused(home):
         ("path;label\na.mp4;x\n", "row 1: neither path nor url, which every row needs; it has 'path;label'"),
         ("path\na.mp4,x\n", "row 1: more values than the file has columns"),
         ("", "is empty"),
+        ("path,url\nhttps://u:opensesame@h/x.mp4,a.mp4\n", r"https://\*\*\*@h/x.mp4: credentials in a URL would be"),
+        ("path,url\nx.mp4?a=1&X-Amz-Signature=c0ffee,a.mp4\n", r"x.mp4\?a=1&X-Amz-Signature=\*\*\*: credentials"),
+        ("path\nx.mp4?X-Amz-Signature=c0ffee\n", r"x.mp4\?X-Amz-Signature=\*\*\*: credentials in a URL would be"),
     ],
 )
 def test_what_is_wrong_with_a_list_is_said(tmp_path, text, message):
     (tmp_path / "list.csv").write_text(text)
     with pytest.raises(InputError, match=message):
         plan(files.open_root(str(tmp_path / "root")), str(tmp_path / "list.csv"))
+
+
+@pytest.mark.parametrize("place", ["a\0b.mp4", "data://video/mp4;base64,AAAA", "x" * 5000 + ".mp4", "http://[b/x.mp4"])
+def test_a_row_that_can_be_no_file_is_not_found(tmp_path, place):
+    (tmp_path / "list.jsonl").write_text(json.dumps({"path": place}))
+    assert [(one.path, one.problem) for one in lists.listing(str(tmp_path / "list.jsonl"))] == [(place, "not_found")]
+
+
+class Answering(BaseHTTPRequestHandler):
+    def do_GET(self):  # noqa: N802
+        self.send_response(int(self.path[1:4]))
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    do_HEAD = do_GET  # noqa: N815
+
+    def log_message(self, *args):
+        pass
+
+
+def test_only_a_server_that_says_so_has_not_got_a_file(tmp_path):
+    """fsspec says "not found" of whatever goes wrong over HTTP; a clip that was kept must not be dropped for it."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), Answering) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+
+        def listed(status):
+            row = {"path": "a.mp4", "url": f"http://127.0.0.1:{server.server_port}/{status}.mp4"}
+            (tmp_path / "list.jsonl").write_text(json.dumps(row))
+            return [one.problem for one in lists.listing(str(tmp_path / "list.jsonl"))]
+
+        assert [listed(status) for status in (200, 404, 410)] == [[""], ["not_found"], ["not_found"]]
+        for status in (403, 500, 503):
+            with pytest.raises(StoreError, match=f"did not answer .*{status}"):
+                listed(status)
+        server.shutdown()
+    with pytest.raises(StoreError, match="did not answer .*ConnectorError"):
+        listed(200)
 
 
 def test_a_bucket_of_more_than_a_page_is_listed_whole(s3, monkeypatch):

@@ -1,5 +1,6 @@
 """What can be told of a file before FFmpeg sees it: whether it is one, what it claims to be, what its boxes say."""
 
+import io
 import os
 import stat
 from collections.abc import Iterator
@@ -83,11 +84,25 @@ def check_boxes(path: str) -> None:
         for name, start, end, whole in _boxes(file, 0, os.fstat(file.fileno()).st_size):
             if not whole and name in (b"mdat", b"moov", b"moof"):
                 raise Rejected("truncated", f"the file ends within its {name.decode()} box")
+            if name == b"dref":
+                _check_dref(file, start, end)
             file.seek(start)
-            if name == b"dref" and (url := _foreign(file.read(min(end - start, 1 << 16)))):
-                raise Rejected("forbidden_reference", f"its media are in another file: {url}")
             if name == b"stsd" and file.read(min(end - start, 16))[12:16] in (b"encv", b"drmi"):
                 raise Rejected("encrypted", "its samples are encrypted")
+
+
+def check_references(data: bytes) -> None:
+    """Refuses the bytes of an MP4 that keeps its media in other files; the decoder judges all else of a clip."""
+    with io.BytesIO(data) as file:
+        for name, start, end, _ in _boxes(file, 0, len(data)):
+            if name == b"dref":
+                _check_dref(file, start, end)
+
+
+def _check_dref(file: BinaryIO, start: int, end: int) -> None:
+    file.seek(start)
+    if url := _foreign(file.read(min(end - start, 1 << 16))):
+        raise Rejected("forbidden_reference", f"its media are in another file: {url}")
 
 
 def check_segment(path: str) -> None:

@@ -64,6 +64,8 @@ def open_bytes(data: bytes, limits: Limits = DEFAULT) -> InputContainer:
     if not kind:
         mark = sniff.reference(head)
         raise Rejected("forbidden_reference" if mark else sniff.verdict(head), "a clip's bytes")
+    if kind == "mp4":
+        sniff.check_references(data)
     try:
         opened = av.open(io.BytesIO(data), format=kind, options=OPTIONS, metadata_errors="ignore")
     except MemoryError:

@@ -20,7 +20,7 @@ from storage import datasets, files, ledger, plans, timing
 from storage.datasets import Dataset
 from storage.errors import InputError
 from storage.inventory import in_units
-from storage.secrets import redact
+from storage.secrets import redact, shown
 from storage.timing import Spent
 from tasks import report, spending
 from tasks.audits import contents
@@ -176,11 +176,11 @@ def _shown(root: str, dataset: str) -> str:
 
 
 def _template() -> Any:
-    """The template; every value that it prints is escaped, and credentials in it are taken out."""
+    """The template; every value that it prints is escaped, printable, and without credentials."""
     script, style = ((HERE / name).read_text() for name in ("page.js", "page.css"))
     made = Environment(
         loader=FileSystemLoader(HERE), autoescape=True, trim_blocks=True, lstrip_blocks=True,
-        finalize=lambda value: redact(value) if isinstance(value, str) and not isinstance(value, Markup) else value,
+        finalize=lambda value: shown(value) if isinstance(value, str) and not isinstance(value, Markup) else value,
     )  # fmt: skip
     made.filters |= {"percent": _percent, "seconds": _seconds, "thousands": lambda value: f"{value:,}"}
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
