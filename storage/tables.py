@@ -80,7 +80,8 @@ def rows(url: str, columns: list[str]) -> Iterator[dict[str, Any]]:
     """The rows of a table, a few thousand in memory at a time; raises `Damaged` where a page is altered."""
     try:
         with opened(url) as file:
-            for batch in pq.ParquetFile(file, page_checksum_verification=True).iter_batches(BATCH, columns=columns):
+            table = pq.ParquetFile(file, page_checksum_verification=True)
+            for batch in table.iter_batches(BATCH, columns=columns, use_threads=False):  # see `_table`
                 yield from batch.to_pylist()
     except FileNotFoundError:
         raise
@@ -114,7 +115,7 @@ def batches(url: str) -> tuple[dict[str, Any], Iterator[pa.RecordBatch]]:
 
     def parse(data: bytes) -> tuple[dict[str, Any], Iterator[pa.RecordBatch]]:
         file = pq.ParquetFile(io.BytesIO(data))
-        return parse_about(file.schema_arrow.metadata), file.iter_batches(BATCH)
+        return parse_about(file.schema_arrow.metadata), file.iter_batches(BATCH, use_threads=False)
 
     found: tuple[dict[str, Any], Iterator[pa.RecordBatch]] = _parsed(url, parse)
     return found
@@ -142,9 +143,11 @@ def parse(data: bytes) -> pa.Table:
 
 
 def _table(data: bytes, columns: list[str] | None) -> pa.Table:
-    table = pq.read_table(io.BytesIO(data), columns=columns, page_checksum_verification=True)
+    file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
+    # Not on Arrow's threads: one that lets go of our bytes while Python ends takes the process down.
+    table = file.read(columns, use_threads=False)
     table.validate(full=True)
-    return table
+    return table if columns is None else table.select(columns)
 
 
 def _about(data: bytes) -> dict[str, Any]:
