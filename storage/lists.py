@@ -135,8 +135,7 @@ def _source(folder: str, row: dict[str, Any]) -> Source:
         raise InputError(f"{place}: what the list says of it is nested too deeply") from error
     metadata = json.dumps(plain, sort_keys=True, allow_nan=False)
     try:
-        with understood(url):
-            info = _looked_at(url)
+        info = _looked_at(url)
     except (FileNotFoundError, NotADirectoryError):
         return Source(place, url, 0, "", problem="not_found", metadata=metadata)
     except PermissionError as error:
@@ -157,9 +156,9 @@ def _source(folder: str, row: dict[str, Any]) -> Source:
 def _looked_at(url: str) -> dict[str, Any]:
     try:
         return files.info(url)
-    except InputError:
+    except (InputError, StoreError, OSError):
         raise
-    except (ValueError, IndexError) as error:  # a name that can be no file's
+    except Exception as error:  # a name that can be no file's: each library says so in a kind of its own
         raise FileNotFoundError(url) from error
 
 

@@ -37,8 +37,8 @@ def broken(monkeypatch):
     return fail
 
 
-def _measured(part, rows):
-    return pa.table({"key": [row["key"] for row in rows], "score": [1.0] * len(rows)})
+def _measured(part, rows, spent=None):
+    return pa.table({"key": [row["key"] for row in rows], **{name: [1.0] * len(rows) for name in score.SHOWN}})
 
 
 @pytest.mark.parametrize("again", [False, True], ids=["first", "carried"])
@@ -57,7 +57,7 @@ def test_a_column_asks_for_the_index_of_its_part_once(tmp_path, monkeypatch, ask
     done = score.score_part(part, root=root, before=before)
     assert done.decoded == (0 if again else part.samples)
     assert asked.count(part.index) == 1
-    assert columns.read(root, "scores", name, part)["score"].to_pylist() == [1.0] * part.samples
+    assert columns.read(root, "scores", name, part)["motion"].to_pylist() == [1.0] * part.samples
 
 
 def test_a_column_of_other_rows_is_refused_also_where_they_are_known(tmp_path):

@@ -34,7 +34,9 @@ def test_a_missing_archive_and_a_file(tmp_path, s3):
 def test_a_url_that_its_library_cannot_read_is_one_line(url, tmp_path):
     """What these libraries raise is no OSError."""
     (tmp_path / "list.csv").write_text(f"url\n{url}/a.mp4\n")
-    for found in (listing(url), lists.rows(f"{url}/list.csv"), lists.listing(str(tmp_path / "list.csv"))):
+    (row,) = lists.listing(str(tmp_path / "list.csv"))
+    assert row.problem == "not_found", "one row costs no other"
+    for found in (listing(url), lists.rows(f"{url}/list.csv")):
         with pytest.raises(InputError, match=f"^{url}.*: cannot be looked at .*; give a plain path or an s3") as caught:
             list(found)
         assert "\n" not in str(caught.value)
