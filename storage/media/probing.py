@@ -74,7 +74,7 @@ def probe(
             "height": frame.height,
             "shown_width": width,
             "shown_height": height,
-            "rotation": round(turned) % 360,
+            "rotation": turned % 360,
             "mirrored": mirrored,
             "sample_aspect_ratio": float(stream.sample_aspect_ratio or 1),
             "pixel_format": frame.format.name,
