@@ -1,5 +1,6 @@
 """Cut the sources of a part into clips and commit them as one WebDataset part."""
 
+import math
 import time
 from collections.abc import Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -47,6 +48,14 @@ def _labels_within(member: Member, start: float, end: float) -> list[dict[str, A
         for s, e, label in rows
         if s is None or e is None or (s < end and e >= start)
     ]
+
+
+def _beyond(member: Member, rows: list[dict[str, Any]]) -> str:
+    """What the ledger says of labels that begin after the end of their source: no clip has them."""
+    end = max((row["end"] for row in rows), default=math.inf)
+    said = member.labels.rows if member.labels and member.end is None else ()
+    lost = sum(start is not None and start > end for start, _, _ in said)
+    return f"{lost} labels begin after its end at {end:g} s" if lost else ""
 
 
 def _row(member: Member, content: str, clip: dict[str, Any]) -> dict[str, Any]:
@@ -100,6 +109,7 @@ class _Cutter:
         rows, media = done
         duration = sum(row["end"] - row["start"] for row in rows)
         content = rows[0]["content_id"] if rows else member.content_id
+        detail = "; ".join(filter(None, [detail, _beyond(member, rows)]))
         spent = time.monotonic() - began
         entry = Entry(member.name, "kept", "", detail, content, len(rows), duration, seconds=spent)
         return entry, rows, media

@@ -226,3 +226,13 @@ def test_a_store_without_marks_of_change_is_looked_at_each_time(home, monkeypatc
     before = plans.latest(root, "a")
     plan(root, str(home / "archive"), units=3)
     assert plans.latest(root, "a") != before and other.exists()
+
+
+def test_labels_after_the_end_of_a_video_are_told(home, tmp_path):
+    one, other = (path.relative_to(home / "archive") for path in sorted((home / "archive").rglob("*.mp4"))[:2])
+    labels = _labels(
+        tmp_path, [(one, 0, 1, "up", "train"), (one, 900, 901, "up", "train"), (other, 0, 1, "up", "train")]
+    )
+    data, _ = again(home, labels=labels)
+    said = {e.item: e.detail for part in data.parts for e in ledger.read(str(home / "root"), "shard", part.id)}
+    assert "1 labels begin after its end at" in said[str(one)] and "labels begin" not in said[str(other)]
