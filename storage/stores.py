@@ -49,9 +49,9 @@ def absolute(url: str) -> str:
     return url if "://" in url else os.path.abspath(url)
 
 
-def _system(protocol: str, ranges: bool = False) -> fsspec.AbstractFileSystem:
+def _system(protocol: str, ranges: bool = False, given: tuple[tuple[str, Any], ...] = ()) -> fsspec.AbstractFileSystem:
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-    return _system_of(protocol, os.getpid(), endpoint, ranges)
+    return _system_of(protocol, os.getpid(), endpoint, ranges, given)
 
 
 def for_ranges(fs: fsspec.AbstractFileSystem) -> fsspec.AbstractFileSystem:
@@ -60,10 +60,12 @@ def for_ranges(fs: fsspec.AbstractFileSystem) -> fsspec.AbstractFileSystem:
 
 
 @lru_cache(maxsize=64)
-def _system_of(protocol: str, process: int, endpoint: str | None, ranges: bool) -> fsspec.AbstractFileSystem:
-    """One per process, as connections do not survive a fork, and per server."""
+def _system_of(
+    protocol: str, process: int, endpoint: str | None, ranges: bool, given: tuple[tuple[str, Any], ...]
+) -> fsspec.AbstractFileSystem:
+    """One per process, as connections do not survive a fork, and per server: ``given`` is what a URL says of it."""
     # Another writer's object must be seen at once, so no listing is ever cached.
-    options: dict[str, Any] = {"use_listings_cache": False}
+    options: dict[str, Any] = {"use_listings_cache": False, **dict(given)}
     if protocol in ("s3", "s3a"):
         options["config_kwargs"], options["event_hooks"] = _s3_settings(), _s3_events()
         if ranges:
@@ -113,12 +115,20 @@ def locate(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
     try:
         if url.startswith(f"{protocol}::"):
             raise ValueError("chained URLs are not supported")
-        fs = _system(protocol)
+        fs = _system(protocol, given=_host(protocol, url))
     except (ValueError, ImportError, TypeError, OSError) as error:
         raise RootError(
             f"{url}: unknown kind of URL ({error}); give a plain path, file://, s3:// or memory:// URL"
         ) from error
     return fs, fs._strip_protocol(url)
+
+
+def _host(protocol: str, url: str) -> tuple[tuple[str, Any], ...]:
+    """What a URL says of its server, as FTP, SFTP and others need it; S3 and this machine need nothing."""
+    if protocol in ("file", "local", "memory", "s3", "s3a"):
+        return ()
+    found = fsspec.get_filesystem_class(protocol)._get_kwargs_from_urls(url)
+    return tuple(sorted((name, value) for name, value in found.items() if value is not None))
 
 
 def percent(path: str) -> str:

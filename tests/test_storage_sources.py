@@ -2,6 +2,8 @@
 
 import os
 
+import fsspec
+import fsspec.implementations.local
 import pytest
 
 from storage import files, ledger, lists, plans
@@ -150,3 +152,30 @@ def test_strange_names_reach_the_decoder(odd, tmp_path):
             sandbox.cut(path, tmp_path, span=2.0, short_side=64)
         assert (caught.value.reason in ("not_regular_file", "not_found")) == bool(source.problem)
     sandbox.close()
+
+
+class Hosted(fsspec.implementations.local.LocalFileSystem):
+    """A real folder, behind a URL that names a host, as FTP, SFTP and others have it."""
+
+    protocol = "hosted"
+
+    def __init__(self, host, **more):
+        super().__init__(**more)
+        assert host == "far.away"
+
+    @staticmethod
+    def _get_kwargs_from_urls(url):
+        return {"host": url.removeprefix("hosted://").partition("/")[0], "port": None}
+
+    @classmethod
+    def _strip_protocol(cls, path):
+        return "/" + path.removeprefix("hosted://far.away/").strip("/")
+
+
+def test_a_file_system_is_told_the_host_that_its_url_names(tmp_path):
+    (tmp_path / "archive" / "below").mkdir(parents=True)
+    (tmp_path / "archive" / "below" / "a.mp4").write_bytes(b"12345")
+    fsspec.register_implementation("hosted", Hosted, clobber=True)
+    url = f"hosted://far.away{tmp_path}/archive"
+    assert [(s.path, s.url, s.size) for s in listing(url)] == [("below/a.mp4", f"{url}/below/a.mp4", 5)]
+    assert files.read(f"{url}/below/a.mp4", 1, 3) == b"23"
